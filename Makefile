@@ -1,0 +1,36 @@
+# `make train` and `make test` do all their own set-up; ARGS are handed on: make train ARGS="recipes/voc2012_inductive.yaml"
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: train test test-slow style quality venv clean
+
+train: venv
+	$(BIN)/accelerate launch train.py $(ARGS)
+
+test: venv
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: venv
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+style: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,335 @@
+"""Score a checkpoint under the generalised zero-shot protocol, on one or several processes with the same numbers.
+
+    python evaluate_ldvc.py CHECKPOINT --dataset FOLDER_OR_HUB_ID --vocabulary voc2012 --reduce_labels
+    accelerate launch --num_processes 4 evaluate_ldvc.py CHECKPOINT --dataset ... --output results.json
+    python evaluate_ldvc.py CLIP_FOLDER --training_free --dataset ...       the floor: CLIP without training
+
+All classes compete in one arg-max; unlabelled pixels do not count. The table is given without and with 0.1 subtracted
+from the probability of seen classes, as the literature does.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import evaluate
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPModel
+
+from data_ldvc import dataset_fingerprint, load_split, map_labels, read_sample
+from image_processing_ldvc import best_classes
+from inference_ldvc import InferenceSettings, TrainingFreeCLIP, class_scores, prepare_image
+from modeling_ldvc import LDVCForSemanticSegmentation
+from processing_ldvc import LDVCProcessor
+from vocabularies import VOCABULARIES, Vocabulary, get_vocabulary
+
+
+METRIC_PATH = str(Path(__file__).resolve().parent / "metrics" / "zero_shot_miou")
+SEEN_SCORE_OFFSETS = (0.0, 0.1)
+BOOTSTRAP_RESAMPLES = 1000
+REPORTED = ("pixel_accuracy", "miou_seen", "miou_unseen", "hiou")
+LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "numpy", "pillow")
+
+
+def encode_vocabulary(model: nn.Module, processor: LDVCProcessor, class_names: Sequence[str], device: Any) -> Tensor:
+    """Encode class names with the model's text tower: (num_classes, projection_dim), unit length."""
+    inputs = processor(class_names=list(class_names), return_tensors="pt").to(device)
+    with torch.no_grad():
+        return model.get_class_embeds(**inputs)
+
+
+def permute_names(vocabulary: Vocabulary) -> list[str]:
+    """Class names with the unseen ones moved round by one: a control in which every unseen name is wrong."""
+    names, unseen = list(vocabulary.class_names), vocabulary.unseen_class_ids
+    for index, class_id in enumerate(unseen):
+        names[class_id] = vocabulary.class_names[unseen[(index + 1) % len(unseen)]]
+    return names
+
+
+def image_areas(prediction: np.ndarray, reference: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count (num_classes, 3) pixels of one image: intersection, predicted, labelled; enough for every score."""
+    is_labelled = reference != 255
+    prediction, reference = prediction[is_labelled], reference[is_labelled]
+    hits = reference[prediction == reference]
+    counts = [np.bincount(ids, minlength=num_classes) for ids in (hits, prediction, reference)]
+    return np.stack(counts, axis=1).astype(np.int32)
+
+
+def bootstrap_intervals(areas: np.ndarray, unseen_ids: Sequence[int], seed: int = 0) -> dict[str, list[float]]:
+    """95 % intervals of the scores over images, by resampling images with replacement.
+
+    Args:
+        areas: (num_images, num_classes, 3) from `image_areas`.
+        unseen_ids: Ids of unseen classes.
+        seed: Seed of the resampling.
+
+    Returns:
+        Score name -> [low, high], fractions.
+    """
+    num_images, num_classes, _ = areas.shape
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=BOOTSTRAP_RESAMPLES)
+    totals = (draws @ areas.reshape(num_images, -1).astype(np.int64)).reshape(-1, num_classes, 3)
+    hits, predicted, labelled = totals[..., 0], totals[..., 1], totals[..., 2]
+    union = predicted + labelled - hits
+    ious = np.where(union > 0, hits / np.maximum(union, 1), np.nan)
+    is_unseen = np.isin(np.arange(num_classes), list(unseen_ids))
+    seen, unseen = _row_means(ious[:, ~is_unseen]), _row_means(ious[:, is_unseen])
+    scores = {
+        "pixel_accuracy": hits.sum(1) / np.maximum(labelled.sum(1), 1),
+        "miou_seen": seen,
+        "miou_unseen": unseen,
+        "hiou": np.where(seen + unseen > 0, 2 * seen * unseen / np.maximum(seen + unseen, 1e-12), 0 * (seen + unseen)),
+    }
+    return {name: [float(np.nanquantile(values, q)) for q in (0.025, 0.975)] if np.isfinite(values).any() else []
+            for name, values in scores.items()}
+
+
+def _row_means(values: np.ndarray) -> np.ndarray:
+    """Means over columns that are not NaN; NaN where none is left."""
+    counts = np.isfinite(values).sum(axis=1)
+    return np.where(counts > 0, np.nansum(values, axis=1) / np.maximum(counts, 1), np.nan)
+
+
+def group_scores(per_class_iou: Sequence[float], unseen_ids: Sequence[int], groups: Mapping[str, Sequence[int]]) -> dict:
+    """Mean IoU of seen and unseen classes inside groups of classes, such as things and stuff."""
+    table = {}
+    for group, ids in groups.items():
+        for kind, members in (
+            ("seen", [i for i in ids if i not in unseen_ids]),
+            ("unseen", [i for i in ids if i in unseen_ids]),
+        ):
+            present = [per_class_iou[i] for i in members if np.isfinite(per_class_iou[i])]
+            table[f"{group}_{kind}"] = float(np.mean(present)) if present else None
+    return table
+
+
+def evaluate_model(
+    model: nn.Module,
+    processor: LDVCProcessor,
+    dataset: Any,
+    vocabulary: Vocabulary,
+    settings: InferenceSettings,
+    *,
+    reduce_labels: bool = False,
+    offsets: Sequence[float] = SEEN_SCORE_OFFSETS,
+    class_names: Sequence[str] | None = None,
+    groups: Mapping[str, Sequence[int]] | None = None,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Score a model on a labelled split; every process takes every n-th image and returns the same result.
+
+    Args:
+        model: [`LDVCForSemanticSegmentation`], or a [`TrainingFreeCLIP`].
+        processor: Its processor: class prompts and pixel statistics.
+        dataset: A map-style split as given by `load_split`.
+        vocabulary: Class list and unseen names.
+        settings: Size and windows.
+        reduce_labels: Label maps count from 1, with 0 for background.
+        offsets: What to subtract from the probability of seen classes; one score table for each.
+        class_names: Names to encode in place of the vocabulary's, one per class.
+        groups: Groups of class ids that are reported apart.
+        show_progress: Draw a progress bar on the first process.
+
+    Returns:
+        `{"num_images": ..., "scores": {"0.0": {...}, "0.1": {...}}}`; fractions, see the metric's card.
+
+    Raises:
+        ValueError: If a sample cannot be read or its ids do not fit the class list.
+    """
+    state = PartialState()
+    was_training = model.training
+    model.eval()
+    num_classes = len(vocabulary.class_names)
+    device = next(model.parameters()).device
+    embeds = encode_vocabulary(model, processor, class_names or vocabulary.class_names, device)
+    is_seen = torch.isin(torch.arange(num_classes), torch.tensor(vocabulary.seen_class_ids, dtype=torch.long))
+    mean, std = processor.image_processor.image_mean, processor.image_processor.image_std
+    metrics = {offset: evaluate.load(METRIC_PATH) for offset in offsets}
+    areas: dict[float, list] = {offset: [] for offset in offsets}
+    indices = range(state.process_index, len(dataset), state.num_processes)
+    for index in tqdm(indices, desc="evaluate", disable=not (show_progress and state.is_main_process)):
+        image, label_map = read_sample(dataset, index)
+        reference = map_labels(label_map, num_classes, reduce_labels=reduce_labels)
+        scores = class_scores(model, prepare_image(image, settings, mean, std).to(device), embeds, settings)
+        for offset in offsets:
+            # a constant per class stays the same under averaging and resizing, so that one pass serves all offsets
+            shifted = scores - offset * is_seen.to(scores)[:, None, None]
+            prediction = best_classes(shifted, reference.shape).cpu().numpy()
+            metrics[offset].add(prediction=prediction, reference=reference)
+            areas[offset].append((index, image_areas(prediction, reference, num_classes)))
+    model.train(was_training)
+    results = {}
+    for offset in offsets:
+        table = metrics[offset].compute(
+            num_labels=num_classes, unseen_ids=vocabulary.unseen_class_ids, across_processes=True
+        )
+        everywhere = [pair for pair in gather_object(areas[offset])]
+        stacked = np.stack([counts for _, counts in sorted(everywhere, key=lambda pair: pair[0])])
+        table["intervals"] = bootstrap_intervals(stacked, vocabulary.unseen_class_ids)
+        if groups:
+            table["groups"] = group_scores(table["per_class_iou"], vocabulary.unseen_class_ids, groups)
+        results[str(offset)] = table
+    return {"num_images": len(dataset), "scores": results}
+
+
+def provenance(model_config: Any, dataset: Any, seed: int | None = None) -> dict[str, Any]:
+    """What a score can be traced to: commit, configuration, data, seed and library versions."""
+    root = Path(__file__).resolve().parent
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    dirty = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=False)
+    config = model_config.to_json_string(use_diff=False)
+    return {
+        "commit": head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "") or None,
+        "config_sha256": hashlib.sha256(config.encode()).hexdigest()[:16],
+        "dataset_fingerprint": dataset_fingerprint(dataset),
+        "seed": seed,
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def without_nan(value: Any) -> Any:
+    """Replace NaN by `None`, all through: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def write_json(data: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Write JSON aside and rename it, so that no half-written file is taken for a whole one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(without_nan(data), indent=2) + "\n")
+    os.replace(part, path)
+
+
+def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Render score tables as Markdown, in percent with one decimal.
+
+    Args:
+        rows: Row title -> scores of `evaluate_model` for one offset.
+    """
+    groups = sorted({group for scores in rows.values() for group in scores.get("groups", {})})
+    heads = ["", "pAcc", "mIoU(S)", "mIoU(U)", "hIoU", *(group.replace("_", " ") for group in groups), "fragments"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for title, scores in rows.items():
+        values = [scores[name] for name in REPORTED] + [scores.get("groups", {}).get(group) for group in groups]
+        cells = ["-" if value is None or not np.isfinite(value) else f"{100 * value:.1f}" for value in values]
+        fragments = scores["fragmentation"]["components_per_class_and_image"]
+        lines.append("| " + " | ".join([title, *cells, f"{fragments:.2f}"]) + " |")
+    return "\n".join(lines)
+
+
+def load_checkpoint(path: str, training_free: bool, image_stats: str) -> tuple[nn.Module, LDVCProcessor]:
+    """Load an LDVC checkpoint with its processor, or a CLIP as the training-free baseline.
+
+    Raises:
+        OSError: If there is no such checkpoint.
+        ValueError: If it is of the wrong kind.
+    """
+    if training_free:
+        clip = CLIPModel.from_pretrained(path, dtype=torch.float32)
+        return TrainingFreeCLIP(clip), LDVCProcessor.from_clip_pretrained(path, image_stats=image_stats)
+    model = LDVCForSemanticSegmentation.from_pretrained(path, dtype=torch.float32)
+    return model, LDVCProcessor.from_pretrained(path)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="folder or Hub id of an LDVC checkpoint (of a CLIP with --training_free)")
+    parser.add_argument("--dataset", required=True, help="'picturebook', a folder, or a Hub id")
+    parser.add_argument("--dataset_config", help="configuration of a dataset that has several")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--image_column", default="image")
+    parser.add_argument("--label_column", default="label")
+    parser.add_argument("--num_images", type=int, help="only the first so many images")
+    parser.add_argument("--vocabulary", default="voc2012", help=f"one of {', '.join(VOCABULARIES)}")
+    parser.add_argument("--reduce_labels", action="store_true", help="label maps count from 1, 0 is background (VOC)")
+    parser.add_argument("--short_side", type=int, default=512, help="pixels; 0 keeps the size")
+    parser.add_argument("--window", type=int, default=512, help="pixels; 0 takes the whole picture at once")
+    parser.add_argument("--stride", type=int, default=426, help="pixels")
+    parser.add_argument("--window_batch_size", type=int, default=4)
+    parser.add_argument("--offsets", type=float, nargs="+", default=list(SEEN_SCORE_OFFSETS))
+    parser.add_argument("--prompt_templates", nargs="+", help="averaged; for models without text prompts")
+    parser.add_argument("--permute_unseen_names", action="store_true", help="control: every unseen name is wrong")
+    parser.add_argument("--training_free", action="store_true", help="score a CLIP without training")
+    parser.add_argument("--image_stats", default="imagenet", help="pixel statistics of --training_free")
+    parser.add_argument("--output", help="JSON file for the result")
+    return parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Load everything, score, print the table, write the result."""
+    state = PartialState()
+    started = time.perf_counter()
+    vocabulary = get_vocabulary(arguments.vocabulary)
+    settings = InferenceSettings(
+        arguments.short_side, arguments.window, arguments.stride, arguments.window_batch_size
+    )
+    dataset = load_split(
+        arguments.dataset,
+        arguments.split,
+        config_name=arguments.dataset_config,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        num_images=arguments.num_images,
+    )
+    model, processor = load_checkpoint(arguments.checkpoint, arguments.training_free, arguments.image_stats)
+    if arguments.prompt_templates:
+        processor.prompt_templates = arguments.prompt_templates
+    result = evaluate_model(
+        model.to(state.device),
+        processor,
+        dataset,
+        vocabulary,
+        settings,
+        reduce_labels=arguments.reduce_labels,
+        offsets=arguments.offsets,
+        class_names=permute_names(vocabulary) if arguments.permute_unseen_names else None,
+    )
+    config = model.encoder.config if arguments.training_free else model.config
+    result |= {
+        "checkpoint": arguments.checkpoint,
+        "vocabulary": vocabulary.name,
+        "protocol": vars(arguments) | {"inference": asdict(settings)},
+        "num_processes": state.num_processes,
+        "seconds": round(time.perf_counter() - started, 1),
+        **provenance(config, dataset),
+    }
+    if state.is_main_process:
+        print(format_table({f"offset {offset}": scores for offset, scores in result["scores"].items()}))
+        if arguments.output:
+            write_json(result, arguments.output)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; user errors end with one line and exit code 2."""
+    try:
+        run(parse_arguments(argv))
+    except (ValueError, TypeError, OSError) as error:
+        print(f"evaluate_ldvc: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,330 @@
+# Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
+"""Images and label maps to tensors, logits to label maps. Works without torchvision; the stock pipeline loads only this."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers import AutoImageProcessor
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    load_image,
+)
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import TensorType
+
+
+try:
+    from .configuration_ldvc import LDVCConfig
+except ImportError:
+    if __package__:
+        raise
+    from configuration_ldvc import LDVCConfig
+
+
+# Post-processing works on this many scores at a time, whatever the size of the picture.
+SCORES_PER_BLOCK = 2**22
+
+
+class LDVCImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    reduce_labels (`bool`, *optional*, defaults to `False`):
+        Label maps count from 1 with 0 for background: 0 becomes `ignore_index`, every other id one less.
+    ignore_index (`int`, *optional*, defaults to 255):
+        The label of unlabelled pixels.
+    """
+
+    reduce_labels: bool
+    ignore_index: int
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Bring a picture of any mode to upright 8-bit RGB.
+
+    Args:
+        image: Any PIL image: L, LA, P, RGBA, CMYK, 16-bit, float, ...
+
+    Returns:
+        A picture in mode RGB, EXIF orientation applied, transparency on white; modes of more than 8 bits are scaled by
+        the range of their format (16-bit: 65,535), not by their content.
+
+    Raises:
+        ValueError: If the file behind the picture cannot be read.
+    """
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+            values = np.asarray(image, dtype=np.float64)
+            peak = 65535 if image.mode != "F" else (255 if values.max(initial=0) > 1 else 1)
+            image = Image.fromarray((np.clip(values / peak, 0, 1) * 255).round().astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except (OSError, SyntaxError) as error:
+        name = getattr(image, "filename", "") or "the image"
+        raise ValueError(f"{name} cannot be decoded ({error}); it is truncated or damaged, copy it again.") from error
+
+
+def resize_nearest(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a label map by picking nearest pixels, equal to PIL's NEAREST, for ids of any size.
+
+    Args:
+        label_map: (height, width) integers.
+        size: (height, width) of the result.
+    """
+    steps = (np.full(target, source / target) for target, source in zip(size, label_map.shape, strict=True))
+    # PIL adds up steps from half a step on; only the same running sum rounds ties as PIL does.
+    rows, columns = (np.cumsum(np.concatenate([step[:1] / 2, step[1:]])).astype(np.int64) for step in steps)
+    return label_map[rows[:, None], columns]
+
+
+def upsampled_rows(scores: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+    """Upsample bilinearly, a block of rows at a time: all of `F.interpolate(..., align_corners=False)`, never at once.
+
+    Args:
+        scores: (num_classes, height, width) float32.
+        size: (height, width) of the target.
+
+    Yields:
+        Row slices of the target and their (num_classes, rows, width) values.
+    """
+    height, width = size
+    # Bilinear resizing is separable: widths first, at the few source rows, then rows block by block.
+    scores = F.interpolate(scores[None], size=(scores.shape[1], width), mode="bilinear", align_corners=False)[0]
+    source_rows = scores.shape[1]
+    positions = ((torch.arange(height, device=scores.device) + 0.5) * (source_rows / height) - 0.5).clamp(min=0)
+    above = positions.long().clamp(max=source_rows - 1)
+    below = (above + 1).clamp(max=source_rows - 1)
+    weights = (positions - above).to(scores.dtype)[:, None]
+    block = max(1, SCORES_PER_BLOCK // (len(scores) * width))
+    for start in range(0, height, block):
+        rows = slice(start, min(start + block, height))
+        yield rows, torch.lerp(scores[:, above[rows]], scores[:, below[rows]], weights[rows])
+
+
+def best_classes(
+    scores: Tensor,
+    size: tuple[int, int],
+    to_probabilities: Callable[[Tensor], Tensor] | None = None,
+    threshold: float | None = None,
+    other_label: int | None = None,
+) -> Tensor:
+    """Upsample class scores and take the best class of every pixel, in memory that does not grow with the picture.
+
+    Args:
+        scores: (num_classes, height, width); logits or probabilities.
+        size: (height, width) of the result.
+        to_probabilities: Applied to each upsampled block, shape kept; `None` compares the scores themselves.
+        threshold: Pixels whose best value is below it get `other_label`.
+        other_label: Their id; `None` is `num_classes`.
+
+    Returns:
+        (height, width) int64.
+    """
+    label_map = torch.empty(size, dtype=torch.int64, device=scores.device)
+    for rows, block in upsampled_rows(scores.float(), size):
+        best, labels = (block if to_probabilities is None else to_probabilities(block)).max(dim=0)
+        if threshold is not None:
+            labels = labels.masked_fill(best < threshold, len(scores) if other_label is None else other_label)
+        label_map[rows] = labels
+    return label_map
+
+
+class LDVCImageProcessor(PilBackend):
+    """Images to normalised tensors of one size, label maps beside them, and logits back to label maps.
+
+    Images are resized to `size`; by default a square of 512 pixels, aspect not kept, so that an image gives the same
+    tensor alone and in any batch. `size={"shortest_edge": 512}` keeps the aspect: then the images of one call must come
+    out alike. Normalisation is ImageNet's, as in ZegCLIP's published configurations, not CLIP's.
+
+    Example:
+
+    ```python
+    >>> processor = LDVCImageProcessor(size={"height": 512, "width": 512})
+    >>> batch = processor([image], segmentation_maps=[label_map], return_tensors="pt")  # pixel_values, labels
+    ```"""
+
+    valid_kwargs = LDVCImageProcessorKwargs
+    model_input_names = ["pixel_values"]  # noqa: RUF012
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"height": 512, "width": 512}  # noqa: RUF012
+    default_to_square = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    rescale_factor = 1 / 255
+    reduce_labels = False
+    ignore_index = 255
+
+    def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
+        """Prepare images, and label maps beside them.
+
+        Args:
+            images: An image or a list: PIL, array or tensor (channels first or last, 0-255), path or URL; any mode.
+            segmentation_maps: Label maps of the same sizes: PIL (P, L, I; never RGB) or (height, width) integer arrays.
+            kwargs: `size`, `reduce_labels`, `ignore_index`, `return_tensors` and the library's usual options.
+
+        Returns:
+            `pixel_values` (batch_size, 3, height, width) float32 and, with maps, `labels` (batch_size, height, width)
+            int64; resized by nearest neighbour only.
+
+        Raises:
+            ValueError: If a picture cannot be read or is empty, a map is no integer map or not of its image's size, or
+                sizes differ after resizing and tensors were asked for.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def process_image(self, image, do_convert_rgb=None, input_data_format=None, **kwargs) -> np.ndarray:
+        """Bring one image to a channels-first array; PIL images of any mode become RGB."""
+        if isinstance(image, Image.Image) and do_convert_rgb:
+            image = to_rgb(image)
+        array = super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
+        if 0 in array.shape:
+            raise ValueError(f"an image has shape {array.shape}; it needs at least one pixel.")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError("an image holds NaN or infinite pixels; clean it first.")
+        if do_convert_rgb and len(array) == 1:
+            array = array.repeat(3, axis=0)
+        return array
+
+    def fetch_images(self, image_url_or_urls):
+        """Open paths (in the file's own mode, so that palette label maps keep their ids) and load URLs."""
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(image) for image in image_url_or_urls]
+        if not isinstance(image_url_or_urls, (str, Path)):
+            return image_url_or_urls
+        source = image_url_or_urls
+        try:
+            return Image.open(source) if Path(source).is_file() else load_image(str(source))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{str(source)[:200]!r} cannot be read as an image: {str(error)[:200]}") from error
+
+    def _preprocess_image_like_inputs(
+        self, images, segmentation_maps, do_convert_rgb, input_data_format, return_tensors=None, **kwargs
+    ) -> BatchFeature:
+        """Resize and normalise images; resize label maps by nearest neighbour."""
+        images = self._prepare_image_like_inputs(
+            images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format
+        )
+        if not images:
+            raise ValueError("`images` is an empty list; give at least one image.")
+        reduce_labels, ignore_index = kwargs.pop("reduce_labels"), kwargs.pop("ignore_index")
+        pixel_values = self._preprocess(images, return_tensors=None, **kwargs)["pixel_values"]
+        sizes = {array.shape[1:] for array in pixel_values}
+        if return_tensors is not None and len(sizes) > 1:
+            raise ValueError(
+                f"after resizing, the images have sizes {sorted(sizes)}, which no tensor holds; pass them one at a time "
+                "or use a size of fixed height and width."
+            )
+        data = {"pixel_values": [array.astype(np.float32, copy=False) for array in pixel_values]}
+        if segmentation_maps is not None:
+            maps = self._prepare_label_maps(segmentation_maps, images, reduce_labels, ignore_index)
+            data["labels"] = [
+                resize_nearest(label_map, array.shape[1:]) for label_map, array in zip(maps, pixel_values, strict=True)
+            ]
+        return BatchFeature(data=data, tensor_type=TensorType(return_tensors) if return_tensors else None)
+
+    def _prepare_label_maps(
+        self, segmentation_maps, images: list[np.ndarray], reduce_labels: bool, ignore_index: int
+    ) -> list[np.ndarray]:
+        """Read label maps as (height, width) int64 and check them against their images."""
+        prepared = self._prepare_image_like_inputs(
+            images=segmentation_maps,
+            expected_ndims=2,
+            do_convert_rgb=False,
+            input_data_format=ChannelDimension.FIRST,
+        )
+        if len(prepared) != len(images):
+            raise ValueError(f"there are {len(images)} images and {len(prepared)} segmentation maps; give one each.")
+        maps = []
+        for index, (array, image) in enumerate(zip(prepared, images, strict=True)):
+            if len(array) != 1 or array.dtype.kind not in "iub":
+                raise ValueError(
+                    f"segmentation map {index} has {len(array)} channels of {array.dtype}; it must hold one integer id "
+                    "per pixel (a palette or grey PNG, never RGB colours)."
+                )
+            if array.shape[1:] != image.shape[1:]:
+                raise ValueError(
+                    f"segmentation map {index} is {array.shape[1:]} pixels (height, width), its image "
+                    f"{image.shape[1:]}; they must be of one size."
+                )
+            label_map = array[0].astype(np.int64)
+            if reduce_labels:
+                is_unlabelled = (label_map == 0) | (label_map == ignore_index)
+                label_map = np.where(is_unlabelled, ignore_index, label_map - 1)
+            maps.append(label_map)
+        return maps
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs,
+        target_sizes=None,
+        threshold: float | None = None,
+        other_label: int | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list:
+        """Turn the model's output into label maps.
+
+        No (num_classes, height, width) float tensor is made at target size, unless scores are asked for.
+
+        Args:
+            outputs: Output of [`LDVCForSemanticSegmentation`].
+            target_sizes: (height, width) per image, or a (batch_size, 2) tensor; `None` keeps the token grid.
+            threshold: A probability, 0 to 1; pixels whose best class is below it become `other_label`.
+            other_label: Id of "other"; `None` is one past the last class.
+            return_segmentation_scores: Return probabilities too.
+
+        Returns:
+            Per image a (height, width) int64 tensor; with scores an object with `segmentation` and
+            `segmentation_scores`, (num_classes, height, width) probabilities less the offset of seen classes.
+
+        Raises:
+            ValueError: If the number of sizes is not the number of images, or the threshold is no probability.
+        """
+        logits, offsets = outputs["logits"], outputs.get("class_score_offsets")
+        if target_sizes is None:
+            target_sizes = [logits.shape[-2:]] * len(logits)
+        if len(target_sizes) != len(logits):
+            raise ValueError(f"there are {len(target_sizes)} target sizes for {len(logits)} images; give one each.")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"`threshold` is {threshold}; it is a probability, 0 to 1.")
+        results = []
+        for index, size in enumerate(target_sizes):
+            size = tuple(int(side) for side in size)
+            offset = None if offsets is None else offsets[index].float()[:, None, None]
+
+            def to_probabilities(block: Tensor, offset: Tensor | None = offset) -> Tensor:
+                return block.sigmoid() if offset is None else block.sigmoid() - offset
+
+            # The sigmoid keeps the order, so that plain maps compare logits, which do not saturate.
+            needs_probabilities = threshold is not None or offset is not None
+            label_map = best_classes(
+                logits[index], size, to_probabilities if needs_probabilities else None, threshold, other_label
+            )
+            if return_segmentation_scores:
+                blocks = [to_probabilities(block) for _, block in upsampled_rows(logits[index].float(), size)]
+                data = {"segmentation": label_map, "segmentation_scores": torch.cat(blocks, dim=1)}
+                label_map = SemanticSegmentationPostProcessorOutput(data=data)
+            results.append(label_map)
+        return results
+
+
+LDVCImageProcessor.register_for_auto_class()
+if not __name__.startswith("transformers_modules."):  # remote code is found through `auto_map`
+    AutoImageProcessor.register(LDVCConfig, image_processor_classes={"pil": LDVCImageProcessor}, exist_ok=True)
+
+__all__ = ["LDVCImageProcessor", "LDVCImageProcessorKwargs", "best_classes", "to_rgb"]

@@ -1,0 +1,764 @@
+# Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
+"""LDVC: Language-Driven Visual Consensus for zero-shot semantic segmentation (arXiv 2403.08426), around `CLIPModel`.
+
+Data flow, for an image and any list of class names:
+
+    pixel_values -> prompted CLIP vision tower -> patch tokens V, global feature g     (batch_size, num_patches, dim)
+    class names  -> prompted CLIP text tower   -> class embeddings T                   (num_classes, dim)
+    T, g         -> text adapter               -> adapted class embeddings T'          (batch_size, num_classes, dim)
+    V, T'        -> LCTD decoder               -> refined V', logits = T' V'^T         (batch_size, num_classes, grid)
+
+CLIP is frozen; prompts, adapter and decoder learn. `dim` is CLIP's `projection_dim`; sizes are (height, width).
+No official code exists. What the paper leaves open follows ZegCLIP (prompts, adapter, widths) and BiFormer (routing).
+
+Departures from ZegCLIP: CLIP's class embedding is added once to its token, as CLIP was trained (ZegCLIP adds it twice);
+any image size; class names are an argument of the call.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForImageSegmentation, AutoModelForSemanticSegmentation
+from transformers import initialization as init
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPModel, CLIPVisionEmbeddings
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+
+try:
+    from .configuration_ldvc import LDVCConfig
+    from .decoder_ldvc import (
+        LDVCAttention,
+        LDVCClassQueryDecoder,
+        LDVCClassQueryLayer,
+        LDVCDecoder,
+        LDVCDecoderLayer,
+        LDVCRouteAttention,
+        LDVCSimilarity,
+    )
+    from .loss_ldvc import segmentation_loss
+    from .regions_ldvc import fit_to_image
+    from .weights_ldvc import clip_config_of, load_adapter, save_adapter, split_options, template_token_ids
+except ImportError:
+    if __package__:  # a dynamic module: this is a real error, not the fallback's
+        raise
+    from configuration_ldvc import LDVCConfig
+    from decoder_ldvc import (
+        LDVCAttention,
+        LDVCClassQueryDecoder,
+        LDVCClassQueryLayer,
+        LDVCDecoder,
+        LDVCDecoderLayer,
+        LDVCRouteAttention,
+        LDVCSimilarity,
+    )
+    from loss_ldvc import segmentation_loss
+    from regions_ldvc import fit_to_image
+    from weights_ldvc import clip_config_of, load_adapter, save_adapter, split_options, template_token_ids
+
+
+# Logit of a padded entry of a per-image class list: probability 0 in every dtype, and finite, so that 0 * logit is 0.
+MASKED_LOGIT = -1e4
+
+
+@dataclass
+class LDVCImageFeatures(ModelOutput):
+    """What the decoder needs of an image: "encode once, ask many".
+
+    Attributes:
+        feature_map: (batch_size, projection_dim, grid_height, grid_width), unit-length patch tokens on the grid.
+        image_embeds: (batch_size, projection_dim), unit-length global feature.
+        image_size: (height, width) of the image in pixels, before padding to whole patches.
+        hidden_states: Inputs and outputs of the vision layers, where asked for.
+        attentions: Attention weights of the vision layers, where asked for (eager attention only).
+    """
+
+    feature_map: Tensor | None = None
+    image_embeds: Tensor | None = None
+    image_size: tuple[int, int] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class LDVCSemanticSegmenterOutput(ModelOutput):
+    """Output of [`LDVCForSemanticSegmentation`]; every tensor but the losses is batch-first.
+
+    Attributes:
+        loss: Scalar, where `labels` were given.
+        logits: (batch_size, num_classes, grid_height, grid_width), before the sigmoid, covering the whole image;
+            channel i is class i of the call.
+        class_embeds: (batch_size, num_classes, projection_dim), class embeddings after the text adapter.
+        class_score_offsets: (batch_size, num_classes), to be subtracted from probabilities (`seen_score_offset`).
+        focal_loss: Scalar, the focal term before weighting, where `labels` were given.
+        dice_loss: Scalar, the dice term before weighting, where `labels` were given.
+        hidden_states: Vision tower, (batch_size, 1 + num_vision_prompts + num_patches, hidden_size) per layer.
+        attentions: Vision tower's attention weights (eager attention only).
+        decoder_hidden_states: (batch_size, num_patches, projection_dim) per decoder layer (class queries:
+            (batch_size, num_classes, projection_dim)).
+        decoder_attentions: Self-attention weights; route: (batch_size, regions, heads, region_area, keys).
+        cross_attentions: (batch_size, heads, num_patches, num_classes) per layer (class queries: transposed).
+        routes: (batch_size, regions, route_top_k) int64 per layer, the regions that each region attends to.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    class_embeds: Tensor | None = None
+    class_score_offsets: Tensor | None = None
+    focal_loss: Tensor | None = None
+    dice_loss: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    routes: tuple[Tensor, ...] | None = None
+
+
+# ---- prompts
+
+
+class LDVCVisionEmbeddings(CLIPVisionEmbeddings):
+    """CLIP's patch embeddings with position grids of any size, resized bilinearly (ZegCLIP) or bicubically (library)."""
+
+    interpolation_mode = "bilinear"
+
+    def interpolate_pos_encoding(self, embeddings: Tensor, height: int, width: int) -> Tensor:
+        """Resize the position embeddings to the image's grid: (1, 1 + num_patches, hidden_size)."""
+        positions = self.position_embedding(self.position_ids)
+        side = self.image_size // self.patch_size
+        grid_size = (height // self.patch_size, width // self.patch_size)
+        if grid_size == (side, side):
+            return positions
+        # (1, side * side, hidden_size) -> (1, hidden_size, side, side), resized, and back
+        grid = positions[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, size=grid_size, mode=self.interpolation_mode, align_corners=False)
+        return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+class LDVCVisionPrompts(nn.Module):
+    """Deep visual prompts: fresh prompt tokens between summary token and patches, in front of every layer.
+
+    Source: VPT-Deep (arXiv 2203.12119) as in ZegCLIP: one shared projection, dropout, no position embedding, and a
+    trained LayerNorm over all tokens after the last layer.
+    """
+
+    def __init__(self, config: LDVCConfig):
+        super().__init__()
+        width = config.vision_config.hidden_size
+        self.depth = config.vision_prompt_depth or config.vision_config.num_hidden_layers
+        self.num_prompts = config.num_vision_prompts
+        # VPT's range: Xavier-uniform of the patch embedding
+        patch_inputs = config.vision_config.num_channels * config.vision_config.patch_size**2
+        self.init_range = (6 / (patch_inputs + width)) ** 0.5
+        self.tokens = nn.Parameter(torch.empty(self.depth, self.num_prompts, width))
+        self.projection = nn.Linear(width, width)
+        self.dropout = nn.Dropout(config.vision_prompt_dropout)
+
+    def forward(self, hidden_states: Tensor, layer: int) -> Tensor:
+        """Put layer `layer`'s prompts at positions 1 to num_prompts, in place of the previous layer's."""
+        prompts = self.dropout(self.projection(self.tokens[layer])).to(hidden_states.dtype)
+        patches = hidden_states[:, 1 if layer == 0 else 1 + self.num_prompts :]
+        return torch.cat([hidden_states[:, :1], prompts.expand(len(hidden_states), -1, -1), patches], dim=1)
+
+
+class LDVCTextPrompts(nn.Module):
+    """Deep language prompts at the positions of the template's words, in every layer of the text tower.
+
+    Source: LDVC (arXiv 2403.08426): prompts in every layer, started from the encoder's own embeddings of a hand-crafted
+    prompt. The tower is causal, so the states at these positions do not depend on the name behind them: overwriting
+    them with the frozen encoder's values leaves every text feature as CLIP's at step 0.
+    """
+
+    def __init__(self, config: LDVCConfig):
+        super().__init__()
+        self.depth = config.text_prompt_depth or config.text_config.num_hidden_layers
+        self.num_prompts = config.num_text_prompts
+        self.tokens = nn.Parameter(torch.empty(self.depth, self.num_prompts, config.text_config.hidden_size))
+
+    def forward(self, hidden_states: Tensor, layer: int) -> Tensor:
+        """Overwrite positions 1 to num_prompts of (num_prompts, sequence_length, hidden_size) states."""
+        prompts = self.tokens[layer].to(hidden_states.dtype).expand(len(hidden_states), -1, -1)
+        return torch.cat([hidden_states[:, :1], prompts, hidden_states[:, 1 + self.num_prompts :]], dim=1)
+
+
+# ---- text adapter
+
+
+class LDVCTextAdapter(nn.Module):
+    """Fuse the image's global feature g into the class embeddings: `Linear([g * t, t])`.
+
+    Source: ZegCLIP's relationship descriptor, which LDVC's text adapter equals. `"linear"` drops g, `"none"` passes t on.
+    """
+
+    def __init__(self, config: LDVCConfig):
+        super().__init__()
+        self.kind = config.text_adapter
+        inputs = {"relation": 2, "linear": 1, "none": 0}[self.kind] * config.projection_dim
+        self.projection = nn.Linear(inputs, config.projection_dim) if inputs else nn.Identity()
+
+    def forward(self, image_embeds: Tensor, class_embeds: Tensor) -> Tensor:
+        """Adapt the class embeddings to each image.
+
+        Args:
+            image_embeds: (batch_size, projection_dim), unit length.
+            class_embeds: (1 or batch_size, num_classes, projection_dim), unit length.
+
+        Returns:
+            (batch_size, num_classes, projection_dim).
+        """
+        class_embeds = class_embeds.expand(len(image_embeds), -1, -1)
+        if self.kind == "relation":
+            class_embeds = torch.cat([image_embeds.unsqueeze(1) * class_embeds, class_embeds], dim=-1)
+        return self.projection(class_embeds)
+
+
+# ---- the model
+
+
+class LDVCBakedVocabulary(nn.Module):
+    """Class embeddings of the default vocabulary, stored in the checkpoint in place of the text tower."""
+
+    def __init__(self, num_classes: int, projection_dim: int):
+        super().__init__()
+        self.register_buffer("class_embeds", torch.empty(num_classes, projection_dim))
+
+    def forward(self) -> Tensor:
+        """Return the (num_classes, projection_dim) embeddings, unit length."""
+        return self.class_embeds
+
+
+class LDVCPreTrainedModel(PreTrainedModel):
+    """What the library needs to know of LDVC: initialisation, attention backends, what may be recorded or split."""
+
+    config: LDVCConfig
+    base_model_prefix = "clip"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LDVCDecoderLayer", "LDVCClassQueryLayer", "CLIPEncoderLayer", "LDVCVisionEmbeddings"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": CLIPEncoderLayer,
+        "attentions": CLIPAttention,
+        "decoder_hidden_states": [OutputRecorder(LDVCDecoderLayer), OutputRecorder(LDVCClassQueryLayer)],
+        "decoder_attentions": OutputRecorder(LDVCAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(LDVCAttention, index=1, layer_name="cross_attn"),
+        "routes": OutputRecorder(LDVCRouteAttention, index=2),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Initialise LDVC's own modules; the nested CLIP has its own rules.
+
+        Linear layers start as torch's default does: ZegCLIP defines a truncated normal for its head, but its training
+        script never calls it.
+        """
+        if isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, LDVCVisionPrompts):
+            init.uniform_(module.tokens, -module.init_range, module.init_range)
+            init.kaiming_normal_(module.projection.weight, mode="fan_out")
+        elif isinstance(module, LDVCTextPrompts):
+            init.normal_(module.tokens, std=0.02)
+        elif isinstance(module, LDVCSimilarity):
+            if module.log_scale is not None:
+                init.constant_(module.log_scale, 2.302585)  # a temperature of 10
+            if module.bias is not None:
+                init.constant_(module.bias, module.bias_init)
+        elif isinstance(module, LDVCBakedVocabulary):
+            init.zeros_(module.class_embeds)
+        else:
+            super()._init_weights(module)
+
+
+class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
+    """LDVC: a frozen CLIP with deep prompts in both towers, a text adapter and the LCTD decoder.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> from ldvc import LDVCForSemanticSegmentation, LDVCProcessor
+
+    >>> model = LDVCForSemanticSegmentation.from_pretrained(folder)
+    >>> processor = LDVCProcessor.from_pretrained(folder)
+    >>> inputs = processor(images=image, class_names=["cat", "sofa"], return_tensors="pt")
+    >>> maps = processor.post_process_semantic_segmentation(model(**inputs), target_sizes=[image.size[::-1]])
+    ```"""
+
+    def __init__(self, config: LDVCConfig):
+        super().__init__(config)
+        self.clip = CLIPModel(config)
+        self.clip.vision_model.embeddings = LDVCVisionEmbeddings(config.vision_config)
+        self.clip.vision_model.embeddings.interpolation_mode = config.position_interpolation
+        has_vision_prompts, has_text_prompts = config.num_vision_prompts > 0, config.num_text_prompts > 0
+        self.vision_prompts = LDVCVisionPrompts(config) if has_vision_prompts else None
+        # With CLIP's own norm behind it, this one starts as the identity; eps as in ZegCLIP.
+        self.prompt_norm = nn.LayerNorm(config.vision_config.hidden_size, eps=1e-6) if has_vision_prompts else None
+        self.text_prompts = LDVCTextPrompts(config) if has_text_prompts else None
+        self.text_adapter = LDVCTextAdapter(config)
+        self.decoder = LDVCDecoder(config) if config.decoder_query == "image" else LDVCClassQueryDecoder(config)
+        self.baked_vocabulary = None
+        if config.baked_vocabulary:
+            self._drop_text_tower()
+        self._cached_vocabulary = None
+        self.newly_initialized = ()
+        self.post_init()
+        self.freeze_clip()
+
+    # ---- starting from CLIP, freezing, saving the small part
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As the library's; CLIP comes back frozen, since loading makes every weight trainable again."""
+        result = super().from_pretrained(*args, **kwargs)
+        (result[0] if isinstance(result, tuple) else result).freeze_clip()
+        return result
+
+    @classmethod
+    def from_clip_pretrained(cls, clip, tokenizer=None, **config_fields) -> "LDVCForSemanticSegmentation":
+        """Build LDVC on a pretrained CLIP: its weights are taken over bit for bit, the others are initialised.
+
+        Args:
+            clip: A Hub id, a folder, or a `CLIPModel`.
+            tokenizer: CLIP's tokenizer; loaded from the id or folder where not given. It gives the token ids of the
+                template's words for the handcrafted text prompts.
+            config_fields: Fields of [`LDVCConfig`], and options of `from_pretrained` such as `revision`, `dtype`
+                (float32 by default: new weights are trained).
+
+        Returns:
+            The model, CLIP frozen; `model.newly_initialized` names the weights that did not come from CLIP.
+
+        Raises:
+            ValueError: If `clip` is no CLIP, widths do not fit, or `num_text_prompts` is not the number of tokens of
+                the template's words.
+            TypeError: If an argument is neither a configuration field nor a loading option.
+        """
+        fields, options = split_options(config_fields)
+        clip_config = clip_config_of(clip, options)
+        if fields.get("projection_dim", clip_config.projection_dim) != clip_config.projection_dim:
+            raise ValueError(
+                f"`projection_dim` is {fields['projection_dim']}, but this CLIP's is {clip_config.projection_dim}; leave "
+                "it out, it is CLIP's."
+            )
+        config = LDVCConfig(
+            text_config=clip_config.text_config.to_dict(),
+            vision_config=clip_config.vision_config.to_dict(),
+            projection_dim=clip_config.projection_dim,
+            logit_scale_init_value=clip_config.logit_scale_init_value,
+            **{"clip_name_or_path": None if isinstance(clip, nn.Module) else str(clip), **fields},
+        )
+        is_handcrafted = config.num_text_prompts > 0 and config.text_prompt_init == "handcrafted"
+        if config.num_text_prompts > 0 and (is_handcrafted or tokenizer is not None):
+            config.prompt_token_ids = template_token_ids(config.prompt_template, clip, tokenizer, options)
+            config.validate_architecture()
+        if isinstance(clip, nn.Module):
+            model = cls._from_config(config, **{"dtype": torch.float32, **options})
+            model.clip.load_state_dict(clip.state_dict())
+        else:
+            model = cls.from_pretrained(clip, config=config, **{"dtype": torch.float32, **options})
+        model.newly_initialized = tuple(name for name in model.state_dict() if not name.startswith("clip."))
+        if is_handcrafted:
+            model.initialize_text_prompts()
+        return model
+
+    @torch.no_grad()
+    def initialize_text_prompts(self) -> None:
+        """Set the text prompts to the frozen encoder's own states of the template, layer by layer."""
+        text_model = self.clip.text_model
+        input_ids = torch.tensor([self.config.prompt_token_ids], device=self.text_prompts.tokens.device)
+        tokens = self.text_prompts.tokens
+        tokens[0] = text_model.embeddings.token_embedding(input_ids)[0, 1:]
+        hidden_states = text_model.embeddings(input_ids)
+        mask = create_causal_mask(
+            config=text_model.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
+        )
+        for layer, encoder_layer in enumerate(text_model.encoder.layers):
+            if 0 < layer < len(tokens):
+                tokens[layer] = hidden_states[0, 1:]
+            hidden_states = encoder_layer(hidden_states, mask, is_causal=True)
+
+    def freeze_clip(self) -> None:
+        """Leave exactly LDVC's own parameters trainable: prompts, prompt norm, text adapter, decoder."""
+        self.clip.requires_grad_(False)
+
+    def save_adapter(self, folder) -> None:
+        """Write LDVC's own weights and the fingerprint of their CLIP to `folder` (ViT-B/16: about 40 MB)."""
+        save_adapter(self, folder)
+
+    def load_adapter_weights(self, folder) -> None:
+        """Load what `save_adapter` wrote.
+
+        Raises:
+            FileNotFoundError: If the folder holds no adapter.
+            ValueError: If it belongs to another CLIP or another configuration; the model is then unchanged.
+        """
+        load_adapter(self, folder)
+        self._cached_vocabulary = None
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The text tower's token embedding."""
+        return self.clip.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the text tower's token embedding."""
+        self.clip.text_model.embeddings.token_embedding = value
+
+    # ---- classes
+
+    def get_class_embeds(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, prompt_class_ids: Tensor | None = None
+    ) -> Tensor:
+        """Encode class prompts; independent of any image, so the result can be kept.
+
+        Encoding stops at the longest name: the tower is causal, so what follows the end token has no effect.
+
+        Args:
+            input_ids: (num_prompts, sequence_length) token ids, padded on the right.
+            attention_mask: (num_prompts, sequence_length); only checked, since right padding has no effect.
+            prompt_class_ids: (num_prompts,) class of each prompt; prompts of one class (synonyms, templates) are
+                averaged as unit vectors. `None` is one prompt per class.
+
+        Returns:
+            (num_classes, projection_dim), unit length.
+
+        Raises:
+            ValueError: If the text tower was left out, ids are padded on the left, have no end token, or do not begin
+                with the template's words while text prompts are on.
+        """
+        if self.baked_vocabulary is not None:
+            raise ValueError(
+                f"this checkpoint has a baked vocabulary ({self.config.num_labels} names) and no text tower; leave "
+                "`input_ids` out, or load the checkpoint it was baked from."
+            )
+        end_positions = self._check_prompts(input_ids, attention_mask)
+        if not torch.compiler.is_compiling():
+            input_ids = input_ids[:, : int(end_positions.max()) + 1]
+        hidden_states = self._encode_text(input_ids)
+        rows = torch.arange(len(hidden_states), device=hidden_states.device)
+        embeds = F.normalize(self.clip.text_projection(hidden_states[rows, end_positions]), dim=-1)
+        if prompt_class_ids is not None:
+            sums = embeds.new_zeros(int(prompt_class_ids.max()) + 1, embeds.shape[-1])
+            embeds = F.normalize(sums.index_add(0, prompt_class_ids.to(embeds.device), embeds), dim=-1)
+        return embeds
+
+    def _encode_text(self, input_ids: Tensor) -> Tensor:
+        """Run the prompted text tower: (num_prompts, sequence_length, hidden_size) after the final norm."""
+        text_model, prompts = self.clip.text_model, self.text_prompts
+        token_embeds = text_model.embeddings.token_embedding(input_ids)
+        if prompts is not None:
+            token_embeds = prompts(token_embeds, 0)
+        hidden_states = text_model.embeddings(inputs_embeds=token_embeds)
+        mask = create_causal_mask(
+            config=text_model.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
+        )
+        for layer, encoder_layer in enumerate(text_model.encoder.layers):
+            if prompts is not None and 0 < layer < prompts.depth:
+                hidden_states = prompts(hidden_states, layer)
+            hidden_states = encoder_layer(hidden_states, mask, is_causal=True)
+        return text_model.final_layer_norm(hidden_states)
+
+    def _check_prompts(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Check token ids and return the (num_prompts,) positions of their end tokens."""
+        end_token = self.config.text_config.eos_token_id
+        # Published CLIP configurations carry 2, which means "the highest id", see CLIPTextModel.
+        is_end = input_ids == (input_ids.amax(-1, keepdim=True) if end_token == 2 else end_token)
+        if not torch.compiler.is_compiling():
+            if attention_mask is not None and not attention_mask[:, 0].all():
+                raise ValueError("`input_ids` are padded on the left; pad on the right (padding_side='right').")
+            if not is_end.any(-1).all():
+                raise ValueError(
+                    f"row {int((~is_end.any(-1)).nonzero()[0])} of `input_ids` has no end token ({end_token}); tokenise "
+                    "with the checkpoint's own tokenizer and its special tokens."
+                )
+            words = self.config.prompt_token_ids
+            if self.text_prompts is not None and words:
+                begins = input_ids[:, : len(words)]
+                if begins.shape[1] < len(words) or (begins != begins.new_tensor(words)).any():
+                    raise ValueError(
+                        "`input_ids` do not begin with the words of the template "
+                        f"{self.config.prompt_template!r}, whose positions the text prompts replace; pass class names "
+                        "to the processor with this template, or use a model with num_text_prompts=0."
+                    )
+        return is_end.int().argmax(-1)
+
+    def set_vocabulary(self, class_names, processor, bake: bool = False) -> None:
+        """Make these names the default vocabulary, used by calls without class inputs and saved with the checkpoint.
+
+        Args:
+            class_names: `list[str]`, or a dict of synonyms as in [`LDVCProcessor`]; the order is the class axis.
+            processor: The checkpoint's [`LDVCProcessor`], whose templates are used.
+            bake: Store the embeddings in the checkpoint and drop the text tower: smaller and faster to load, but the
+                vocabulary is then fixed.
+
+        Raises:
+            ValueError: If names are empty or repeated.
+        """
+        encoded = processor(class_names=class_names, return_tensors="pt").to(self._input_device)
+        embeds = None
+        if bake:
+            with torch.no_grad():
+                embeds = self.get_class_embeds(**encoded)
+        lengths = encoded["attention_mask"].sum(-1).tolist()
+        rows = [row[:length] for row, length in zip(encoded["input_ids"].tolist(), lengths, strict=True)]
+        self.config.class_token_ids = rows
+        self.config.prompt_class_ids = encoded["prompt_class_ids"].tolist() if "prompt_class_ids" in encoded else None
+        self.config.id2label = dict(enumerate(class_names))
+        self.config.label2id = {name: index for index, name in enumerate(class_names)}
+        self._cached_vocabulary = None
+        if bake:
+            self.config.baked_vocabulary = True
+            self._drop_text_tower()
+            self.baked_vocabulary.to(embeds.device, embeds.dtype).class_embeds.copy_(embeds)
+
+    @property
+    def _input_device(self) -> torch.device:
+        """Where class inputs are made; the model's own `device` is "meta" under offload."""
+        return self.device if self.device.type != "meta" else torch.device("cpu")
+
+    def _drop_text_tower(self) -> None:
+        """Put a table of class embeddings in the place of the text tower."""
+        num_classes = len(set(self.config.prompt_class_ids or range(len(self.config.class_token_ids))))
+        self.baked_vocabulary = LDVCBakedVocabulary(num_classes, self.config.projection_dim)
+        self.clip.text_model = self.clip.text_projection = self.text_prompts = None
+
+    def _default_class_embeds(self) -> Tensor:
+        """Embeddings of the default vocabulary, (num_classes, projection_dim), computed once while nothing changes."""
+        if self.baked_vocabulary is not None:
+            return self.baked_vocabulary()
+        if self.config.class_token_ids is None:
+            raise ValueError(
+                "the call names no classes and the checkpoint has no default vocabulary; pass class_names to the "
+                "processor, or call model.set_vocabulary(class_names, processor) first."
+            )
+        is_kept = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        state = self._vocabulary_state() if is_kept else None
+        if is_kept and self._cached_vocabulary is not None and self._cached_vocabulary[0] == state:
+            return self._cached_vocabulary[1]
+        device, rows = self._input_device, self.config.class_token_ids
+        longest = max(map(len, rows))
+        input_ids = torch.tensor([[*row, *row[-1:] * (longest - len(row))] for row in rows], device=device)
+        class_ids = self.config.prompt_class_ids
+        class_ids = None if class_ids is None else torch.tensor(class_ids, device=device)
+        embeds = self.get_class_embeds(input_ids, prompt_class_ids=class_ids)
+        self._cached_vocabulary = (state, embeds) if is_kept else None
+        return embeds
+
+    def _vocabulary_state(self) -> tuple:
+        """Everything the cached embeddings depend on: names, and the weights by place, version and (prompts) value."""
+        weights = [*self.clip.text_model.parameters(), *self.clip.text_projection.parameters()]
+        versions = tuple((w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype, w.device) for w in weights)
+        prompts = None if self.text_prompts is None else self.text_prompts.tokens.detach().float().cpu().numpy().tobytes()
+        return str(self.config.class_token_ids), str(self.config.prompt_class_ids), versions, prompts
+
+    # ---- images
+
+    def get_image_features(self, pixel_values: Tensor, **kwargs) -> LDVCImageFeatures:
+        """Encode images; passing the result back as `image_features` gives the same logits as the full call.
+
+        Args:
+            pixel_values: (batch_size, num_channels, height, width), normalised; any size of at least one patch. Sides
+                that are no multiple of the patch size are padded with zeros.
+
+        Returns:
+            [`LDVCImageFeatures`]: patch tokens after prompt norm, CLIP's post-LayerNorm and projection, unit length.
+
+        Raises:
+            ValueError: If the shape is wrong or a side is shorter than a patch.
+        """
+        vision_model, patch_size = self.clip.vision_model, self.config.vision_config.patch_size
+        num_channels = self.config.vision_config.num_channels
+        if pixel_values.dim() != 4 or pixel_values.shape[1] != num_channels:
+            raise ValueError(
+                f"`pixel_values` has shape {tuple(pixel_values.shape)}; it must be (batch_size, {num_channels}, height, "
+                "width), as the processor returns it."
+            )
+        height, width = pixel_values.shape[-2:]
+        if min(height, width) < patch_size:
+            raise ValueError(
+                f"`pixel_values` is {height} x {width} pixels, smaller than one patch ({patch_size}); resize the image."
+            )
+        pixel_values = F.pad(pixel_values, (0, -width % patch_size, 0, -height % patch_size))
+        grid_size = (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size)
+        hidden_states = vision_model.embeddings(pixel_values, interpolate_pos_encoding=True)
+        hidden_states = vision_model.pre_layrnorm(hidden_states)
+        for layer, encoder_layer in enumerate(vision_model.encoder.layers):
+            if self.vision_prompts is not None and layer < self.vision_prompts.depth:
+                hidden_states = self.vision_prompts(hidden_states, layer)
+            hidden_states = encoder_layer(hidden_states, None)
+        # The prompts' own outputs are not used. Norms and projection act on each token alone.
+        num_patches = grid_size[0] * grid_size[1]
+        hidden_states = torch.cat([hidden_states[:, :1], hidden_states[:, -num_patches:]], dim=1)
+        if self.prompt_norm is not None:
+            hidden_states = self.prompt_norm(hidden_states)
+        embeds = self.clip.visual_projection(vision_model.post_layernorm(hidden_states))
+        embeds = F.normalize(embeds, dim=-1)
+        # (batch_size, num_patches, projection_dim) -> (batch_size, projection_dim, grid_height, grid_width)
+        feature_map = embeds[:, 1:].transpose(1, 2).unflatten(-1, grid_size)
+        return LDVCImageFeatures(feature_map=feature_map, image_embeds=embeds[:, 0], image_size=(height, width))
+
+    # ---- the whole
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        class_embeds: Tensor | None = None,
+        class_mask: Tensor | None = None,
+        image_features: LDVCImageFeatures | None = None,
+        labels: Tensor | None = None,
+        prompt_class_ids: Tensor | None = None,
+        class_index: Tensor | None = None,
+        seen_class_mask: Tensor | None = None,
+        **kwargs,
+    ) -> LDVCSemanticSegmenterOutput:
+        """Segment images into classes that are given by name.
+
+        Exactly one source of classes: `input_ids`, `class_embeds`, or, with neither, the default vocabulary. Exactly
+        one source of the image: `pixel_values` or `image_features`.
+
+        Args:
+            pixel_values: (batch_size, num_channels, height, width), normalised.
+            input_ids: (num_prompts, sequence_length) class prompts for all images, or
+                (batch_size, num_classes, sequence_length) for a list per image.
+            attention_mask: Shaped as `input_ids`.
+            class_embeds: (num_classes, projection_dim) from `get_class_embeds`, or (batch_size, num_classes,
+                projection_dim) for a list per image.
+            class_mask: (batch_size, num_classes), 0 for padding of per-image class lists.
+            image_features: From `get_image_features`.
+            labels: (batch_size, height, width) ids of positions on the class axis; `semantic_loss_ignore_index` is
+                unlabelled. With them, `loss` is returned.
+            prompt_class_ids: (num_prompts,), see `get_class_embeds`.
+            class_index: (batch_size, num_classes) rows of the encoded classes that make up each image's list.
+            seen_class_mask: (num_classes,) or (batch_size, num_classes), 1 for classes that trained with masks, whose
+                probability `seen_score_offset` lowers; known by name for the default vocabulary.
+            kwargs: `output_hidden_states`, `output_attentions`, `output_decoder_hidden_states`,
+                `output_decoder_attentions`, `output_cross_attentions`, `output_routes`, `return_dict`.
+
+        Returns:
+            [`LDVCSemanticSegmenterOutput`]. Padded classes have probability 0.
+
+        Raises:
+            ValueError: If sources are missing or doubled, or shapes do not fit.
+        """
+        if (pixel_values is None) == (image_features is None):
+            raise ValueError("give exactly one of `pixel_values` and `image_features`.")
+        embeds = self._resolve_classes(input_ids, attention_mask, class_embeds, prompt_class_ids, class_index)
+        if seen_class_mask is None and input_ids is None and class_embeds is None:
+            seen_class_mask = self._seen_default_classes(embeds)
+        outputs = self._segment(pixel_values, embeds, class_mask, image_features, **kwargs)
+        if self.config.seen_score_offset and seen_class_mask is not None and not self.training:
+            offsets = seen_class_mask.to(outputs.logits) * self.config.seen_score_offset
+            outputs["class_score_offsets"] = offsets.expand(outputs.logits.shape[:2])
+        if labels is not None:
+            size = pixel_values.shape[-2:] if image_features is None else image_features.image_size
+            if labels.dim() != 3 or tuple(labels.shape[-2:]) != tuple(size) or len(labels) != len(outputs.logits):
+                raise ValueError(
+                    f"`labels` has shape {tuple(labels.shape)}, the images {(len(outputs.logits), *size)}; a label map "
+                    "needs the size of its image: pass both to the processor together."
+                )
+            outputs["loss"], terms = self._loss(outputs.logits, labels)
+            outputs["focal_loss"], outputs["dice_loss"] = terms["focal"], terms["dice"]
+        return outputs
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The segmentation loss with the configuration's weights."""
+        config = self.config
+        return segmentation_loss(
+            logits,
+            labels,
+            focal_weight=config.focal_weight,
+            dice_weight=config.dice_weight,
+            focal_alpha=config.focal_alpha,
+            focal_gamma=config.focal_gamma,
+            ignore_index=config.semantic_loss_ignore_index,
+            unlabeled_pixels=config.unlabeled_pixels,
+        )
+
+    def _resolve_classes(self, input_ids, attention_mask, class_embeds, prompt_class_ids, class_index) -> Tensor:
+        """Turn the call's one source of classes into (1 or batch_size, num_classes, projection_dim) embeddings."""
+        if input_ids is not None and class_embeds is not None:
+            raise ValueError("`input_ids` and `class_embeds` both name the classes; give one of them.")
+        if input_ids is not None:
+            masks = None if attention_mask is None else attention_mask.flatten(0, -2)
+            class_embeds = self.get_class_embeds(input_ids.flatten(0, -2), masks, prompt_class_ids)
+            if input_ids.dim() == 3:
+                class_embeds = class_embeds.unflatten(0, input_ids.shape[:2])
+        elif class_embeds is None:
+            class_embeds = self._default_class_embeds()
+        width = self.config.projection_dim
+        if class_embeds.dim() not in (2, 3) or class_embeds.shape[-1] != width or class_embeds.shape[-2] == 0:
+            raise ValueError(
+                f"class embeddings have shape {tuple(class_embeds.shape)}; they must be (num_classes, {width}) or "
+                f"(batch_size, num_classes, {width}), from this model's `get_class_embeds`."
+            )
+        if class_index is not None:
+            return class_embeds[class_index]
+        return class_embeds if class_embeds.dim() == 3 else class_embeds.unsqueeze(0)
+
+    def _seen_default_classes(self, embeds: Tensor) -> Tensor | None:
+        """(num_classes,) bool of the default vocabulary's names that trained with masks."""
+        if not self.config.seen_classes:
+            return None
+        seen = set(self.config.seen_classes)
+        return torch.tensor([self.config.id2label[i] in seen for i in range(embeds.shape[1])], device=embeds.device)
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def _segment(
+        self,
+        pixel_values: Tensor | None,
+        class_embeds: Tensor,
+        class_mask: Tensor | None,
+        image_features: LDVCImageFeatures | None,
+        **kwargs,
+    ) -> LDVCSemanticSegmenterOutput:
+        """Vision tower, text adapter, decoder: the part of the call whose hidden states and attentions are recorded."""
+        features = self.get_image_features(pixel_values) if image_features is None else image_features
+        grid_size = tuple(features.feature_map.shape[-2:])
+        # (batch_size, projection_dim, grid_height, grid_width) -> (batch_size, num_patches, projection_dim)
+        patch_embeds = features.feature_map.flatten(2).transpose(1, 2)
+        class_embeds = class_embeds.to(patch_embeds.device, patch_embeds.dtype)
+        if len(class_embeds) not in (1, len(patch_embeds)):
+            raise ValueError(
+                f"there are class lists for {len(class_embeds)} images, but {len(patch_embeds)} images; give one list "
+                "for all or one per image."
+            )
+        class_embeds = self.text_adapter(features.image_embeds, class_embeds)
+        if class_mask is not None:
+            class_mask = class_mask.to(patch_embeds.device).bool()
+            if class_mask.shape != class_embeds.shape[:2]:
+                raise ValueError(
+                    f"`class_mask` has shape {tuple(class_mask.shape)}; it must be (batch_size, num_classes), "
+                    f"{tuple(class_embeds.shape[:2])}."
+                )
+        logits = self.decoder(patch_embeds, class_embeds, class_mask, grid_size).unflatten(-1, grid_size)
+        logits = fit_to_image(logits, features.image_size, self.config.vision_config.patch_size)
+        if class_mask is not None:
+            logits = logits.masked_fill(~class_mask[:, :, None, None], MASKED_LOGIT)
+        return LDVCSemanticSegmenterOutput(logits=logits, class_embeds=class_embeds)
+
+
+LDVCForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+if not __name__.startswith("transformers_modules."):  # remote code is found through `auto_map`
+    for _auto_class in (AutoModel, AutoModelForSemanticSegmentation, AutoModelForImageSegmentation):
+        _auto_class.register(LDVCConfig, LDVCForSemanticSegmentation, exist_ok=True)
+
+__all__ = [
+    "LDVCForSemanticSegmentation",
+    "LDVCImageFeatures",
+    "LDVCPreTrainedModel",
+    "LDVCRouteAttention",
+    "LDVCSemanticSegmenterOutput",
+]

@@ -1,0 +1,253 @@
+"""Recipes: every setting of a training run, from a YAML file and the command line.
+
+    train.py [recipe.yaml] [--key value ...]
+
+One flat list of keys: the fields of `Recipe` and those of `LDVCConfig` that describe the model. An unknown key fails
+and names the nearest.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configuration_ldvc import LDVCConfig
+from vocabularies import Vocabulary, get_vocabulary
+
+
+__all__ = ["Recipe", "RecipeError", "read_recipe"]
+
+DEFAULT_RECIPE = Path(__file__).resolve().parent / "recipes" / "picturebook_inductive.yaml"
+SETTINGS = ("inductive", "fully_supervised")
+# Written by the trainer or CLIP, never by a recipe.
+DERIVED_MODEL_FIELDS = (
+    "text_config",
+    "vision_config",
+    "projection_dim",
+    "logit_scale_init_value",
+    "initializer_factor",
+    "clip_name_or_path",
+    "prompt_token_ids",
+    "class_token_ids",
+    "prompt_class_ids",
+    "baked_vocabulary",
+    "seen_classes",
+    "seen_score_offset",
+    "semantic_loss_ignore_index",
+)
+
+
+class RecipeError(ValueError):
+    """A recipe or command line that cannot be used; the message names the key, its value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of one training run. Sizes are pixels, (height, width) or one side of a square; counts are of steps.
+
+    Source of the defaults: ZegCLIP's published VOC 2012 configuration (LDVC's own is not public). Its base rate of
+    2e-5 is multiplied by ten for everything that trains, and decays everywhere, which one rate and decay say plainly.
+    """
+
+    # ---- data
+    dataset: str = "picturebook"  # "picturebook", a folder (Parquet or save_to_disk), or a Hub id
+    dataset_config: str | None = None
+    dataset_revision: str | None = None
+    train_split: str = "train"
+    eval_split: str = "validation"
+    image_column: str = "image"
+    label_column: str = "label"
+    streaming: bool = False
+    num_train_images: int | None = None  # None is all; the picture book has no end and needs a number
+    num_eval_images: int | None = None
+    reduce_labels: bool = False  # label maps count from 1 with 0 for background, as VOC's
+    vocabulary: str | None = None  # a name from vocabularies.py, or class_names with unseen_classes
+    class_names: list[str] | None = None
+    unseen_classes: list[str] | None = None
+    setting: str = "inductive"
+
+    # ---- model; further keys are fields of LDVCConfig
+    clip: str = "openai/clip-vit-base-patch16"
+    model: dict[str, Any] = field(default_factory=dict)
+
+    # ---- images
+    crop_size: int = 512
+    image_scale: list[int] = field(default_factory=lambda: [2048, 512])  # fitted inside, before the random ratio
+    ratio_range: list[float] = field(default_factory=lambda: [0.5, 2.0])
+    max_class_share: float = 0.75  # of a crop's labelled pixels; else it is drawn again
+    flip_probability: float = 0.5
+    photometric: bool = True
+    image_stats: str = "imagenet"  # ZegCLIP normalises with ImageNet's statistics, not CLIP's
+
+    # ---- optimisation
+    max_steps: int = 20_000
+    batch_size: int = 16  # images per step, over all processes and accumulated batches
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.01
+    text_prompt_weight_decay: float = 0.0  # they start from a meaningful point that decay would pull away from
+    warmup_steps: int = 1_500
+    warmup_start: float = 1e-6  # first factor of the warm-up
+    poly_power: float = 0.9
+    min_learning_rate: float = 1e-6
+    max_grad_norm: float | None = None  # ZegCLIP does not clip
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    num_workers: int = 2
+
+    # ---- evaluation
+    eval_every: int = 0  # steps; 0 evaluates at the end only, whose checkpoint is the one that counts
+    short_side: int = 512
+    window: int = 512  # 0 takes the whole picture at once
+    stride: int = 426
+    window_batch_size: int = 4
+    num_pictures: int = 6  # scenes in predictions.png
+    controls: bool = False  # also score the training-free CLIP and permuted unseen names
+
+    # ---- output
+    output_dir: str = "outputs/run"
+    overwrite_output_dir: bool = False
+    save_every: int = 1_000  # steps between states to resume from; 0 saves none
+    keep_states: int = 2
+    save_adapter_only: bool = False  # write LDVC's own weights without CLIP's
+    resume_from_checkpoint: str | None = None  # "latest", or a folder of a state
+    log_every: int = 10
+    report_to: str | None = None  # an Accelerate tracker: tensorboard, wandb, ...
+    cpu: bool = False
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+
+    def __post_init__(self):
+        """Check values that types do not.
+
+        Raises:
+            RecipeError: Names key, value and remedy.
+        """
+        for key, choices in (
+            ("setting", SETTINGS),
+            ("image_stats", ("imagenet", "clip")),
+            ("mixed_precision", ("no", "fp16", "bf16")),
+        ):
+            if getattr(self, key) not in choices:
+                raise RecipeError(f"`{key}` is {getattr(self, key)!r}; use one of {', '.join(choices)}.")
+        for key in ("max_steps", "batch_size", "gradient_accumulation_steps", "crop_size", "log_every", "keep_states"):
+            if getattr(self, key) < 1:
+                raise RecipeError(f"`{key}` is {getattr(self, key)}; use at least 1.")
+        for key in ("warmup_steps", "eval_every", "save_every", "num_workers", "num_pictures", "learning_rate", "seed"):
+            if getattr(self, key) < 0:
+                raise RecipeError(f"`{key}` is {getattr(self, key)}; use 0 or more.")
+        for key in ("image_scale", "ratio_range"):
+            if len(getattr(self, key)) != 2:
+                raise RecipeError(f"`{key}` is {getattr(self, key)}; give two numbers.")
+        if (self.vocabulary is None) == (self.class_names is None):
+            raise RecipeError("give either `vocabulary` or `class_names` (with `unseen_classes`), not both or neither.")
+        if self.push_to_hub and not self.hub_model_id:
+            raise RecipeError("`push_to_hub` needs `hub_model_id`, such as your-name/ldvc-vit-base-patch16-voc2012.")
+
+    def get_vocabulary(self) -> Vocabulary:
+        """Class names and unseen names; when fully supervised all masks train, but the split is still reported."""
+        if self.vocabulary is None:
+            return Vocabulary("own", tuple(self.class_names), tuple(self.unseen_classes or ()))
+        known = get_vocabulary(self.vocabulary)
+        if self.unseen_classes is None:
+            return known
+        return Vocabulary(known.name, known.class_names, tuple(self.unseen_classes))
+
+
+def model_fields() -> list[str]:
+    """Fields of `LDVCConfig` that a recipe may set, in their order."""
+    own = [f.name for f in dataclasses.fields(LDVCConfig) if f.name in LDVCConfig.__annotations__]
+    return [name for name in own if name not in DERIVED_MODEL_FIELDS]
+
+
+def read_recipe(argv: Sequence[str]) -> Recipe:
+    """Read `[recipe.yaml] [--key value ...]`; without a file, the embedded world's recipe.
+
+    Values on the command line are YAML: numbers, true / false, null, or lists such as `[0.5, 2.0]`.
+
+    Raises:
+        RecipeError: If the file is missing or no mapping, a key is unknown, or a value has the wrong type.
+    """
+    argv = list(argv)
+    path = Path(argv.pop(0)) if argv and not argv[0].startswith("--") else DEFAULT_RECIPE
+    if not path.is_file():
+        raise RecipeError(f"there is no recipe {str(path)!r}; see the folder recipes/, or give --key value pairs.")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} holds a {type(values).__name__}; a recipe is a mapping of keys to values.")
+    overrides = _read_overrides(argv)
+    # A class list replaces a vocabulary's name and the other way round.
+    if "class_names" in overrides:
+        values.pop("vocabulary", None)
+    if "vocabulary" in overrides:
+        values.pop("class_names", None)
+    return _build_recipe({**values, **overrides})
+
+
+def _read_overrides(argv: list[str]) -> dict[str, Any]:
+    """Read `--key value` and `--key=value` pairs; a lone `--key` is true."""
+    overrides: dict[str, Any] = {}
+    while argv:
+        word = argv.pop(0)
+        if not word.startswith("--"):
+            raise RecipeError(f"{word!r} stands where a --key was expected; write --key value.")
+        key, has_value, text = word[2:].partition("=")
+        if not has_value:
+            text = argv.pop(0) if argv and not argv[0].startswith("--") else "true"
+        try:
+            overrides[key.replace("-", "_")] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--{key} {text!r} is no valid value ({error}).") from error
+    return overrides
+
+
+def _build_recipe(values: dict[str, Any]) -> Recipe:
+    """Sort keys into trainer's and model's, convert and check types."""
+    hints = typing.get_type_hints(Recipe)
+    model_hints = {name: LDVCConfig.__annotations__[name] for name in model_fields()}
+    settings, model = {}, {}
+    for key, value in values.items():
+        if key in model_hints:
+            model[key] = _convert(key, value, model_hints[key])
+        elif key in hints and key != "model":
+            settings[key] = _convert(key, value, hints[key])
+        else:
+            near = difflib.get_close_matches(key, [*hints, *model_hints], n=1)
+            hint = f"did you mean `{near[0]}`?" if near else "see the fields of Recipe and LDVCConfig."
+            raise RecipeError(f"a recipe has no key `{key}`; {hint}")
+    return Recipe(**settings, model=model)
+
+
+def _convert(key: str, value: Any, hint: Any) -> Any:
+    """Check a value's type; `2e-4`, which YAML reads as text, becomes a number where one is expected."""
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, str) and float in allowed and str not in allowed:
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    for kind in allowed:
+        base = typing.get_origin(kind) or kind
+        if base is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, base) and not (isinstance(value, bool) and base is int):
+            items = typing.get_args(kind)
+            if base is not list or all(_fits(item, items[0]) for item in value):
+                return value
+    expected = " or ".join("null" if kind is type(None) else getattr(kind, "__name__", str(kind)) for kind in allowed)
+    raise RecipeError(f"`{key}` is {value!r}; it must be {expected}.")
+
+
+def _fits(item: Any, kind: type) -> bool:
+    """Whether a list's item is of its kind; whole numbers are numbers."""
+    return isinstance(item, (int, float) if kind is float else kind) and not isinstance(item, bool)

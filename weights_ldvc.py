@@ -1,0 +1,206 @@
+# Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
+"""Weights that come from CLIP and weights that are LDVC's own: starting from a CLIP, saving and loading the small part."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoTokenizer
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.clip.configuration_clip import CLIPConfig
+
+
+try:
+    from .configuration_ldvc import LDVCConfig
+except ImportError:
+    if __package__:
+        raise
+    from configuration_ldvc import LDVCConfig
+
+
+ADAPTER_WEIGHTS = "ldvc_adapter.safetensors"
+ADAPTER_CONFIG = "ldvc_adapter.json"
+CLIP_PREFIX = "clip."
+# Fields that decide the shape or the meaning of LDVC's own weights: an adapter fits only where they agree.
+ADAPTER_FIELDS = (
+    "projection_dim",
+    "num_vision_prompts",
+    "vision_prompt_depth",
+    "num_text_prompts",
+    "text_prompt_depth",
+    "prompt_template",
+    "text_adapter",
+    "decoder_query",
+    "num_decoder_layers",
+    "decoder_attention_heads",
+    "decoder_intermediate_size",
+    "decoder_attention",
+    "class_query_mask",
+    "class_self_attention",
+    "logit_scale",
+)
+# What a load adopts from the adapter: it belongs to the trained weights, not to the shapes.
+ADOPTED_FIELDS = ("seen_classes", "seen_score_offset", "id2label", "label2id", "class_token_ids", "prompt_class_ids")
+LOADING_OPTIONS = (
+    "attn_implementation",
+    "cache_dir",
+    "device_map",
+    "dtype",
+    "force_download",
+    "local_files_only",
+    "max_memory",
+    "offload_folder",
+    "revision",
+    "subfolder",
+    "token",
+    "variant",
+)
+
+
+def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split keyword arguments into configuration fields and options of `from_pretrained`.
+
+    Raises:
+        TypeError: If a name is neither; names the nearest.
+    """
+    fields = {field.name for field in dataclasses.fields(LDVCConfig)} - {"text_config", "vision_config"}
+    for name in options:
+        if name not in fields and name not in LOADING_OPTIONS:
+            near = difflib.get_close_matches(name, [*fields, *LOADING_OPTIONS], n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else "; see LDVCConfig for the fields."
+            raise TypeError(f"`{name}` is neither a field of LDVCConfig nor a loading option{hint}")
+    config_fields = {name: value for name, value in options.items() if name in fields}
+    return config_fields, {name: value for name, value in options.items() if name not in fields}
+
+
+def clip_config_of(clip: str | os.PathLike | nn.Module, loading_options: dict[str, Any]) -> CLIPConfig:
+    """Read the configuration of a `CLIPModel`, given as a model, a folder or a Hub id.
+
+    Raises:
+        ValueError: If it is no CLIP.
+        OSError: If the folder or Hub id cannot be read.
+    """
+    if isinstance(clip, nn.Module):
+        model_type, config = getattr(getattr(clip, "config", None), "model_type", type(clip).__name__), None
+    else:
+        hub_options = {k: v for k, v in loading_options.items() if k in ("cache_dir", "revision", "subfolder", "token")}
+        config, _ = PreTrainedConfig.get_config_dict(clip, **hub_options)
+        model_type = config.get("model_type")
+    if model_type != "clip":
+        hint = "; load it with LDVCForSemanticSegmentation.from_pretrained" if model_type == "ldvc" else ""
+        raise ValueError(
+            f"{clip if config is not None else type(clip).__name__!r} is a {model_type!r}, not a CLIP model{hint}; "
+            "give a CLIPModel, or a folder or Hub id of one such as 'openai/clip-vit-base-patch16'."
+        )
+    return clip.config if config is None else CLIPConfig.from_dict(config)
+
+
+def template_token_ids(template: str, clip: str | os.PathLike | nn.Module, tokenizer: Any, options: dict) -> list[int]:
+    """Token ids of the start token and the template's words before `{}`.
+
+    The start token is the tokenizer's: published CLIP configurations carry a wrong `bos_token_id`.
+
+    Raises:
+        ValueError: If no tokenizer is at hand, or no word stands before `{}`.
+    """
+    if tokenizer is None:
+        if isinstance(clip, nn.Module):
+            raise ValueError(
+                "a bare CLIPModel has no tokenizer, which the handcrafted text prompts need for the words of "
+                f"{template!r}; pass tokenizer=..., or num_text_prompts=0, or text_prompt_init='random'."
+            )
+        hub_options = {k: v for k, v in options.items() if k in ("cache_dir", "revision", "subfolder", "token")}
+        tokenizer = AutoTokenizer.from_pretrained(clip, **hub_options)
+    words = template.split("{}")[0].strip()
+    start, *token_ids, _ = tokenizer(words)["input_ids"]
+    if not token_ids:
+        raise ValueError(
+            f"the template {template!r} has no word before {{}} to start text prompts from; put words before it, as "
+            "in 'a photo of a {}', or set num_text_prompts=0."
+        )
+    return [start, *token_ids]
+
+
+def clip_fingerprint(clip: nn.Module) -> str:
+    """SHA-256 of a CLIP's weights: names, shapes and values (as float32, so that fp16 storage does not change it)."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(clip.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
+    """Write LDVC's own weights and a reference to their CLIP; written aside and renamed, so never half a file."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.detach().contiguous() for k, v in model.state_dict().items() if not k.startswith(CLIP_PREFIX)}
+    reference = {
+        "clip": model.config.clip_name_or_path,
+        "clip_fingerprint": clip_fingerprint(model.clip),
+        "config": json.loads(model.config.to_json_string(use_diff=False)),
+    }
+    save_file(weights, folder / (ADAPTER_WEIGHTS + ".part"), metadata={"format": "pt"})
+    (folder / (ADAPTER_CONFIG + ".part")).write_text(json.dumps(reference, indent=2, sort_keys=True) + "\n")
+    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
+        os.replace(folder / (name + ".part"), folder / name)
+
+
+def load_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
+    """Load what `save_adapter` wrote into a model built on the same CLIP; the model is unchanged if anything is wrong.
+
+    Raises:
+        FileNotFoundError: If the folder holds no adapter.
+        ValueError: If the CLIP, a field or a weight differs, or a file is damaged; names both values.
+    """
+    folder = Path(folder)
+    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no {name} in {folder}; give a folder written by `save_adapter`.")
+    try:
+        reference = json.loads((folder / ADAPTER_CONFIG).read_text())
+        weights = load_file(folder / ADAPTER_WEIGHTS)
+        saved, expected = reference["config"], reference["clip_fingerprint"]
+    except (ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(f"the adapter in {folder} is damaged ({error}); copy or save it again.") from error
+    for field in ADAPTER_FIELDS:
+        if saved.get(field) != getattr(model.config, field):
+            raise ValueError(
+                f"the adapter in {folder} has {field}={saved.get(field)!r}, this model "
+                f"{getattr(model.config, field)!r}; build the model with the adapter's value."
+            )
+    if (fingerprint := clip_fingerprint(model.clip)) != expected:
+        raise ValueError(
+            f"the adapter in {folder} belongs to the CLIP {reference.get('clip')!r} with fingerprint "
+            f"{expected[:16]}..., this model holds {fingerprint[:16]}...; build the model with from_clip_pretrained on "
+            "that CLIP."
+        )
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith(CLIP_PREFIX)}
+    wrong = sorted(k for k in own.keys() | weights.keys() if k not in own or k not in weights)
+    wrong += sorted(k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape)
+    if wrong:
+        raise ValueError(f"the adapter in {folder} does not fit this model, first at {wrong[0]}; save it again.")
+    model.load_state_dict(weights, strict=False)
+    for field in ADOPTED_FIELDS:
+        value = saved.get(field)
+        if field == "id2label" and value is not None:
+            value = {int(index): name for index, name in value.items()}
+        setattr(model.config, field, value)
+
+
+__all__ = [
+    "clip_config_of",
+    "clip_fingerprint",
+    "load_adapter",
+    "save_adapter",
+    "split_options",
+    "template_token_ids",
+]
