@@ -1,5 +1,5 @@
 # Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
-"""Configuration of LDVC: CLIP's two sub-configurations plus the few numbers of prompts, text adapter, decoder and loss.
+"""Configuration of LDVC: CLIP's two sub-configurations plus the few numbers of prompts, adapter, decoder and loss.
 
 Source: LDVC (arXiv 2403.08426). The paper's own hyper-parameters are not public; the defaults are those of ZegCLIP
 (vision prompts, adapter, decoder widths, loss) and BiFormer's 512-pixel setting (regions), the closest published code.
@@ -46,8 +46,7 @@ FRACTIONS = ("vision_prompt_dropout", "decoder_dropout", "focal_alpha", "seen_sc
 
 @strict
 class LDVCConfig(PreTrainedConfig):
-    r"""
-    Configuration of [`LDVCForSemanticSegmentation`].
+    r"""Configuration of [`LDVCForSemanticSegmentation`].
 
     Args:
         text_config, vision_config (`dict` or CLIP configuration, *optional*):
@@ -79,8 +78,8 @@ class LDVCConfig(PreTrainedConfig):
         num_regions (`int`, *optional*, defaults to 8): Regions per side of the token grid.
         route_top_k (`int`, *optional*, defaults to 16): Regions that a region attends to; `num_regions**2` equals full
             attention.
-        window_size (`int`, *optional*, defaults to 16): Tokens per side of a window; 16 has as many keys as the default
-            routes on a 32 x 32 grid.
+        window_size (`int`, *optional*, defaults to 16): Tokens per side of a window; 16 gives as many keys as
+            the default routes on a 32 x 32 grid.
         class_query_mask (`str`, *optional*, defaults to `"attention_scores"`): Masks of the class-query decoder: its
             last pre-softmax scores (ZegCLIP), or `"dot"`, the product of updated queries and image tokens.
         class_self_attention (`bool`, *optional*, defaults to `False`): Self-attention among class queries first, as in
@@ -88,8 +87,8 @@ class LDVCConfig(PreTrainedConfig):
         logit_scale (`str`, *optional*, defaults to `"none"`): Scale of the product of class embeddings and image
             tokens: `"none"` (the paper), `"inv_sqrt_dim"`, or `"cosine"` with a learned temperature that starts at 10.
         logit_bias_init (`float`, *optional*): Start of a learned bias on the logits; `None` has no bias (the paper).
-            With few training steps a negative start helps: nearly all (pixel, class) pairs are negative, and without it
-            the first steps only learn that (the prior of Lin et al. 2017, Focal Loss, Sec. 4.1).
+            With few training steps a negative start helps: nearly all (pixel, class) pairs are negative, and without
+            it the first steps only learn that (the prior of Lin et al. 2017, Focal Loss, Sec. 4.1).
         position_interpolation (`str`, *optional*, defaults to `"bilinear"`): Resizing of CLIP's position grid:
             `"bilinear"` as ZegCLIP, `"bicubic"` as the library.
         focal_weight, dice_weight, focal_alpha, focal_gamma (`float`): 100.0, 1.0, 0.25, 2.0.
@@ -110,12 +109,12 @@ class LDVCConfig(PreTrainedConfig):
         StrictDataclassError: If a field has the wrong type or an impossible value; names field, value and remedy.
 
     Example:
-
     ```python
     >>> from ldvc import LDVCConfig, LDVCForSemanticSegmentation
 
     >>> model = LDVCForSemanticSegmentation(LDVCConfig(num_vision_prompts=100))
-    ```"""
+    ```
+    """
 
     model_type = "ldvc"
     sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}  # noqa: RUF012
@@ -176,7 +175,11 @@ class LDVCConfig(PreTrainedConfig):
             self.label2id = {name: index for index, name in self.id2label.items()}
 
     def validate_architecture(self):
-        """Check values and their combinations; called by `@strict` at construction and on saving."""
+        """Check values and their combinations; called by `@strict` at construction and on saving.
+
+        Raises:
+            ValueError: Names field, value and remedy.
+        """
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
                 raise ValueError(f"`{field}` is {getattr(self, field)!r}; use one of {', '.join(map(repr, choices))}.")

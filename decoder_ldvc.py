@@ -1,8 +1,8 @@
 # Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
 """The decoders: LCTD, in which image tokens ask and class embeddings answer, and the class-query decoder it replaces.
 
-Source: LDVC (arXiv 2403.08426), local consensus transformer decoder; widths, post-norm and dropout of SegViT / ZegCLIP,
-whose decoder LDVC modifies. Neither decoder has position information, as there.
+Source: LDVC (arXiv 2403.08426), local consensus transformer decoder; widths, post-norm and dropout of SegViT and
+ZegCLIP, whose decoder LDVC modifies. Neither decoder has position information, as there.
 """
 
 import torch
@@ -89,8 +89,8 @@ class LDVCRouteAttention(LDVCAttention):
     """Self-attention among image tokens in which a region sees only the regions nearest to it.
 
     Source: LDVC (arXiv 2403.08426), route attention; precise steps from BiFormer (arXiv 2303.08810), bi-level routing.
-    Departures: scores are scaled by head_dim**-0.5 (BiFormer: full width), so that `route_top_k = num_regions**2` equals
-    full attention; padding of grids that `num_regions` does not divide is kept out of means and keys.
+    Departures: scores are scaled by head_dim**-0.5 (BiFormer: full width), so that `route_top_k = num_regions**2`
+    equals full attention; padding of grids that `num_regions` does not divide is kept out of means and keys.
     """
 
     def __init__(self, config: LDVCConfig):
@@ -98,9 +98,7 @@ class LDVCRouteAttention(LDVCAttention):
         self.num_regions = config.num_regions
         self.top_k = config.route_top_k
 
-    def forward(
-        self, hidden_states: Tensor, grid_size: tuple[int, int], **kwargs
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    def forward(self, hidden_states: Tensor, grid_size: tuple[int, int]) -> tuple[Tensor, Tensor | None, Tensor]:
         """Route, gather, attend.
 
         Args:
@@ -118,7 +116,7 @@ class LDVCRouteAttention(LDVCAttention):
         routes = select_routes(queries, keys, is_real, min(self.top_k, queries.shape[1]))
         is_kept = None
         if any(side % region for side, region in zip(grid_size, region_size, strict=True)):
-            is_kept = gather_regions(is_real.expand(len(routes), -1, -1, -1), routes).flatten(0, 1).squeeze(-1)
+            is_kept = gather_regions(is_real.expand(routes.shape[0], -1, -1, -1), routes).flatten(0, 1).squeeze(-1)
         output, weights = self.attend(
             queries.flatten(0, 1),
             gather_regions(keys, routes).flatten(0, 1),
@@ -142,7 +140,7 @@ class LDVCWindowAttention(LDVCAttention):
         self.window_size = config.window_size
         self.is_shifted = is_shifted
 
-    def forward(self, hidden_states: Tensor, grid_size: tuple[int, int], **kwargs) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden_states: Tensor, grid_size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """Attend inside windows; shapes as in `LDVCRouteAttention`, without routes."""
         # a window larger than the grid is the grid
         window_size = tuple(min(self.window_size, side) for side in grid_size)
@@ -150,7 +148,7 @@ class LDVCWindowAttention(LDVCAttention):
         offset = tuple(window // 2 for window in window_size) if shifts else (0, 0)
         projected = (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
         queries, keys, values = (partition_regions(x, grid_size, window_size, offset) for x in projected)
-        is_kept = real_tokens(grid_size, window_size, offset, queries.device).expand(len(queries), -1, -1, -1)
+        is_kept = real_tokens(grid_size, window_size, offset, queries.device).expand(queries.shape[0], -1, -1, -1)
         output, weights = self.attend(
             queries.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1), is_kept.flatten(0, 1).squeeze(-1)
         )
@@ -211,7 +209,7 @@ class LDVCDecoderLayer(GradientCheckpointingLayer):
 
 
 class LDVCSimilarity(nn.Module):
-    """Logits: the product of class embeddings and image tokens, with the configured scale and bias (default: neither)."""
+    """Logits: the product of class embeddings and image tokens, with scale and bias where configured."""
 
     def __init__(self, config: LDVCConfig):
         super().__init__()

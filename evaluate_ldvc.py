@@ -95,8 +95,10 @@ def bootstrap_intervals(areas: np.ndarray, unseen_ids: Sequence[int], seed: int 
         "miou_unseen": unseen,
         "hiou": np.where(seen + unseen > 0, 2 * seen * unseen / np.maximum(seen + unseen, 1e-12), 0 * (seen + unseen)),
     }
-    return {name: [float(np.nanquantile(values, q)) for q in (0.025, 0.975)] if np.isfinite(values).any() else []
-            for name, values in scores.items()}
+    return {
+        name: [float(np.nanquantile(values, q)) for q in (0.025, 0.975)] if np.isfinite(values).any() else []
+        for name, values in scores.items()
+    }
 
 
 def _row_means(values: np.ndarray) -> np.ndarray:
@@ -105,7 +107,9 @@ def _row_means(values: np.ndarray) -> np.ndarray:
     return np.where(counts > 0, np.nansum(values, axis=1) / np.maximum(counts, 1), np.nan)
 
 
-def group_scores(per_class_iou: Sequence[float], unseen_ids: Sequence[int], groups: Mapping[str, Sequence[int]]) -> dict:
+def group_scores(
+    per_class_iou: Sequence[float], unseen_ids: Sequence[int], groups: Mapping[str, Sequence[int]]
+) -> dict:
     """Mean IoU of seen and unseen classes inside groups of classes, such as things and stuff."""
     table = {}
     for group, ids in groups.items():
@@ -178,7 +182,7 @@ def evaluate_model(
         table = metrics[offset].compute(
             num_labels=num_classes, unseen_ids=vocabulary.unseen_class_ids, across_processes=True
         )
-        everywhere = [pair for pair in gather_object(areas[offset])]
+        everywhere = gather_object(areas[offset])
         stacked = np.stack([counts for _, counts in sorted(everywhere, key=lambda pair: pair[0])])
         table["intervals"] = bootstrap_intervals(stacked, vocabulary.unseen_class_ids)
         if groups:
@@ -281,9 +285,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     state = PartialState()
     started = time.perf_counter()
     vocabulary = get_vocabulary(arguments.vocabulary)
-    settings = InferenceSettings(
-        arguments.short_side, arguments.window, arguments.stride, arguments.window_batch_size
-    )
+    settings = InferenceSettings(arguments.short_side, arguments.window, arguments.stride, arguments.window_batch_size)
     dataset = load_split(
         arguments.dataset,
         arguments.split,

@@ -1,5 +1,5 @@
 # Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
-"""Images and label maps to tensors, logits to label maps. Works without torchvision; the stock pipeline loads only this."""
+"""Images and label maps to tensors, logits to label maps, without torchvision; all that the stock pipeline loads."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,7 +37,8 @@ SCORES_PER_BLOCK = 2**22
 
 
 class LDVCImageProcessorKwargs(ImagesKwargs, total=False):
-    r"""
+    r"""Options of [`LDVCImageProcessor`] beside the library's.
+
     reduce_labels (`bool`, *optional*, defaults to `False`):
         Label maps count from 1 with 0 for background: 0 becomes `ignore_index`, every other id one less.
     ignore_index (`int`, *optional*, defaults to 255):
@@ -145,15 +146,15 @@ class LDVCImageProcessor(PilBackend):
     """Images to normalised tensors of one size, label maps beside them, and logits back to label maps.
 
     Images are resized to `size`; by default a square of 512 pixels, aspect not kept, so that an image gives the same
-    tensor alone and in any batch. `size={"shortest_edge": 512}` keeps the aspect: then the images of one call must come
-    out alike. Normalisation is ImageNet's, as in ZegCLIP's published configurations, not CLIP's.
+    tensor alone and in any batch. `size={"shortest_edge": 512}` keeps the aspect: then the images of one call must
+    come out alike. Normalisation is ImageNet's, as in ZegCLIP's published configurations, not CLIP's.
 
     Example:
-
     ```python
     >>> processor = LDVCImageProcessor(size={"height": 512, "width": 512})
     >>> batch = processor([image], segmentation_maps=[label_map], return_tensors="pt")  # pixel_values, labels
-    ```"""
+    ```
+    """
 
     valid_kwargs = LDVCImageProcessorKwargs
     model_input_names = ["pixel_values"]  # noqa: RUF012
@@ -175,7 +176,7 @@ class LDVCImageProcessor(PilBackend):
 
         Args:
             images: An image or a list: PIL, array or tensor (channels first or last, 0-255), path or URL; any mode.
-            segmentation_maps: Label maps of the same sizes: PIL (P, L, I; never RGB) or (height, width) integer arrays.
+            segmentation_maps: Label maps of the same sizes: PIL (P, L, I; not RGB) or integer arrays (height, width).
             kwargs: `size`, `reduce_labels`, `ignore_index`, `return_tensors` and the library's usual options.
 
         Returns:
@@ -189,7 +190,11 @@ class LDVCImageProcessor(PilBackend):
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def process_image(self, image, do_convert_rgb=None, input_data_format=None, **kwargs) -> np.ndarray:
-        """Bring one image to a channels-first array; PIL images of any mode become RGB."""
+        """Bring one image to a channels-first array; PIL images of any mode become RGB.
+
+        Raises:
+            ValueError: If the image is empty or not finite.
+        """
         if isinstance(image, Image.Image) and do_convert_rgb:
             image = to_rgb(image)
         array = super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
@@ -202,7 +207,11 @@ class LDVCImageProcessor(PilBackend):
         return array
 
     def fetch_images(self, image_url_or_urls):
-        """Open paths (in the file's own mode, so that palette label maps keep their ids) and load URLs."""
+        """Open paths (in the file's own mode, so that palette label maps keep their ids) and load URLs.
+
+        Raises:
+            ValueError: If one cannot be read as an image.
+        """
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(image) for image in image_url_or_urls]
         if not isinstance(image_url_or_urls, (str, Path)):
@@ -216,7 +225,11 @@ class LDVCImageProcessor(PilBackend):
     def _preprocess_image_like_inputs(
         self, images, segmentation_maps, do_convert_rgb, input_data_format, return_tensors=None, **kwargs
     ) -> BatchFeature:
-        """Resize and normalise images; resize label maps by nearest neighbour."""
+        """Resize and normalise images; resize label maps by nearest neighbour.
+
+        Raises:
+            ValueError: If there are no images, or their sizes differ and a tensor was asked for.
+        """
         images = self._prepare_image_like_inputs(
             images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format
         )
@@ -227,8 +240,8 @@ class LDVCImageProcessor(PilBackend):
         sizes = {array.shape[1:] for array in pixel_values}
         if return_tensors is not None and len(sizes) > 1:
             raise ValueError(
-                f"after resizing, the images have sizes {sorted(sizes)}, which no tensor holds; pass them one at a time "
-                "or use a size of fixed height and width."
+                f"after resizing, the images have sizes {sorted(sizes)}, which no tensor holds; pass them one at a "
+                "time or use a size of fixed height and width."
             )
         data = {"pixel_values": [array.astype(np.float32, copy=False) for array in pixel_values]}
         if segmentation_maps is not None:
@@ -241,7 +254,11 @@ class LDVCImageProcessor(PilBackend):
     def _prepare_label_maps(
         self, segmentation_maps, images: list[np.ndarray], reduce_labels: bool, ignore_index: int
     ) -> list[np.ndarray]:
-        """Read label maps as (height, width) int64 and check them against their images."""
+        """Read label maps as (height, width) int64 and check them against their images.
+
+        Raises:
+            ValueError: If a map is no integer map, or not of its image's size.
+        """
         prepared = self._prepare_image_like_inputs(
             images=segmentation_maps,
             expected_ndims=2,
@@ -254,8 +271,8 @@ class LDVCImageProcessor(PilBackend):
         for index, (array, image) in enumerate(zip(prepared, images, strict=True)):
             if len(array) != 1 or array.dtype.kind not in "iub":
                 raise ValueError(
-                    f"segmentation map {index} has {len(array)} channels of {array.dtype}; it must hold one integer id "
-                    "per pixel (a palette or grey PNG, never RGB colours)."
+                    f"segmentation map {index} has {len(array)} channels of {array.dtype}; it must hold one integer "
+                    "id per pixel (a palette or grey PNG, never RGB colours)."
                 )
             if array.shape[1:] != image.shape[1:]:
                 raise ValueError(

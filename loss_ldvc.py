@@ -88,9 +88,7 @@ def sigmoid_focal_loss(
     return ((loss * pixel_mask).sum(dim=(-2, -1)) / num_pixels).sum() / num_masks
 
 
-def dice_loss(
-    logits: Tensor, targets: Tensor, num_masks: Tensor | float, pixel_mask: Tensor | None = None
-) -> Tensor:
+def dice_loss(logits: Tensor, targets: Tensor, num_masks: Tensor | float, pixel_mask: Tensor | None = None) -> Tensor:
     """Dice loss over present (image, class) pairs: `1 - (2 sum(p y) + 1) / (sum(p) + sum(y) + 1)`, over `num_masks`.
 
     Source: ZegCLIP's criterion, after Milletari et al. 2016 (V-Net) with MaskFormer's +1.

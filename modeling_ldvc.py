@@ -11,8 +11,8 @@ Data flow, for an image and any list of class names:
 CLIP is frozen; prompts, adapter and decoder learn. `dim` is CLIP's `projection_dim`; sizes are (height, width).
 No official code exists. What the paper leaves open follows ZegCLIP (prompts, adapter, widths) and BiFormer (routing).
 
-Departures from ZegCLIP: CLIP's class embedding is added once to its token, as CLIP was trained (ZegCLIP adds it twice);
-any image size; class names are an argument of the call.
+Departures from ZegCLIP: CLIP's class embedding is added once to its token, as CLIP was trained (ZegCLIP adds it
+twice); any image size; class names are an argument of the call.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,15 @@ try:
     )
     from .loss_ldvc import segmentation_loss
     from .regions_ldvc import fit_to_image
-    from .weights_ldvc import clip_config_of, load_adapter, save_adapter, split_options, template_token_ids
+    from .weights_ldvc import (
+        check_clip_is_complete,
+        clip_config_of,
+        load_adapter,
+        quiet_loading,
+        save_adapter,
+        split_options,
+        template_token_ids,
+    )
 except ImportError:
     if __package__:  # a dynamic module: this is a real error, not the fallback's
         raise
@@ -58,7 +66,15 @@ except ImportError:
     )
     from loss_ldvc import segmentation_loss
     from regions_ldvc import fit_to_image
-    from weights_ldvc import clip_config_of, load_adapter, save_adapter, split_options, template_token_ids
+    from weights_ldvc import (
+        check_clip_is_complete,
+        clip_config_of,
+        load_adapter,
+        quiet_loading,
+        save_adapter,
+        split_options,
+        template_token_ids,
+    )
 
 
 # Logit of a padded entry of a per-image class list: probability 0 in every dtype, and finite, so that 0 * logit is 0.
@@ -123,7 +139,7 @@ class LDVCSemanticSegmenterOutput(ModelOutput):
 
 
 class LDVCVisionEmbeddings(CLIPVisionEmbeddings):
-    """CLIP's patch embeddings with position grids of any size, resized bilinearly (ZegCLIP) or bicubically (library)."""
+    """CLIP's patch embeddings for any image size: positions resized bilinearly (ZegCLIP) or bicubically (library)."""
 
     interpolation_mode = "bilinear"
 
@@ -163,15 +179,15 @@ class LDVCVisionPrompts(nn.Module):
         """Put layer `layer`'s prompts at positions 1 to num_prompts, in place of the previous layer's."""
         prompts = self.dropout(self.projection(self.tokens[layer])).to(hidden_states.dtype)
         patches = hidden_states[:, 1 if layer == 0 else 1 + self.num_prompts :]
-        return torch.cat([hidden_states[:, :1], prompts.expand(len(hidden_states), -1, -1), patches], dim=1)
+        return torch.cat([hidden_states[:, :1], prompts.expand(hidden_states.shape[0], -1, -1), patches], dim=1)
 
 
 class LDVCTextPrompts(nn.Module):
     """Deep language prompts at the positions of the template's words, in every layer of the text tower.
 
-    Source: LDVC (arXiv 2403.08426): prompts in every layer, started from the encoder's own embeddings of a hand-crafted
-    prompt. The tower is causal, so the states at these positions do not depend on the name behind them: overwriting
-    them with the frozen encoder's values leaves every text feature as CLIP's at step 0.
+    Source: LDVC (arXiv 2403.08426): prompts in every layer, started from the encoder's own embeddings of a
+    hand-crafted prompt. The tower is causal, so the states at these positions do not depend on the name behind them:
+    overwriting them with the frozen encoder's values leaves every text feature as CLIP's at step 0.
     """
 
     def __init__(self, config: LDVCConfig):
@@ -182,7 +198,7 @@ class LDVCTextPrompts(nn.Module):
 
     def forward(self, hidden_states: Tensor, layer: int) -> Tensor:
         """Overwrite positions 1 to num_prompts of (num_prompts, sequence_length, hidden_size) states."""
-        prompts = self.tokens[layer].to(hidden_states.dtype).expand(len(hidden_states), -1, -1)
+        prompts = self.tokens[layer].to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
         return torch.cat([hidden_states[:, :1], prompts, hidden_states[:, 1 + self.num_prompts :]], dim=1)
 
 
@@ -192,7 +208,8 @@ class LDVCTextPrompts(nn.Module):
 class LDVCTextAdapter(nn.Module):
     """Fuse the image's global feature g into the class embeddings: `Linear([g * t, t])`.
 
-    Source: ZegCLIP's relationship descriptor, which LDVC's text adapter equals. `"linear"` drops g, `"none"` passes t on.
+    Source: ZegCLIP's relationship descriptor, which LDVC's text adapter equals. `"linear"` drops g, `"none"` also the
+    projection.
     """
 
     def __init__(self, config: LDVCConfig):
@@ -211,7 +228,7 @@ class LDVCTextAdapter(nn.Module):
         Returns:
             (batch_size, num_classes, projection_dim).
         """
-        class_embeds = class_embeds.expand(len(image_embeds), -1, -1)
+        class_embeds = class_embeds.expand(image_embeds.shape[0], -1, -1)
         if self.kind == "relation":
             class_embeds = torch.cat([image_embeds.unsqueeze(1) * class_embeds, class_embeds], dim=-1)
         return self.projection(class_embeds)
@@ -285,7 +302,6 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
     """LDVC: a frozen CLIP with deep prompts in both towers, a text adapter and the LCTD decoder.
 
     Example:
-
     ```python
     >>> from PIL import Image
     >>> from ldvc import LDVCForSemanticSegmentation, LDVCProcessor
@@ -294,7 +310,8 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
     >>> processor = LDVCProcessor.from_pretrained(folder)
     >>> inputs = processor(images=image, class_names=["cat", "sofa"], return_tensors="pt")
     >>> maps = processor.post_process_semantic_segmentation(model(**inputs), target_sizes=[image.size[::-1]])
-    ```"""
+    ```
+    """
 
     def __init__(self, config: LDVCConfig):
         super().__init__(config)
@@ -340,7 +357,7 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
             The model, CLIP frozen; `model.newly_initialized` names the weights that did not come from CLIP.
 
         Raises:
-            ValueError: If `clip` is no CLIP, widths do not fit, or `num_text_prompts` is not the number of tokens of
+            ValueError: If `clip` is no CLIP or not a whole one, widths do not fit, or `num_text_prompts` is not the number of tokens of
                 the template's words.
             TypeError: If an argument is neither a configuration field nor a loading option.
         """
@@ -348,8 +365,8 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         clip_config = clip_config_of(clip, options)
         if fields.get("projection_dim", clip_config.projection_dim) != clip_config.projection_dim:
             raise ValueError(
-                f"`projection_dim` is {fields['projection_dim']}, but this CLIP's is {clip_config.projection_dim}; leave "
-                "it out, it is CLIP's."
+                f"`projection_dim` is {fields['projection_dim']}, but this CLIP's is {clip_config.projection_dim}; "
+                "leave it out, it is CLIP's."
             )
         config = LDVCConfig(
             text_config=clip_config.text_config.to_dict(),
@@ -366,7 +383,11 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
             model = cls._from_config(config, **{"dtype": torch.float32, **options})
             model.clip.load_state_dict(clip.state_dict())
         else:
-            model = cls.from_pretrained(clip, config=config, **{"dtype": torch.float32, **options})
+            with quiet_loading():  # its report would list LDVC's own weights as missing, which they are meant to be
+                model, info = cls.from_pretrained(
+                    clip, config=config, output_loading_info=True, **{"dtype": torch.float32, **options}
+                )
+            check_clip_is_complete(clip, info["missing_keys"])
         model.newly_initialized = tuple(name for name in model.state_dict() if not name.startswith("clip."))
         if is_handcrafted:
             model.initialize_text_prompts()
@@ -445,7 +466,7 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         if not torch.compiler.is_compiling():
             input_ids = input_ids[:, : int(end_positions.max()) + 1]
         hidden_states = self._encode_text(input_ids)
-        rows = torch.arange(len(hidden_states), device=hidden_states.device)
+        rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
         embeds = F.normalize(self.clip.text_projection(hidden_states[rows, end_positions]), dim=-1)
         if prompt_class_ids is not None:
             sums = embeds.new_zeros(int(prompt_class_ids.max()) + 1, embeds.shape[-1])
@@ -469,7 +490,11 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         return text_model.final_layer_norm(hidden_states)
 
     def _check_prompts(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Check token ids and return the (num_prompts,) positions of their end tokens."""
+        """Check token ids and return the (num_prompts,) positions of their end tokens.
+
+        Raises:
+            ValueError: See `get_class_embeds`.
+        """
         end_token = self.config.text_config.eos_token_id
         # Published CLIP configurations carry 2, which means "the highest id", see CLIPTextModel.
         is_end = input_ids == (input_ids.amax(-1, keepdim=True) if end_token == 2 else end_token)
@@ -478,8 +503,8 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
                 raise ValueError("`input_ids` are padded on the left; pad on the right (padding_side='right').")
             if not is_end.any(-1).all():
                 raise ValueError(
-                    f"row {int((~is_end.any(-1)).nonzero()[0])} of `input_ids` has no end token ({end_token}); tokenise "
-                    "with the checkpoint's own tokenizer and its special tokens."
+                    f"row {int((~is_end.any(-1)).nonzero()[0])} of `input_ids` has no end token ({end_token}); "
+                    "tokenise with the checkpoint's own tokenizer and its special tokens."
                 )
             words = self.config.prompt_token_ids
             if self.text_prompts is not None and words:
@@ -502,9 +527,16 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
                 vocabulary is then fixed.
 
         Raises:
-            ValueError: If names are empty or repeated.
+            ValueError: If names are empty or repeated, the processor's template is not the one of the text prompts, or a
+                vocabulary is baked in already.
         """
+        if self.baked_vocabulary is not None:
+            raise ValueError(
+                "this checkpoint has a baked vocabulary and no text tower to encode other names with; load the checkpoint "
+                "it was baked from."
+            )
         encoded = processor(class_names=class_names, return_tensors="pt").to(self._input_device)
+        self._check_prompts(encoded["input_ids"], encoded["attention_mask"])
         embeds = None
         if bake:
             with torch.no_grad():
@@ -533,7 +565,11 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         self.clip.text_model = self.clip.text_projection = self.text_prompts = None
 
     def _default_class_embeds(self) -> Tensor:
-        """Embeddings of the default vocabulary, (num_classes, projection_dim), computed once while nothing changes."""
+        """Embeddings of the default vocabulary, (num_classes, projection_dim), computed once while nothing changes.
+
+        Raises:
+            ValueError: If there is no default vocabulary.
+        """
         if self.baked_vocabulary is not None:
             return self.baked_vocabulary()
         if self.config.class_token_ids is None:
@@ -543,7 +579,7 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
             )
         is_kept = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
         state = self._vocabulary_state() if is_kept else None
-        if is_kept and self._cached_vocabulary is not None and self._cached_vocabulary[0] == state:
+        if state is not None and self._cached_vocabulary is not None and self._cached_vocabulary[0] == state:
             return self._cached_vocabulary[1]
         device, rows = self._input_device, self.config.class_token_ids
         longest = max(map(len, rows))
@@ -551,19 +587,25 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         class_ids = self.config.prompt_class_ids
         class_ids = None if class_ids is None else torch.tensor(class_ids, device=device)
         embeds = self.get_class_embeds(input_ids, prompt_class_ids=class_ids)
-        self._cached_vocabulary = (state, embeds) if is_kept else None
+        self._cached_vocabulary = (state, embeds) if state is not None else None
         return embeds
 
-    def _vocabulary_state(self) -> tuple:
-        """Everything the cached embeddings depend on: names, and the weights by place, version and (prompts) value."""
+    def _vocabulary_state(self) -> tuple | None:
+        """Everything the cached embeddings depend on: names, and the weights by place, version and (prompts) value.
+
+        `None` where offloading keeps the weights away, so that nothing can be compared.
+        """
         weights = [*self.clip.text_model.parameters(), *self.clip.text_projection.parameters()]
+        prompts = None if self.text_prompts is None else self.text_prompts.tokens.detach()
+        if any(weight.is_meta for weight in weights) or (prompts is not None and prompts.is_meta):
+            return None
         versions = tuple((w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype, w.device) for w in weights)
-        prompts = None if self.text_prompts is None else self.text_prompts.tokens.detach().float().cpu().numpy().tobytes()
-        return str(self.config.class_token_ids), str(self.config.prompt_class_ids), versions, prompts
+        prompt_values = None if prompts is None else prompts.float().cpu().numpy().tobytes()
+        return str(self.config.class_token_ids), str(self.config.prompt_class_ids), versions, prompt_values
 
     # ---- images
 
-    def get_image_features(self, pixel_values: Tensor, **kwargs) -> LDVCImageFeatures:
+    def get_image_features(self, pixel_values: Tensor) -> LDVCImageFeatures:
         """Encode images; passing the result back as `image_features` gives the same logits as the full call.
 
         Args:
@@ -580,13 +622,13 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         num_channels = self.config.vision_config.num_channels
         if pixel_values.dim() != 4 or pixel_values.shape[1] != num_channels:
             raise ValueError(
-                f"`pixel_values` has shape {tuple(pixel_values.shape)}; it must be (batch_size, {num_channels}, height, "
-                "width), as the processor returns it."
+                f"`pixel_values` has shape {tuple(pixel_values.shape)}; it must be (batch_size, {num_channels}, "
+                "height, width), as the processor returns it."
             )
         height, width = pixel_values.shape[-2:]
         if min(height, width) < patch_size:
             raise ValueError(
-                f"`pixel_values` is {height} x {width} pixels, smaller than one patch ({patch_size}); resize the image."
+                f"`pixel_values` is {height} x {width} pixels, less than one patch ({patch_size}); resize the image."
             )
         pixel_values = F.pad(pixel_values, (0, -width % patch_size, 0, -height % patch_size))
         grid_size = (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size)
@@ -644,8 +686,8 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
             class_index: (batch_size, num_classes) rows of the encoded classes that make up each image's list.
             seen_class_mask: (num_classes,) or (batch_size, num_classes), 1 for classes that trained with masks, whose
                 probability `seen_score_offset` lowers; known by name for the default vocabulary.
-            kwargs: `output_hidden_states`, `output_attentions`, `output_decoder_hidden_states`,
-                `output_decoder_attentions`, `output_cross_attentions`, `output_routes`, `return_dict`.
+            kwargs: `output_hidden_states`, `output_attentions` (cross-attention of the decoder included, as the library
+                has it), `output_decoder_hidden_states`, `output_decoder_attentions`, `output_routes`, `return_dict`.
 
         Returns:
             [`LDVCSemanticSegmenterOutput`]. Padded classes have probability 0.
@@ -658,20 +700,20 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         embeds = self._resolve_classes(input_ids, attention_mask, class_embeds, prompt_class_ids, class_index)
         if seen_class_mask is None and input_ids is None and class_embeds is None:
             seen_class_mask = self._seen_default_classes(embeds)
-        outputs = self._segment(pixel_values, embeds, class_mask, image_features, **kwargs)
+        outputs, extras = self._segment(pixel_values, embeds, class_mask, image_features, **kwargs), {}
         if self.config.seen_score_offset and seen_class_mask is not None and not self.training:
             offsets = seen_class_mask.to(outputs.logits) * self.config.seen_score_offset
-            outputs["class_score_offsets"] = offsets.expand(outputs.logits.shape[:2])
+            extras["class_score_offsets"] = offsets.expand(outputs.logits.shape[:2])
         if labels is not None:
             size = pixel_values.shape[-2:] if image_features is None else image_features.image_size
             if labels.dim() != 3 or tuple(labels.shape[-2:]) != tuple(size) or len(labels) != len(outputs.logits):
                 raise ValueError(
-                    f"`labels` has shape {tuple(labels.shape)}, the images {(len(outputs.logits), *size)}; a label map "
-                    "needs the size of its image: pass both to the processor together."
+                    f"`labels` has shape {tuple(labels.shape)}, the images {(len(outputs.logits), *size)}; a label "
+                    "map needs the size of its image: pass both to the processor together."
                 )
-            outputs["loss"], terms = self._loss(outputs.logits, labels)
-            outputs["focal_loss"], outputs["dice_loss"] = terms["focal"], terms["dice"]
-        return outputs
+            extras["loss"], terms = self._loss(outputs.logits, labels)
+            extras |= {"focal_loss": terms["focal"], "dice_loss": terms["dice"]}
+        return LDVCSemanticSegmenterOutput(**outputs, **extras)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The segmentation loss with the configuration's weights."""
@@ -688,7 +730,11 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         )
 
     def _resolve_classes(self, input_ids, attention_mask, class_embeds, prompt_class_ids, class_index) -> Tensor:
-        """Turn the call's one source of classes into (1 or batch_size, num_classes, projection_dim) embeddings."""
+        """Turn the call's one source of classes into (1 or batch_size, num_classes, projection_dim) embeddings.
+
+        Raises:
+            ValueError: If there are two sources, or the embeddings have the wrong shape.
+        """
         if input_ids is not None and class_embeds is not None:
             raise ValueError("`input_ids` and `class_embeds` both name the classes; give one of them.")
         if input_ids is not None:
@@ -724,13 +770,17 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         image_features: LDVCImageFeatures | None,
         **kwargs,
     ) -> LDVCSemanticSegmenterOutput:
-        """Vision tower, text adapter, decoder: the part of the call whose hidden states and attentions are recorded."""
+        """Vision tower, text adapter, decoder: the part of the call whose hidden states can be recorded.
+
+        Raises:
+            ValueError: If class lists or their mask do not fit the images.
+        """
         features = self.get_image_features(pixel_values) if image_features is None else image_features
         grid_size = tuple(features.feature_map.shape[-2:])
         # (batch_size, projection_dim, grid_height, grid_width) -> (batch_size, num_patches, projection_dim)
         patch_embeds = features.feature_map.flatten(2).transpose(1, 2)
         class_embeds = class_embeds.to(patch_embeds.device, patch_embeds.dtype)
-        if len(class_embeds) not in (1, len(patch_embeds)):
+        if class_embeds.shape[0] not in (1, patch_embeds.shape[0]):
             raise ValueError(
                 f"there are class lists for {len(class_embeds)} images, but {len(patch_embeds)} images; give one list "
                 "for all or one per image."

@@ -37,41 +37,50 @@ class LDVCProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True}}  # noqa: RUF012
 
 
+def name_key(word) -> str:
+    """Check one class name and return what makes it the same as another: case and spaces do not count.
+
+    Raises:
+        TypeError: If it is no string.
+        ValueError: If it is empty or holds control characters.
+    """
+    if not isinstance(word, str):
+        raise TypeError(f"the class name {word!r} is a {type(word).__name__}; names are strings.")
+    if any(unicodedata.category(character) == "Cc" for character in word):
+        raise ValueError(f"the class name {word!r} holds a control character; remove it.")
+    if not word.strip():
+        raise ValueError(f"the class name {word!r} is empty; give every class a name.")
+    return " ".join(word.split()).casefold()
+
+
 def read_classes(class_names) -> Classes:
     """Check one list of class names, or dict of synonyms, and return name -> synonyms in order.
 
     Raises:
         TypeError: If it is no list or dict, or a name is no string.
-        ValueError: If it is empty, or a name is empty, repeated (case and spaces do not count) or holds control
-            characters.
+        ValueError: If it is empty, or a name is empty, repeated or holds control characters.
     """
-    if isinstance(class_names, str) or not isinstance(class_names, (Mapping, list, tuple)):
-        raise TypeError(f"`class_names` is {class_names!r}; give a list of names, or a dict of names and synonyms.")
-    if not class_names:
-        raise ValueError("`class_names` is empty; give at least one name.")
     if isinstance(class_names, Mapping):
-        classes = [(name, [words] if isinstance(words, str) else list(words)) for name, words in class_names.items()]
+        pairs = [(name, [words] if isinstance(words, str) else list(words)) for name, words in class_names.items()]
+    elif isinstance(class_names, (list, tuple)):
+        pairs = [(name, [name]) for name in class_names]
     else:
-        classes = [(name, [name]) for name in class_names]
+        raise TypeError(f"`class_names` is {class_names!r}; give a list of names, or a dict of names and synonyms.")
+    if not pairs:
+        raise ValueError("`class_names` is empty; give at least one name.")
     first_use: dict[str, str] = {}
-    for name, synonyms in classes:
+    for name, synonyms in pairs:
         if not synonyms:
             raise ValueError(f"class {name!r} has no synonym; give at least one word for it.")
         for word in synonyms:
-            if not isinstance(word, str) or not isinstance(name, str):
-                raise TypeError(f"the class name {word!r} is a {type(word).__name__}; names are strings.")
-            key = " ".join(word.split()).casefold()
-            if not key:
-                raise ValueError(f"the class name {word!r} is empty; give every class a name.")
-            if any(unicodedata.category(character) == "Cc" for character in word):
-                raise ValueError(f"the class name {word!r} holds a control character; remove it.")
+            key = name_key(word)
             if key in first_use:
                 raise ValueError(
-                    f"the class name {word!r} is given twice (as {first_use[key]!r} before); ids come from position, so "
-                    "name each class once."
+                    f"the class name {word!r} is given twice (as {first_use[key]!r} before); ids come from position, "
+                    "so name each class once."
                 )
             first_use[key] = word
-    return dict(classes)
+    return dict(pairs)
 
 
 def check_templates(templates) -> list[str]:
@@ -99,12 +108,12 @@ class LDVCProcessor(ProcessorMixin):
             are averaged. A model with text prompts needs the one template of its configuration.
 
     Example:
-
     ```python
     >>> inputs = processor(images=image, class_names=["cat", "sofa", "grass"], return_tensors="pt")
     >>> inputs = processor(images=image, class_names={"sofa": ["sofa", "couch"], "cat": ["cat"]}, return_tensors="pt")
     >>> inputs = processor(images=[a, b], class_names=[["cat"], ["dog", "grass"]], return_tensors="pt")
-    ```"""
+    ```
+    """
 
     valid_processor_kwargs = LDVCProcessorKwargs
 
@@ -166,9 +175,10 @@ class LDVCProcessor(ProcessorMixin):
             kwargs: Options of image processor and tokenizer.
 
         Returns:
-            `pixel_values`, `labels` (with maps); `input_ids` and `attention_mask` (num_prompts, sequence_length), padded
-            to the longest; `prompt_class_ids` (num_prompts,) where a class has several prompts; for per-image lists
-            `class_index` and `class_mask` (batch_size, num_classes), rows of the distinct classes and 0 for padding.
+            `pixel_values`, `labels` (with maps); `input_ids` and `attention_mask` (num_prompts, sequence_length),
+            padded to the longest; `prompt_class_ids` (num_prompts,) where a class has several prompts; for per-image
+            lists `class_index` and `class_mask` (batch_size, num_classes), rows of the distinct classes and 0 for
+            padding.
 
         Raises:
             ValueError: If nothing was given, both `text` and `class_names`, bad names or templates, a prompt is longer
@@ -198,13 +208,19 @@ class LDVCProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=TensorType(return_tensors) if return_tensors else None)
 
     def _encode_classes(self, class_names, templates: list[str], num_images: int | None, text_options: dict) -> dict:
-        """Tokenise class names, one list for all images or one per image."""
+        """Tokenise class names, one list for all images or one per image.
+
+        Raises:
+            ValueError: If there is not one list per image.
+        """
         is_per_image = isinstance(class_names, (list, tuple)) and any(
             isinstance(names, (list, tuple, Mapping)) for names in class_names
         )
         lists = [read_classes(names) for names in class_names] if is_per_image else [read_classes(class_names)]
         if is_per_image and num_images is not None and len(lists) != num_images:
-            raise ValueError(f"there are {len(lists)} lists of class names for {num_images} images; give one list each.")
+            raise ValueError(
+                f"there are {len(lists)} lists of class names for {num_images} images; give one list each."
+            )
         # A class is its name and its words; each distinct class is encoded once, however many images ask for it.
         distinct: dict[tuple, int] = {}
         for classes in lists:
@@ -227,12 +243,18 @@ class LDVCProcessor(ProcessorMixin):
         return data
 
     def _tokenize(self, prompts: list[str], options: dict) -> dict:
-        """Tokenise and pad to the longest prompt; refuse to cut one off."""
+        """Tokenise and pad to the longest prompt.
+
+        Raises:
+            ValueError: If a prompt does not fit the text tower; none is ever cut off.
+        """
         encoded = self.tokenizer(prompts, **options)
         limit = self.tokenizer.model_max_length
         for prompt, mask in zip(prompts, encoded["attention_mask"], strict=True):
             if sum(mask) > limit:
-                raise ValueError(f"{prompt[:80]!r} is {sum(mask)} tokens long, the text tower reads {limit}; shorten it.")
+                raise ValueError(
+                    f"{prompt[:80]!r} is {sum(mask)} tokens long, the text tower reads {limit}; shorten it."
+                )
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
     def post_process_semantic_segmentation(self, outputs, target_sizes=None, **kwargs) -> list[torch.Tensor]:

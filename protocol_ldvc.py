@@ -46,6 +46,11 @@ class ProtocolAudit:
         self._source_labels = source_labels
 
     def _count(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Hook of `watch`.
+
+        Raises:
+            RuntimeError: If the original labels were not announced.
+        """
         labels = kwargs.get("labels")
         if labels is None or not model.training:
             return
@@ -66,7 +71,11 @@ class ProtocolAudit:
         self._source_labels = None
 
     def _name(self, row: list[int]) -> str:
-        """The class whose prompt this row of token ids begins with, padding aside."""
+        """The class whose prompt this row of token ids begins with, padding aside.
+
+        Raises:
+            RuntimeError: If there is none.
+        """
         for tokens, name in self.name_of_prompt.items():
             if tuple(row[: len(tokens)]) == tokens and set(row[len(tokens) :]) <= {tokens[-1]}:
                 return name

@@ -21,10 +21,18 @@ from configuration_ldvc import LDVCConfig
 from vocabularies import Vocabulary, get_vocabulary
 
 
-__all__ = ["Recipe", "RecipeError", "read_recipe"]
+__all__ = ["Recipe", "RecipeError", "describe_keys", "read_recipe"]
 
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "recipes" / "picturebook_inductive.yaml"
-SETTINGS = ("inductive", "fully_supervised")
+CHOICES = {
+    "setting": ("inductive", "fully_supervised"),
+    "image_stats": ("imagenet", "clip"),
+    "mixed_precision": ("no", "fp16", "bf16"),
+}
+LOWEST = {
+    0: ("warmup_steps", "eval_every", "save_every", "num_workers", "num_pictures", "learning_rate", "seed"),
+    1: ("max_steps", "batch_size", "gradient_accumulation_steps", "crop_size", "log_every", "keep_states"),
+}
 # Written by the trainer or CLIP, never by a recipe.
 DERIVED_MODEL_FIELDS = (
     "text_config",
@@ -130,24 +138,20 @@ class Recipe:
         Raises:
             RecipeError: Names key, value and remedy.
         """
-        for key, choices in (
-            ("setting", SETTINGS),
-            ("image_stats", ("imagenet", "clip")),
-            ("mixed_precision", ("no", "fp16", "bf16")),
-        ):
+        for key, choices in CHOICES.items():
             if getattr(self, key) not in choices:
                 raise RecipeError(f"`{key}` is {getattr(self, key)!r}; use one of {', '.join(choices)}.")
-        for key in ("max_steps", "batch_size", "gradient_accumulation_steps", "crop_size", "log_every", "keep_states"):
-            if getattr(self, key) < 1:
-                raise RecipeError(f"`{key}` is {getattr(self, key)}; use at least 1.")
-        for key in ("warmup_steps", "eval_every", "save_every", "num_workers", "num_pictures", "learning_rate", "seed"):
-            if getattr(self, key) < 0:
-                raise RecipeError(f"`{key}` is {getattr(self, key)}; use 0 or more.")
+        for lowest, keys in LOWEST.items():
+            for key in keys:
+                if getattr(self, key) < lowest:
+                    raise RecipeError(f"`{key}` is {getattr(self, key)}; use {lowest} or more.")
         for key in ("image_scale", "ratio_range"):
             if len(getattr(self, key)) != 2:
                 raise RecipeError(f"`{key}` is {getattr(self, key)}; give two numbers.")
         if (self.vocabulary is None) == (self.class_names is None):
-            raise RecipeError("give either `vocabulary` or `class_names` (with `unseen_classes`), not both or neither.")
+            raise RecipeError(
+                "give either `vocabulary` or `class_names` (with `unseen_classes`), not both or neither."
+            )
         if self.push_to_hub and not self.hub_model_id:
             raise RecipeError("`push_to_hub` needs `hub_model_id`, such as your-name/ldvc-vit-base-patch16-voc2012.")
 
@@ -165,6 +169,15 @@ def model_fields() -> list[str]:
     """Fields of `LDVCConfig` that a recipe may set, in their order."""
     own = [f.name for f in dataclasses.fields(LDVCConfig) if f.name in LDVCConfig.__annotations__]
     return [name for name in own if name not in DERIVED_MODEL_FIELDS]
+
+
+def describe_keys() -> str:
+    """List every key of a recipe with its default, for `--help`."""
+    defaults = dataclasses.asdict(Recipe(vocabulary="voc2012")) | {"vocabulary": None}
+    config = LDVCConfig()
+    lines = [f"    --{key} {value!r}" for key, value in defaults.items() if key != "model"]
+    lines += ["The model, see LDVCConfig:", *(f"    --{key} {getattr(config, key)!r}" for key in model_fields())]
+    return "\n".join(["Keys of a recipe and their defaults:", *lines, ""])
 
 
 def read_recipe(argv: Sequence[str]) -> Recipe:
@@ -195,7 +208,11 @@ def read_recipe(argv: Sequence[str]) -> Recipe:
 
 
 def _read_overrides(argv: list[str]) -> dict[str, Any]:
-    """Read `--key value` and `--key=value` pairs; a lone `--key` is true."""
+    """Read `--key value` and `--key=value` pairs; a lone `--key` is true.
+
+    Raises:
+        RecipeError: If a key or a value cannot be read.
+    """
     overrides: dict[str, Any] = {}
     while argv:
         word = argv.pop(0)
@@ -212,7 +229,11 @@ def _read_overrides(argv: list[str]) -> dict[str, Any]:
 
 
 def _build_recipe(values: dict[str, Any]) -> Recipe:
-    """Sort keys into trainer's and model's, convert and check types."""
+    """Sort keys into trainer's and model's, convert and check types.
+
+    Raises:
+        RecipeError: If a key is unknown or a value has the wrong type.
+    """
     hints = typing.get_type_hints(Recipe)
     model_hints = {name: LDVCConfig.__annotations__[name] for name in model_fields()}
     settings, model = {}, {}
@@ -229,7 +250,11 @@ def _build_recipe(values: dict[str, Any]) -> Recipe:
 
 
 def _convert(key: str, value: Any, hint: Any) -> Any:
-    """Check a value's type; `2e-4`, which YAML reads as text, becomes a number where one is expected."""
+    """Check a value's type; `2e-4`, which YAML reads as text, becomes a number where one is expected.
+
+    Raises:
+        RecipeError: If the type is wrong.
+    """
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if isinstance(value, str) and float in allowed and str not in allowed:
         try:

@@ -109,7 +109,7 @@ def fit_to_image(logits: Tensor, image_size: tuple[int, int], patch_size: int) -
     if scale_y == scale_x == 1:
         return logits
     theta = logits.new_tensor([[scale_x, 0, scale_x - 1], [0, scale_y, scale_y - 1]], dtype=torch.float32)
-    grid = F.affine_grid(theta.expand(len(logits), 2, 3), list(logits.shape), align_corners=False)
+    grid = F.affine_grid(theta.expand(logits.shape[0], 2, 3), list(logits.shape), align_corners=False)
     sampled = F.grid_sample(logits.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
     return sampled.to(logits.dtype)
 

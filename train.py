@@ -1,18 +1,18 @@
-"""Train LDVC: one recipe in, one folder out.
+r"""Train LDVC: one recipe in, one folder out.
 
     accelerate launch train.py                                        the embedded world, minutes on two CPU cores
     accelerate launch train.py recipes/voc2012_inductive.yaml --dataset FOLDER --output_dir outputs/voc
     accelerate launch train.py recipes/voc2012_inductive.yaml --dataset FOLDER --max_steps 2 --cpu true   (smoke run)
 
-Every key of the recipe can be overridden; `--resume_from_checkpoint latest` continues a stopped run. Two CPU processes:
-ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no
---dynamo_backend no train.py ... (plain `--cpu --num_processes 2` silently starts one).
+Every key of the recipe can be overridden; `--resume_from_checkpoint latest` continues a stopped run.
+Two CPU processes (plain `--cpu --num_processes 2` silently starts one):
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no \
+        --dynamo_backend no train.py ...
 
 The folder gets the checkpoint (loads with AutoModel and AutoProcessor), recipe.yaml, protocol.json, results.json,
 log.jsonl, curves.png, predictions.png and states/ to resume from.
 """
 
-import json
 import math
 import os
 import shutil
@@ -27,6 +27,7 @@ import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -55,29 +56,12 @@ from modeling_ldvc import LDVCForSemanticSegmentation
 from pictures_ldvc import draw_comparison, save_curves
 from processing_ldvc import LDVCProcessor
 from protocol_ldvc import ProtocolAudit
-from recipe_ldvc import Recipe, RecipeError, read_recipe
+from recipe_ldvc import Recipe, RecipeError, describe_keys, read_recipe
+from run_state_ldvc import STATE_FOLDER, Log, Progress, find_state, keep_only_trained_weights, save_state
 from vocabularies import Vocabulary
 
 
 logger = logging.get_logger("ldvc.train")
-
-STATE_FOLDER = "states"
-
-
-@dataclass
-class Progress:
-    """How far a run is; saved with every state."""
-
-    step: int = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """For Accelerate."""
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """For Accelerate."""
-        self.step = state["step"]
-
 
 # ---- setting up
 
@@ -140,7 +124,12 @@ def load_data(recipe: Recipe, split: str, num_images: int | None, streaming: boo
 
 
 def build_batches(
-    recipe: Recipe, accelerator: Accelerator, vocabulary: Vocabulary, processor: LDVCProcessor, first_step: int, data: Any
+    recipe: Recipe,
+    accelerator: Accelerator,
+    vocabulary: Vocabulary,
+    processor: LDVCProcessor,
+    first_step: int,
+    data: Any,
 ) -> Iterator[dict[str, Tensor]]:
     """Yield training batches from `first_step` on; draw k is the same whatever the processes, workers and restarts.
 
@@ -164,7 +153,9 @@ def build_batches(
         processor.image_processor.image_mean,
         processor.image_processor.image_std,
     )
-    options = {"batch_size": size, "collate_fn": collator, "num_workers": recipe.num_workers}
+    # A generator of its own: a loader draws its workers' seed, which would shift dropout's random stream on resuming.
+    generator = torch.Generator().manual_seed(recipe.seed)
+    options = {"batch_size": size, "collate_fn": collator, "num_workers": recipe.num_workers, "generator": generator}
     if recipe.streaming:
         # A stream cannot jump: a resumed run reads another order of it.
         training_set = StreamingTrainingSet(
@@ -223,99 +214,6 @@ def learning_rate_at(step: int, recipe: Recipe) -> float:
     if step >= recipe.warmup_steps:
         return rate
     return rate * (1 - (1 - step / recipe.warmup_steps) * (1 - recipe.warmup_start))
-
-
-# ---- saving and resuming
-
-
-def keep_only_trained_weights(accelerator: Accelerator, model: nn.Module) -> None:
-    """Save and load LDVC's own weights only in training states; CLIP's never change."""
-    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-    def before_saving(models: list[nn.Module], weights: list[dict], folder: str) -> None:
-        weights[:] = [{name: state[name] for name in state if name in names} for state in weights]
-
-    def before_loading(models: list[nn.Module], folder: str) -> None:
-        from safetensors.torch import load_file
-
-        while models:
-            missing, unexpected = accelerator.unwrap_model(models.pop()).load_state_dict(
-                load_file(Path(folder) / "model.safetensors"), strict=False
-            )
-            if unexpected or names & set(missing):
-                raise RecipeError(f"the state in {folder} belongs to another model; start a new run.")
-
-    accelerator.register_save_state_pre_hook(before_saving)
-    accelerator.register_load_state_pre_hook(before_loading)
-
-
-def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
-    """Write a state to resume from: aside first, then renamed, so that a kill never leaves half of one."""
-    final = folder / STATE_FOLDER / f"step_{step:07d}"
-    part = final.with_suffix(".part")
-    if accelerator.is_main_process:
-        shutil.rmtree(part, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(part), safe_serialization=True)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(part, final)
-        for old in sorted(final.parent.glob("step_???????"))[:-keep]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def find_state(recipe: Recipe, folder: Path) -> Path | None:
-    """The state to resume from: the newest whole one, or the one named; `None` to start anew.
-
-    Raises:
-        RecipeError: If the named folder is no state.
-    """
-    if not recipe.resume_from_checkpoint:
-        return None
-    if recipe.resume_from_checkpoint == "latest":
-        states = sorted((folder / STATE_FOLDER).glob("step_???????"))
-        return states[-1] if states else None
-    state = Path(recipe.resume_from_checkpoint)
-    if not (state / "model.safetensors").is_file():
-        raise RecipeError(f"`resume_from_checkpoint` {str(state)!r} is no training state; use 'latest' or a step folder.")
-    return state
-
-
-def save_checkpoint(recipe: Recipe, folder: Path, model: LDVCForSemanticSegmentation, processor: LDVCProcessor) -> None:
-    """Write the checkpoint that users load, and push it if asked."""
-    if recipe.save_adapter_only:
-        model.save_adapter(folder)
-    else:
-        model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    for path in folder.glob("*.safetensors"):
-        path.chmod(0o644)  # written private, which a shared folder is not
-    if recipe.push_to_hub:
-        model.push_to_hub(recipe.hub_model_id)
-        processor.push_to_hub(recipe.hub_model_id)
-
-
-class Log:
-    """JSON lines on disk, and Accelerate's trackers; resuming drops records past the state."""
-
-    def __init__(self, path: Path, accelerator: Accelerator, first_step: int):
-        self.path, self.accelerator = path, accelerator
-        self.records: list[dict[str, Any]] = []
-        if first_step and path.is_file():
-            self.records = [json.loads(line) for line in path.read_text().splitlines()]
-            self.records = [record for record in self.records if record["step"] <= first_step]
-        if accelerator.is_main_process:
-            path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Add one record, which has a `step`."""
-        self.records.append(record)
-        if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-        self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
 
 
 # ---- training
@@ -409,7 +307,9 @@ def set_up(recipe: Recipe, accelerator: Accelerator) -> Run:
     is_inductive = recipe.setting == "inductive"
     seen = vocabulary.seen_class_ids if is_inductive else range(len(vocabulary.class_names))
     model.config.seen_classes = [vocabulary.class_names[i] for i in seen]
-    prompts = {tuple(ids): name for ids, name in zip(model.config.class_token_ids, vocabulary.class_names, strict=True)}
+    prompts = {
+        tuple(ids): name for ids, name in zip(model.config.class_token_ids, vocabulary.class_names, strict=True)
+    }
     audit = ProtocolAudit(vocabulary, recipe.setting, prompts)
     if accelerator.is_main_process:
         clear_output_dir(folder, recipe)
@@ -436,9 +336,7 @@ def train(run: Run) -> Log:
     log = Log(run.folder / "log.jsonl", accelerator, progress.step)
     batches = build_batches(recipe, accelerator, run.vocabulary, run.processor, progress.step, run.train_data)
     class_inputs = run.processor(class_names=run.model.config.seen_classes, return_tensors="pt").to(accelerator.device)
-    bar = tqdm(
-        total=recipe.max_steps, initial=progress.step, desc="train", disable=not accelerator.is_main_process
-    )
+    bar = tqdm(total=recipe.max_steps, initial=progress.step, desc="train", disable=not accelerator.is_main_process)
     model.train()
     while progress.step < recipe.max_steps:
         rate = learning_rate_at(progress.step, recipe)
@@ -450,8 +348,12 @@ def train(run: Run) -> Log:
         log_step(run, log, bar, progress.step, rate, terms)
         if recipe.eval_every and progress.step % recipe.eval_every == 0 and progress.step < recipe.max_steps:
             scores = run.evaluate(show_progress=False)["scores"]["0.0"]
-            log.write({"step": progress.step, **{name: scores[name] for name in
-                       ("pixel_accuracy", "miou_seen", "miou_unseen", "hiou")}})
+            log.write(
+                {
+                    "step": progress.step,
+                    **{name: scores[name] for name in ("pixel_accuracy", "miou_seen", "miou_unseen", "hiou")},
+                }
+            )
         if recipe.save_every and progress.step % recipe.save_every == 0:
             save_state(accelerator, run.folder, progress.step, recipe.keep_states)
     bar.close()
@@ -459,14 +361,18 @@ def train(run: Run) -> Log:
 
 
 def log_step(run: Run, log: Log, bar: tqdm, step: int, rate: float, terms: dict[str, Tensor]) -> None:
-    """Log every `log_every` steps, averaged over processes; stop at a loss that is no number."""
+    """Log every `log_every` steps, averaged over processes.
+
+    Raises:
+        FloatingPointError: If the loss is no number.
+    """
     if step % run.recipe.log_every and step != run.recipe.max_steps:
         return
     terms = {name: run.accelerator.reduce(value, "mean").item() for name, value in terms.items()}
     if not math.isfinite(terms["loss"]):
         raise FloatingPointError(
-            f"the loss is {terms['loss']} at step {step}; the last good state is in {run.folder / STATE_FOLDER}: resume "
-            "it with a lower learning_rate, or in full precision."
+            f"the loss is {terms['loss']} at step {step}; the last good state is in {run.folder / STATE_FOLDER}: "
+            "resume it with a lower learning_rate, or in full precision."
         )
     bar.set_postfix(loss=f"{terms['loss']:.3f}")
     log.write({"step": step, **terms, "lr": rate})
@@ -492,6 +398,27 @@ def write_protocol(run: Run) -> dict[str, Any]:
     return protocol
 
 
+def save_checkpoint(
+    recipe: Recipe, folder: Path, model: LDVCForSemanticSegmentation, processor: LDVCProcessor
+) -> None:
+    """Write the checkpoint that users load, aside first so that none is half-written, and push it if asked."""
+    aside = folder / "checkpoint.part"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    if recipe.save_adapter_only:
+        model.save_adapter(aside)
+    else:
+        model.save_pretrained(aside)
+    processor.save_pretrained(aside)
+    for path in aside.iterdir():
+        path.chmod(0o644)  # weights are written private, which a shared folder is not
+        os.replace(path, folder / path.name)
+    aside.rmdir()
+    if recipe.push_to_hub:
+        model.push_to_hub(recipe.hub_model_id)
+        processor.push_to_hub(recipe.hub_model_id)
+
+
 def draw_pictures(run: Run) -> None:
     """Draw held-out scenes that show unseen classes, beside their labels and the prediction."""
     recipe, vocabulary = run.recipe, run.vocabulary
@@ -506,9 +433,7 @@ def draw_pictures(run: Run) -> None:
         label_map = map_labels(label_map, num_classes, reduce_labels=recipe.reduce_labels)
         if vocabulary.unseen_class_ids and not set(vocabulary.unseen_class_ids) & set(label_map.flatten().tolist()):
             continue
-        prediction = segment_image(
-            run.model, image, embeds, run.settings, processor.image_mean, processor.image_std
-        )
+        prediction = segment_image(run.model, image, embeds, run.settings, processor.image_mean, processor.image_std)
         rows.append((image, label_map, prediction))
     if rows:
         draw_comparison(rows, vocabulary.class_names, vocabulary.unseen_names).save(run.folder / "predictions.png")
@@ -524,19 +449,26 @@ def score_controls(run: Run, rows: dict[str, Any]) -> dict[str, Any]:
 
 
 def finish(run: Run, log: Log, started: float) -> dict[str, Any]:
-    """Score, save the checkpoint and everything that describes it; print the table."""
+    """Score, save the checkpoint and everything that describes it; print the table.
+
+    Raises:
+        RuntimeError: If the audit finds that the run did not keep its setting.
+    """
     recipe, accelerator = run.recipe, run.accelerator
+    training_seconds = time.perf_counter() - started
     protocol = write_protocol(run)
     if not protocol["keeps_setting"]:
         raise RuntimeError(f"unseen classes reached the loss of an inductive run: see {run.folder / 'protocol.json'}.")
-    training_seconds = time.perf_counter() - started
+    if accelerator.is_main_process:
+        save_checkpoint(recipe, run.folder, run.model, run.processor)
     result = run.evaluate()
     rows = {f"LDVC, offset {offset}": scores for offset, scores in result["scores"].items()}
     controls = score_controls(run, rows) if recipe.controls else {}
     scores = result["scores"]["0.0"]
-    log.write({"step": recipe.max_steps, **{k: scores[k] for k in ("pixel_accuracy", "miou_seen", "miou_unseen", "hiou")}})
+    log.write(
+        {"step": recipe.max_steps, **{k: scores[k] for k in ("pixel_accuracy", "miou_seen", "miou_unseen", "hiou")}}
+    )
     if accelerator.is_main_process:
-        save_checkpoint(recipe, run.folder, run.model, run.processor)
         result |= {
             "recipe": asdict(recipe),
             "controls": controls,
@@ -580,11 +512,11 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; user errors end with one line and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in ("-h", "--help"):
-        sys.stdout.write(__doc__)
+        sys.stdout.write(f"{__doc__}\n{describe_keys()}")
         return 0
     try:
         run_recipe(read_recipe(argv))
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, StrictDataclassError) as error:
         logger.error("train: %s", error)
         return 2
     return 0

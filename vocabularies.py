@@ -10,6 +10,8 @@ from difflib import get_close_matches
 
 __all__ = ["PROMPT_TEMPLATES", "VOCABULARIES", "Vocabulary", "get_vocabulary"]
 
+PICTUREBOOK_VOCABULARIES = ("picturebook", "picturebook_tuning")
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -57,11 +59,21 @@ class Vocabulary:
 def get_vocabulary(name: str) -> Vocabulary:
     """Look a vocabulary up by name.
 
+    The picture book's words live with its drawings: "picturebook" has the split of every reported score,
+    "picturebook_tuning" the one on which learning rates are chosen.
+
     Raises:
         ValueError: If there is none of this name; the message names the nearest.
     """
+    if name in PICTUREBOOK_VOCABULARIES:
+        from picturebook import vocabulary as words
+
+        unseen_names = words.UNSEEN_NAMES if name == "picturebook" else words.TUNING_UNSEEN_NAMES
+        return Vocabulary(name, words.CLASS_NAMES, unseen_names)
     if name not in VOCABULARIES:
-        raise ValueError(f"No vocabulary is called '{name}'{_suggest(name, tuple(VOCABULARIES))}")
+        raise ValueError(
+            f"No vocabulary is called '{name}'{_suggest(name, (*VOCABULARIES, *PICTUREBOOK_VOCABULARIES))}"
+        )
     return VOCABULARIES[name]
 
 

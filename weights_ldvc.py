@@ -1,11 +1,13 @@
 # Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
-"""Weights that come from CLIP and weights that are LDVC's own: starting from a CLIP, saving and loading the small part."""
+"""Weights that come from CLIP and weights that are LDVC's own: starting from a CLIP, saving and loading the latter."""
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import nn
 from transformers import AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.clip.configuration_clip import CLIPConfig
+from transformers.utils import logging
 
 
 try:
@@ -43,9 +46,14 @@ ADAPTER_FIELDS = (
     "decoder_attention_heads",
     "decoder_intermediate_size",
     "decoder_attention",
+    "num_regions",
+    "route_top_k",
+    "window_size",
     "class_query_mask",
     "class_self_attention",
     "logit_scale",
+    "logit_bias_init",
+    "position_interpolation",
 )
 # What a load adopts from the adapter: it belongs to the trained weights, not to the shapes.
 ADOPTED_FIELDS = ("seen_classes", "seen_score_offset", "id2label", "label2id", "class_token_ids", "prompt_class_ids")
@@ -65,6 +73,17 @@ LOADING_OPTIONS = (
 )
 
 
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Hold back the library's warnings while a CLIP is loaded into LDVC."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split keyword arguments into configuration fields and options of `from_pretrained`.
 
@@ -72,6 +91,7 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
         TypeError: If a name is neither; names the nearest.
     """
     fields = {field.name for field in dataclasses.fields(LDVCConfig)} - {"text_config", "vision_config"}
+    fields -= set(LOADING_OPTIONS)  # `dtype` is both
     for name in options:
         if name not in fields and name not in LOADING_OPTIONS:
             near = difflib.get_close_matches(name, [*fields, *LOADING_OPTIONS], n=1)
@@ -91,8 +111,13 @@ def clip_config_of(clip: str | os.PathLike | nn.Module, loading_options: dict[st
     if isinstance(clip, nn.Module):
         model_type, config = getattr(getattr(clip, "config", None), "model_type", type(clip).__name__), None
     else:
-        hub_options = {k: v for k, v in loading_options.items() if k in ("cache_dir", "revision", "subfolder", "token")}
-        config, _ = PreTrainedConfig.get_config_dict(clip, **hub_options)
+        hub_options = {
+            k: v for k, v in loading_options.items() if k in ("cache_dir", "revision", "subfolder", "token")
+        }
+        try:
+            config, _ = PreTrainedConfig.get_config_dict(clip, **hub_options)
+        except OSError as error:
+            raise OSError(f"no CLIP can be read from {str(clip)!r}; give a folder or Hub id of one. {error}") from error
         model_type = config.get("model_type")
     if model_type != "clip":
         hint = "; load it with LDVCForSemanticSegmentation.from_pretrained" if model_type == "ldvc" else ""
@@ -127,6 +152,19 @@ def template_token_ids(template: str, clip: str | os.PathLike | nn.Module, token
             "in 'a photo of a {}', or set num_text_prompts=0."
         )
     return [start, *token_ids]
+
+
+def check_clip_is_complete(clip: str | os.PathLike, missing_keys: Iterable[str]) -> None:
+    """Refuse a CLIP without all of its weights; the library would fill the gaps with random numbers.
+
+    Raises:
+        ValueError: If one of CLIP's own weights is among `missing_keys`.
+    """
+    missing = sorted(name for name in missing_keys if name.startswith(CLIP_PREFIX))
+    if missing:
+        raise ValueError(
+            f"{str(clip)!r} lacks {len(missing)} of CLIP's weights, first {missing[0]!r}; copy or download it again."
+        )
 
 
 def clip_fingerprint(clip: nn.Module) -> str:
@@ -180,8 +218,8 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
     if (fingerprint := clip_fingerprint(model.clip)) != expected:
         raise ValueError(
             f"the adapter in {folder} belongs to the CLIP {reference.get('clip')!r} with fingerprint "
-            f"{expected[:16]}..., this model holds {fingerprint[:16]}...; build the model with from_clip_pretrained on "
-            "that CLIP."
+            f"{expected[:16]}..., this model holds {fingerprint[:16]}...; build the model with from_clip_pretrained "
+            "on that CLIP."
         )
     own = {k: v for k, v in model.state_dict().items() if not k.startswith(CLIP_PREFIX)}
     wrong = sorted(k for k in own.keys() | weights.keys() if k not in own or k not in weights)
@@ -197,9 +235,11 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
 
 
 __all__ = [
+    "check_clip_is_complete",
     "clip_config_of",
     "clip_fingerprint",
     "load_adapter",
+    "quiet_loading",
     "save_adapter",
     "split_options",
     "template_token_ids",

@@ -1,0 +1,206 @@
+"""Sliding windows, scores and controls of the evaluation, and CLIP without training."""
+
+import json
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from evaluate_ldvc import (
+    bootstrap_intervals,
+    encode_vocabulary,
+    evaluate_model,
+    format_table,
+    group_scores,
+    image_areas,
+    main,
+    permute_names,
+    write_json,
+)
+from inference_ldvc import (
+    InferenceSettings,
+    TrainingFreeCLIP,
+    class_scores,
+    prepare_image,
+    segment_image,
+    window_starts,
+)
+from vocabularies import Vocabulary
+
+
+WHOLE = InferenceSettings(short_side=32, window=0)
+VOCABULARY = Vocabulary("own", ("cat", "dog", "sofa", "grass"), ("dog", "grass"))
+
+
+@pytest.fixture
+def dataset():
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (h, 40, 3), dtype=np.uint8)) for h in (33, 48, 40)]
+    labels = [Image.fromarray(rng.choice([0, 1, 2, 3, 255], (h, 40)).astype(np.uint8)) for h in (33, 48, 40)]
+    features = Features({"image": ImageFeature(), "label": ImageFeature()})
+    return Dataset.from_dict({"image": images, "label": labels}, features=features)
+
+
+@pytest.mark.parametrize(("side", "window", "stride"), [(512, 512, 426), (683, 512, 426), (100, 32, 10), (20, 32, 10)])
+def test_windows_cover_the_side_and_end_flush(side, window, stride):
+    starts = window_starts(side, window, stride)
+    covered = {pixel for start in starts for pixel in range(start, min(start + window, side))}
+    assert covered == set(range(side))
+    assert starts[-1] == max(side - window, 0)
+    assert all(later - earlier <= stride for earlier, later in pairwise(starts))
+
+
+def test_one_window_that_covers_the_picture_equals_the_whole_picture(tiny_model, tiny_processor):
+    embeds = encode_vocabulary(tiny_model, tiny_processor, VOCABULARY.class_names, "cpu")
+    pixels = torch.randn(3, 40, 56)
+    whole = class_scores(tiny_model, pixels, embeds, WHOLE)
+    upsampled = F.interpolate(
+        tiny_model(pixel_values=pixels[None], class_embeds=embeds).logits, size=(40, 56), mode="bilinear"
+    )[0].sigmoid()
+    windowed = class_scores(tiny_model, pixels, embeds, InferenceSettings(short_side=0, window=64, stride=48))
+    torch.testing.assert_close(windowed, upsampled)
+    assert whole.shape[0] == windowed.shape[0] == 4
+
+
+def test_overlapping_windows_are_averaged():
+    def model(pixel_values, class_embeds):  # the logit of a window is its first pixel
+        first = pixel_values[:, :1, :1, :1]
+        return SimpleNamespace(logits=first.expand(-1, len(class_embeds), 2, 2))
+
+    pixels = torch.zeros(3, 4, 6)
+    pixels[:, :, 2] = 2.0
+    settings = InferenceSettings(short_side=0, window=4, stride=2, window_batch_size=1)
+    scores = class_scores(model, pixels, torch.zeros(1, 8), settings)
+    alone = torch.tensor([0.0, 2.0]).sigmoid()
+    expected = torch.stack([alone[0], alone[0], alone.mean(), alone.mean(), alone[1], alone[1]])
+    torch.testing.assert_close(scores[0], expected.expand(4, 6))
+
+
+def test_the_short_side_is_resized_and_pixels_normalised():
+    image = Image.new("RGB", (60, 30), (255, 0, 51))
+    pixels = prepare_image(image, InferenceSettings(short_side=16), [0.5, 0.5, 0.5], [0.25, 0.5, 0.1])
+    assert pixels.shape == (3, 16, 32)
+    torch.testing.assert_close(pixels[:, 3, 5], torch.tensor([2.0, -1.0, -3.0]))
+
+
+def test_scores_equal_a_plain_loop_over_images(tiny_model, tiny_processor, dataset):
+    result = evaluate_model(tiny_model, tiny_processor, dataset, VOCABULARY, WHOLE, offsets=[0.0, 0.3])
+    processor = tiny_processor.image_processor
+    embeds = encode_vocabulary(tiny_model, tiny_processor, VOCABULARY.class_names, "cpu")
+    for offset in (0.0, 0.3):
+        hits = np.zeros(4)
+        union = np.zeros(4)
+        offsets = torch.tensor([offset, 0, offset, 0])
+        for sample in dataset:
+            label = np.asarray(sample["label"])
+            predicted = segment_image(
+                tiny_model, sample["image"], embeds, WHOLE, processor.image_mean, processor.image_std, offsets
+            )
+            for class_id in range(4):
+                is_predicted, is_class = (predicted == class_id) & (label != 255), label == class_id
+                hits[class_id] += (is_predicted & is_class).sum()
+                union[class_id] += (is_predicted | is_class).sum()
+        scores = result["scores"][str(offset)]
+        np.testing.assert_allclose(scores["per_class_iou"], hits / union)
+        seen, unseen = (hits / union)[[0, 2]].mean(), (hits / union)[[1, 3]].mean()
+        assert scores["hiou"] == pytest.approx(2 * seen * unseen / (seen + unseen))
+        low, high = scores["intervals"]["pixel_accuracy"]
+        assert low <= scores["pixel_accuracy"] <= high
+    assert result["scores"]["0.0"]["per_class_iou"] != result["scores"]["0.3"]["per_class_iou"]
+
+
+def test_permuted_names_move_every_unseen_name_and_no_seen_one():
+    names = permute_names(VOCABULARY)
+    assert names == ["cat", "grass", "sofa", "dog"]
+
+
+def test_groups_are_averaged_apart():
+    table = group_scores([0.1, 0.2, float("nan"), 0.6], [1, 3], {"things": [0, 1], "stuff": [2, 3]})
+    assert table == {"things_seen": 0.1, "things_unseen": 0.2, "stuff_seen": None, "stuff_unseen": 0.6}
+
+
+def test_bootstrap_of_equal_images_has_no_width_and_of_different_ones_has():
+    same = np.tile(np.array([[[5, 10, 10], [2, 4, 8]]]), (6, 1, 1))
+    low, high = bootstrap_intervals(same, [1])["miou_unseen"]
+    assert low == high == pytest.approx(2 / 10)
+    different = same.copy()
+    different[:3, 1, 0] = 0
+    low, high = bootstrap_intervals(different, [1])["miou_unseen"]
+    assert low < high
+
+
+def test_areas_leave_out_unlabelled_pixels():
+    areas = image_areas(np.array([[0, 1, 1]]), np.array([[0, 0, 255]]), 2)
+    np.testing.assert_array_equal(areas, [[1, 1, 2], [0, 1, 0]])
+
+
+def test_clip_without_training_compares_its_own_tokens(clip_model, tokenizer):
+    pixels = torch.randn(1, 3, 32, 32)
+    ids = torch.tensor([tokenizer("a photo of a cat")["input_ids"]])
+    with torch.no_grad():
+        text = clip_model.get_text_features(ids).pooler_output
+        text = text / text.norm(dim=-1, keepdim=True)
+        plain = TrainingFreeCLIP(clip_model, uses_value_path=False)
+        vision = clip_model.vision_model
+        tokens = clip_model.visual_projection(vision.post_layernorm(vision(pixels).last_hidden_state[:, 1:]))
+        tokens = tokens / tokens.norm(dim=-1, keepdim=True)
+        expected = (tokens @ text.T).view(1, 4, 4, 1).permute(0, 3, 1, 2) * clip_model.logit_scale.exp()
+        torch.testing.assert_close(plain(pixels, plain.get_class_embeds(ids)).logits, expected, rtol=1e-4, atol=1e-4)
+        value_path = TrainingFreeCLIP(clip_model)
+        assert not torch.allclose(value_path(pixels, text).logits, expected, atol=1e-2)
+        # the value path mixes no tokens in the last layer, and leaves the model as it was
+        torch.testing.assert_close(value_path.encoder.get_image_features(pixels).feature_map.shape[-1], 4)
+        torch.testing.assert_close(plain(pixels, text).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_table_is_in_percent():
+    scores = {"pixel_accuracy": 0.5, "miou_seen": 0.25, "miou_unseen": float("nan"), "hiou": float("nan")}
+    scores |= {"groups": {"things_seen": 0.1}, "fragmentation": {"components_per_class_and_image": 1.5}}
+    assert format_table({"row": scores}).splitlines()[-1] == "| row | 50.0 | 25.0 | - | - | 10.0 | 1.50 |"
+
+
+def test_json_has_no_nan_and_is_never_half_written(tmp_path):
+    write_json({"a": [float("nan"), 1.0], "b": {"c": float("inf")}}, tmp_path / "sub" / "r.json")
+    assert json.loads((tmp_path / "sub" / "r.json").read_text()) == {"a": [None, 1.0], "b": {"c": None}}
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["r.json"]
+
+
+def test_the_command_line_scores_a_checkpoint_and_writes_the_result(tmp_path, tiny_model, tiny_processor, capsys):
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    rng = np.random.default_rng(0)
+    columns = {
+        "image": [Image.fromarray(rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)) for _ in range(2)],
+        "label": [Image.fromarray(rng.integers(0, 21, (30, 30)).astype(np.uint8)) for _ in range(2)],
+    }
+    features = Features({"image": ImageFeature(), "label": ImageFeature()})
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet")
+    arguments = [str(tmp_path / "model"), "--dataset", str(tmp_path / "data"), "--reduce_labels"]
+    arguments += ["--short_side", "32", "--window", "32", "--stride", "16", "--output", str(tmp_path / "r.json")]
+    assert main(arguments) == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["num_images"] == 2
+    assert set(result["scores"]) == {"0.0", "0.1"}
+    assert len(result["scores"]["0.0"]["per_class_iou"]) == 20
+    assert "mIoU(U)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "--dataset", "nowhere-either"], "nowhere-either"),
+        (["m", "--dataset", "d", "--vocabulary", "voc2013"], "did you mean 'voc2012'?"),
+        (["m", "--dataset", "d", "--stride", "0"], "stride is 0"),
+        (["m", "--dataset", "d", "--window", "-1"], "window is -1"),
+    ],
+)
+def test_bad_arguments_end_with_one_line(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err

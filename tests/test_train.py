@@ -1,0 +1,338 @@
+"""The trainer: steps, resuming, processes, protocol, outputs, refusals."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPModel
+
+from modeling_ldvc import LDVCForSemanticSegmentation
+from processing_ldvc import LDVCProcessor
+from recipe_ldvc import Recipe, RecipeError, read_recipe
+from run_state_ldvc import find_state
+from train import learning_rate_at, main, run_recipe
+
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = ["cat", "dog", "sofa", "grass"]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Ten scenes of four colour blocks, one per class; the last row of pixels is unlabelled."""
+    rng = np.random.default_rng(0)
+    colors = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40]])
+    columns = {"image": [], "label": []}
+    for _ in range(10):
+        quarters = rng.permutation(4)
+        label = np.kron(quarters.reshape(2, 2), np.ones((20, 20), int)).astype(np.uint8)
+        pixels = np.clip(colors[label] + rng.normal(0, 10, (40, 40, 3)), 0, 255).astype(np.uint8)
+        label[-1] = 255
+        columns["image"].append(Image.fromarray(pixels))
+        columns["label"].append(Image.fromarray(label))
+    features = Features({"image": ImageFeature(), "label": ImageFeature()})
+    folder = tmp_path_factory.mktemp("scenes")
+    for split in ("train", "validation"):
+        Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture
+def arguments(scenes, clip_folder, tmp_path):
+    """Command line of a run of six steps."""
+    recipe = {
+        "dataset": str(scenes),
+        "class_names": NAMES,
+        "unseen_classes": ["sofa"],
+        "clip": str(clip_folder),
+        "num_vision_prompts": 2,
+        "decoder_attention_heads": 4,
+        "decoder_intermediate_size": 32,
+        "num_regions": 2,
+        "route_top_k": 2,
+        "crop_size": 32,
+        "image_scale": [40, 40],
+        "short_side": 32,
+        "window": 0,
+        "max_steps": 6,
+        "batch_size": 4,
+        "warmup_steps": 2,
+        "log_every": 1,
+        "save_every": 2,
+        "num_workers": 0,
+        "num_pictures": 2,
+        "cpu": True,
+        "output_dir": str(tmp_path / "run"),
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return [str(path)]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps its first settings for the life of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def run(arguments, *overrides):
+    return run_recipe(read_recipe([*arguments, *overrides]))
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_writes_everything_that_describes_it(arguments, tmp_path):
+    result = run(arguments)
+    folder = tmp_path / "run"
+    for name in ("model.safetensors", "config.json", "recipe.yaml", "protocol.json", "results.json", "log.jsonl"):
+        assert (folder / name).is_file(), name
+    for name in ("curves.png", "predictions.png"):
+        assert min(Image.open(folder / name).size) > 50
+    assert sorted(path.name for path in (folder / "states").iterdir()) == ["step_0000004", "step_0000006"]
+    written = json.loads((folder / "results.json").read_text())
+    assert written["scores"]["0.0"]["pixel_accuracy"] == result["scores"]["0.0"]["pixel_accuracy"]
+    assert written["num_images"] == 10
+    assert written["seed"] == 0
+    assert written["versions"]["torch"] == torch.__version__
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["max_steps"] == 6
+    assert [record["step"] for record in log_of(folder)] == [1, 2, 3, 4, 5, 6, 6]
+
+
+def test_the_checkpoint_loads_with_seen_classes_and_default_vocabulary(arguments, tmp_path):
+    run(arguments)
+    model = LDVCForSemanticSegmentation.from_pretrained(tmp_path / "run").eval()
+    processor = LDVCProcessor.from_pretrained(tmp_path / "run")
+    assert model.config.seen_classes == ["cat", "dog", "grass"]
+    assert list(model.config.id2label.values()) == NAMES
+    inputs = processor(images=Image.new("RGB", (50, 30), "red"), return_tensors="pt")
+    assert model(**inputs).logits.shape[1] == len(NAMES)
+
+
+def test_training_changes_no_clip_weight_and_every_own_weight(arguments, clip_folder, tmp_path):
+    run(arguments, "--decoder_dropout", "0", "--learning_rate", "0.01")
+    trained = load_file(tmp_path / "run" / "model.safetensors")
+    clip = CLIPModel.from_pretrained(clip_folder, dtype=torch.float32).state_dict()
+    assert clip
+    assert all(torch.equal(trained[f"clip.{name}"], weight) for name, weight in clip.items())
+    torch.manual_seed(0)
+    start = LDVCForSemanticSegmentation.from_clip_pretrained(
+        str(clip_folder), **{**read_recipe(arguments).model, "decoder_dropout": 0.0}
+    ).state_dict()
+    own = [name for name in trained if not name.startswith("clip.")]
+    unchanged = [name for name in own if torch.equal(trained[name], start[name])]
+    assert own
+    assert not unchanged
+
+
+def test_no_pixel_of_an_unseen_class_reaches_an_inductive_loss(arguments, tmp_path):
+    run(arguments)
+    protocol = json.loads((tmp_path / "run" / "protocol.json").read_text())
+    assert protocol["classes_given_to_the_loss"] == ["cat", "dog", "grass"]
+    assert protocol["keeps_setting"]
+    assert protocol["unseen_mask_pixels_in_the_loss"] == 0
+    rows = {row["name"]: row for row in protocol["classes"]}
+    assert rows["sofa"]["positive_pixels"] == 0
+    assert rows["sofa"]["negative_pixels"] > 0
+    for name in ("cat", "dog", "grass"):
+        assert rows[name]["positive_pixels"] > 0
+        assert rows[name]["negative_pixels"] == 0
+        assert rows[name]["pixels_told_as_another_class"] == 0
+    counted = protocol["unlabelled_pixels"] + sum(
+        row["positive_pixels"] + row["negative_pixels"] for row in protocol["classes"]
+    )
+    assert counted == protocol["image_draws"] * 32 * 32 == 24 * 32 * 32
+
+
+def test_the_audit_stops_a_run_whose_data_breaks_the_protocol(arguments, tmp_path, monkeypatch):
+    import data_ldvc
+
+    everything = data_ldvc.training_targets
+
+    def leak(label_map, seen_class_ids, num_classes, ignore_index=255):
+        targets = everything(label_map, seen_class_ids, num_classes, ignore_index)
+        return np.where(label_map == NAMES.index("sofa"), 0, targets)  # told as "cat"
+
+    monkeypatch.setattr(data_ldvc, "training_targets", leak)
+    with pytest.raises(RuntimeError, match=r"unseen classes reached the loss.*protocol\.json"):
+        run(arguments)
+    protocol = json.loads((tmp_path / "run" / "protocol.json").read_text())
+    assert protocol["unseen_mask_pixels_in_the_loss"] > 0
+    assert not protocol["keeps_setting"]
+
+
+def test_a_fully_supervised_run_trains_all_classes(arguments, tmp_path):
+    run(arguments, "--setting", "fully_supervised", "--max_steps", "2")
+    protocol = json.loads((tmp_path / "run" / "protocol.json").read_text())
+    assert protocol["classes_given_to_the_loss"] == NAMES
+    assert all(row["positive_pixels"] > 0 for row in protocol["classes"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(arguments, tmp_path, workers):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    options = ["--num_workers", str(workers), "--gradient_accumulation_steps", "2"]
+    run(arguments, *options, "--output_dir", str(whole))
+    run(arguments, *options, "--output_dir", str(resumed), "--max_steps", "6", "--save_every", "3")
+    for name in ("step_0000006", "model.safetensors"):  # as if killed after step 3
+        path = resumed / "states" / name if name.startswith("step") else resumed / name
+        os.rename(path, tmp_path / name)
+    (resumed / "states" / "step_0000005.part").mkdir()  # and in the middle of a save
+    run(arguments, *options, "--output_dir", str(resumed), "--resume_from_checkpoint", "latest")
+    first, second = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert log_of(whole) == log_of(resumed)
+    assert (whole / "protocol.json").read_text() == (resumed / "protocol.json").read_text()
+
+
+def test_resuming_takes_the_newest_whole_state_and_refuses_what_is_none(arguments, tmp_path):
+    recipe = read_recipe([*arguments, "--resume_from_checkpoint", "latest"])
+    assert find_state(recipe, tmp_path) is None
+    for step in (2, 10):
+        (tmp_path / "states" / f"step_{step:07d}").mkdir(parents=True)
+    (tmp_path / "states" / "step_0000012.part").mkdir()
+    assert find_state(recipe, tmp_path).name == "step_0000010"
+    recipe = read_recipe([*arguments, "--resume_from_checkpoint", str(tmp_path)])
+    with pytest.raises(RecipeError, match="is no training state; use 'latest'"):
+        find_state(recipe, tmp_path)
+
+
+def test_two_processes_train_on_every_draw_and_score_every_image_once(arguments, tmp_path):
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+        *(str(ROOT / "train.py"), *arguments, "--num_eval_images", "9", "--decoder_dropout", "0"),
+        *("--vision_prompt_dropout", "0"),
+    ]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert two["num_processes"] == 2
+    one = run(
+        arguments,
+        *("--output_dir", str(tmp_path / "one"), "--num_eval_images", "9", "--decoder_dropout", "0"),
+        *("--vision_prompt_dropout", "0"),
+    )
+    assert one["num_processes"] == 1
+    assert one["num_images"] == two["num_images"] == 9
+    # the same draws and the same global normaliser, so that losses agree to rounding
+    losses = [[record["loss"] for record in log_of(tmp_path / name) if "loss" in record] for name in ("run", "one")]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+    protocols = [json.loads((tmp_path / name / "protocol.json").read_text()) for name in ("run", "one")]
+    assert protocols[0] == protocols[1]
+
+
+def test_streamed_data_trains(arguments, tmp_path):
+    run(arguments, "--streaming", "true", "--max_steps", "2")
+    assert json.loads((tmp_path / "run" / "protocol.json").read_text())["image_draws"] == 8
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["--decoder_query", "class"],
+        ["--num_text_prompts", "0"],
+        ["--num_vision_prompts", "0", "--text_adapter", "none"],
+        ["--gradient_checkpointing", "true"],
+        ["--mixed_precision", "bf16"],
+    ],
+)
+def test_variants_train(arguments, overrides):
+    result = run(arguments, "--max_steps", "2", *overrides)
+    assert np.isfinite(result["scores"]["0.0"]["pixel_accuracy"])
+
+
+def test_only_the_adapter_is_written_when_asked(arguments, tmp_path, clip_folder):
+    run(arguments, "--save_adapter_only", "true", "--max_steps", "1")
+    folder = tmp_path / "run"
+    assert not (folder / "model.safetensors").exists()
+    model = LDVCForSemanticSegmentation.from_clip_pretrained(str(clip_folder), **read_recipe(arguments).model)
+    model.load_adapter_weights(folder)
+    assert model.config.seen_classes == ["cat", "dog", "grass"]
+
+
+def test_the_learning_rate_warms_up_and_decays_as_in_mmcv():
+    recipe = Recipe(vocabulary="voc2012", max_steps=100, warmup_steps=10, learning_rate=2e-4)
+    poly = [(2e-4 - 1e-6) * (1 - step / 100) ** 0.9 + 1e-6 for step in range(100)]
+    assert learning_rate_at(0, recipe) == pytest.approx(poly[0] * 1e-6)
+    assert learning_rate_at(5, recipe) == pytest.approx(poly[5] * (1 - 0.5 * (1 - 1e-6)))
+    assert learning_rate_at(10, recipe) == pytest.approx(poly[10])
+    assert learning_rate_at(99, recipe) == pytest.approx(poly[99])
+
+
+def test_a_folder_with_another_run_is_refused_and_kept(arguments, tmp_path):
+    run(arguments, "--max_steps", "1")
+    before = (tmp_path / "run" / "results.json").read_text()
+    with pytest.raises(RecipeError, match="already holds a run; choose another"):
+        run(arguments, "--max_steps", "2")
+    assert (tmp_path / "run" / "results.json").read_text() == before
+    assert run(arguments, "--max_steps", "2", "--overwrite_output_dir", "true")["recipe"]["max_steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--learning_rat", "1"], "no key `learning_rat`; did you mean `learning_rate`?"),
+        (["--max_steps", "many"], "`max_steps` is 'many'; it must be int"),
+        (["--max_steps", "0"], "`max_steps` is 0; use 1 or more"),
+        (["--setting", "magic"], "`setting` is 'magic'; use one of inductive"),
+        (["--batch_size", "5", "--gradient_accumulation_steps", "2"], "`batch_size` 5 cannot be shared"),
+        (["--unseen_classes", "[zebra]"], "zebra"),
+        (["--dataset", "nowhere/at/all"], "nowhere/at/all"),
+        (["--label_column", "mask"], "mask"),
+        (["--eval_split", "tset"], "tset"),
+        (["--clip", "nowhere/clip"], "nowhere/clip"),
+        (["--class_names", "[cat, dog]"], "sofa"),
+        (["--class_names", "[cat, dog, sofa]"], "3"),
+        (["--decoder_attention", "none-such"], "none-such"),
+        (["max_steps", "3"], "'max_steps' stands where a --key was expected"),
+        (["--push_to_hub", "true"], "`push_to_hub` needs `hub_model_id`"),
+    ],
+)
+def test_bad_recipes_end_with_one_line_that_names_the_value(arguments, overrides, message, caplog):
+    import logging
+
+    logging.getLogger("ldvc.train").propagate = True
+    with caplog.at_level("ERROR"):
+        assert main([*arguments, *overrides]) == 2
+    assert message in caplog.text
+
+
+def test_a_missing_recipe_is_named():
+    with pytest.raises(RecipeError, match=r"there is no recipe 'recipes/none\.yaml'"):
+        read_recipe(["recipes/none.yaml"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_in_the_repository_is_valid(path):
+    recipe = read_recipe([str(path)])
+    assert recipe.get_vocabulary().unseen_names
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_state(arguments, tmp_path, monkeypatch):
+    import modeling_ldvc
+
+    healthy, calls = modeling_ldvc.segmentation_loss, []
+
+    def break_down(*args, **kwargs):
+        calls.append(1)
+        loss, terms = healthy(*args, **kwargs)
+        return (loss * float("nan"), terms) if len(calls) == 4 else (loss, terms)
+
+    monkeypatch.setattr(modeling_ldvc, "segmentation_loss", break_down)
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 4"):
+        run(arguments)
+    assert [path.name for path in (tmp_path / "run" / "states").iterdir()] == ["step_0000002"]
