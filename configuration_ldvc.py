@@ -28,6 +28,7 @@ CHOICES = {
     "class_query_mask": ("attention_scores", "dot"),
     "decoder_attention": ("route", "full", "window", "shifted_window", "none"),
     "logit_scale": ("none", "inv_sqrt_dim", "cosine"),
+    "patch_features": ("tokens", "value"),
     "position_interpolation": ("bilinear", "bicubic"),
     "unlabeled_pixels": ("negative", "ignore"),
 }
@@ -89,6 +90,9 @@ class LDVCConfig(PreTrainedConfig):
         logit_bias_init (`float`, *optional*): Start of a learned bias on the logits; `None` has no bias (the paper).
             With few training steps a negative start helps: nearly all (pixel, class) pairs are negative, and without
             it the first steps only learn that (the prior of Lin et al. 2017, Focal Loss, Sec. 4.1).
+        patch_features (`str`, *optional*, defaults to `"tokens"`): Patch tokens that feed the decoder: `"tokens"` are
+            the last layer's (ZegCLIP); `"value"` is its value path alone (MaskCLIP, arXiv 2112.01071), since CLIP
+            trains the summary token only and the last attention leaves other tokens little local meaning.
         position_interpolation (`str`, *optional*, defaults to `"bilinear"`): Resizing of CLIP's position grid:
             `"bilinear"` as ZegCLIP, `"bicubic"` as the library.
         focal_weight, dice_weight, focal_alpha, focal_gamma (`float`): 100.0, 1.0, 0.25, 2.0.
@@ -151,6 +155,7 @@ class LDVCConfig(PreTrainedConfig):
     class_self_attention: bool = False
     logit_scale: str = "none"
     logit_bias_init: float | int | None = None
+    patch_features: str = "tokens"
     position_interpolation: str = "bilinear"
 
     focal_weight: float | int = 100.0

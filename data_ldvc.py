@@ -22,6 +22,8 @@ import torch
 from datasets import Dataset, DatasetDict, Image, IterableDataset, load_dataset, load_from_disk
 from datasets.distributed import split_dataset_by_node
 
+from image_processing_ldvc import load_pixels, to_rgb
+
 
 __all__ = [
     "JointAugmentation",
@@ -33,7 +35,6 @@ __all__ = [
     "map_labels",
     "read_sample",
     "to_label_map",
-    "to_rgb",
     "training_targets",
 ]
 
@@ -193,13 +194,9 @@ def _naming_sample(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{name}: {_decoding_problem(error)}") from error
+        raise ValueError(f"{name}: the file cannot be read ({error}): repair it or leave the sample out.") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
-
-
-def _decoding_problem(error: Exception) -> str:
-    return f"the file cannot be read ({error}): repair it or leave the sample out."
 
 
 def dataset_fingerprint(dataset: Dataset | IterableDataset) -> str:
@@ -230,28 +227,6 @@ def dataset_fingerprint(dataset: Dataset | IterableDataset) -> str:
 # ---- images and label maps
 
 
-def to_rgb(image: PIL.Image.Image | np.ndarray) -> PIL.Image.Image:
-    """Turn an image of any mode upright (EXIF orientation) and into 8-bit RGB.
-
-    Args:
-        image: PIL image, or uint8 / uint16 array (height, width) or (height, width, channels).
-
-    Raises:
-        ValueError: If the file behind the image is corrupt or truncated.
-    """
-    if isinstance(image, np.ndarray):
-        image = PIL.Image.fromarray(image)
-    try:
-        image = PIL.ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow's own conversion clips
-            pixels = np.asarray(image).astype(np.int64)
-            is_16_bit = ";16" in image.mode or pixels.max() > 255
-            image = PIL.Image.fromarray((pixels >> 8 if is_16_bit else pixels).clip(0, 255).astype(np.uint8))
-        return image.convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ValueError(_decoding_problem(error)) from error
-
-
 def to_label_map(label: PIL.Image.Image | np.ndarray) -> np.ndarray:
     """Read the class ids out of a label image, without any conversion of its mode.
 
@@ -262,12 +237,9 @@ def to_label_map(label: PIL.Image.Image | np.ndarray) -> np.ndarray:
         (height, width) int64 ids as stored.
 
     Raises:
-        ValueError: If the label image has colours instead of ids, or cannot be decoded.
+        ValueError: If the label image has colours instead of ids, or its file is damaged.
     """
-    try:
-        ids = np.asarray(label)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(_decoding_problem(error)) from error
+    ids = np.asarray(load_pixels(label) if isinstance(label, PIL.Image.Image) else label)
     mode = getattr(label, "mode", f"array {ids.shape} of {ids.dtype}")
     if ids.ndim != 2:
         raise ValueError(

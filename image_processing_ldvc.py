@@ -1,6 +1,7 @@
 # Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
 """Images and label maps to tensors, logits to label maps, without torchvision; all that the stock pipeline loads."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -49,6 +50,20 @@ class LDVCImageProcessorKwargs(ImagesKwargs, total=False):
     ignore_index: int
 
 
+def load_pixels(image: Image.Image) -> Image.Image:
+    """Read the pixels of a picture now, so that a damaged file is known by its name.
+
+    Raises:
+        ValueError: If the file behind the picture cannot be read.
+    """
+    try:
+        image.load()
+    except (OSError, SyntaxError) as error:
+        name = getattr(image, "filename", "") or "the image"
+        raise ValueError(f"{name} cannot be decoded ({error}); it is truncated or damaged, copy it again.") from error
+    return image
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Bring a picture of any mode to upright 8-bit RGB.
 
@@ -62,19 +77,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: If the file behind the picture cannot be read.
     """
-    try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-            values = np.asarray(image, dtype=np.float64)
-            peak = 65535 if image.mode != "F" else (255 if values.max(initial=0) > 1 else 1)
-            image = Image.fromarray((np.clip(values / peak, 0, 1) * 255).round().astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
-    except (OSError, SyntaxError) as error:
-        name = getattr(image, "filename", "") or "the image"
-        raise ValueError(f"{name} cannot be decoded ({error}); it is truncated or damaged, copy it again.") from error
+    image = ImageOps.exif_transpose(load_pixels(image))
+    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+        values = np.asarray(image, dtype=np.float64)
+        peak = 65535 if image.mode != "F" else (255 if values.max(initial=0) > 1 else 1)
+        image = Image.fromarray((np.clip(values / peak, 0, 1) * 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def resize_nearest(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -193,11 +204,18 @@ class LDVCImageProcessor(PilBackend):
         """Bring one image to a channels-first array; PIL images of any mode become RGB.
 
         Raises:
-            ValueError: If the image is empty or not finite.
+            ValueError: If the image is damaged, empty or not finite, or its channels cannot be told.
         """
-        if isinstance(image, Image.Image) and do_convert_rgb:
-            image = to_rgb(image)
-        array = super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
+        if isinstance(image, Image.Image):
+            image = to_rgb(image) if do_convert_rgb else load_pixels(image)
+        try:
+            array = super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
+        except ValueError as error:
+            shape = tuple(getattr(image, "shape", ()))
+            raise ValueError(
+                f"an image of shape {shape} has no first or last axis of 1, 3 or 4 channels ({error}); pass a PIL "
+                "image or an array of (height, width, 3)."
+            ) from error
         if 0 in array.shape:
             raise ValueError(f"an image has shape {array.shape}; it needs at least one pixel.")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -205,6 +223,25 @@ class LDVCImageProcessor(PilBackend):
         if do_convert_rgb and len(array) == 1:
             array = array.repeat(3, axis=0)
         return array
+
+    def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
+        """Make a flat list; a (height, width) array among `images` is a grey picture.
+
+        Raises:
+            ValueError: If it holds something that is no image.
+        """
+        images = self.fetch_images(images)
+        if expected_ndims == 3:
+            is_list = isinstance(images, (list, tuple))
+            images = [x[None] if getattr(x, "ndim", 3) == 2 else x for x in (images if is_list else [images])]
+            images = images if is_list else images[0]
+        try:
+            return super()._prepare_images_structure(images, expected_ndims)
+        except (ValueError, TypeError) as error:
+            kind = type(images[0] if isinstance(images, (list, tuple)) and images else images).__name__
+            raise ValueError(
+                f"a {kind} is no image; give PIL images, arrays, tensors, paths or URLs, alone or in a list."
+            ) from error
 
     def fetch_images(self, image_url_or_urls):
         """Open paths (in the file's own mode, so that palette label maps keep their ids) and load URLs.
@@ -218,7 +255,7 @@ class LDVCImageProcessor(PilBackend):
             return image_url_or_urls
         source = image_url_or_urls
         try:
-            return Image.open(source) if Path(source).is_file() else load_image(str(source))
+            return Image.open(source) if os.path.isfile(source) else load_image(str(source))
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{str(source)[:200]!r} cannot be read as an image: {str(error)[:200]}") from error
 
@@ -310,7 +347,8 @@ class LDVCImageProcessor(PilBackend):
             `segmentation_scores`, (num_classes, height, width) probabilities less the offset of seen classes.
 
         Raises:
-            ValueError: If the number of sizes is not the number of images, or the threshold is no probability.
+            ValueError: If the number of sizes is not the number of images, a size is none, or the threshold is no
+                probability.
         """
         logits, offsets = outputs["logits"], outputs.get("class_score_offsets")
         if target_sizes is None:
@@ -322,6 +360,8 @@ class LDVCImageProcessor(PilBackend):
         results = []
         for index, size in enumerate(target_sizes):
             size = tuple(int(side) for side in size)
+            if len(size) != 2 or min(size) < 1:
+                raise ValueError(f"a target size is {size}; it is (height, width) in pixels, at least 1 each.")
             offset = None if offsets is None else offsets[index].float()[:, None, None]
 
             def to_probabilities(block: Tensor, offset: Tensor | None = offset) -> Tensor:

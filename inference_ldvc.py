@@ -148,19 +148,17 @@ def segment_image(
 class TrainingFreeCLIP(nn.Module):
     """CLIP as it is: the similarity of its patch tokens with the class embeddings; the floor that training must beat.
 
-    Source: MaskCLIP (arXiv 2112.01071): in the last layer the value path replaces attention, because the summary
-    token's training leaves plain patch tokens with little local meaning. `uses_value_path=False` gives those instead.
-
     Args:
         clip: A `CLIPModel`, or the one inside an LDVC model.
-        uses_value_path: See above.
+        patch_features: "value" as in MaskCLIP (arXiv 2112.01071), or "tokens", see [`LDVCConfig`].
     """
 
-    def __init__(self, clip: CLIPModel, uses_value_path: bool = True):
+    def __init__(self, clip: CLIPModel, patch_features: str = "value"):
         super().__init__()
         # An LDVC model without prompts is the unchanged CLIP, with positions of any size and text features.
-        self.encoder = LDVCForSemanticSegmentation.from_clip_pretrained(clip, num_vision_prompts=0, num_text_prompts=0)
-        self.uses_value_path = uses_value_path
+        self.encoder = LDVCForSemanticSegmentation.from_clip_pretrained(
+            clip, num_vision_prompts=0, num_text_prompts=0, patch_features=patch_features
+        )
 
     def get_class_embeds(self, *args, **kwargs) -> Tensor:
         """As [`LDVCForSemanticSegmentation.get_class_embeds`]."""
@@ -168,22 +166,12 @@ class TrainingFreeCLIP(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixel_values: Tensor, class_embeds: Tensor) -> "TrainingFreeCLIP.Output":
-        """Compare patch tokens with class embeddings: logits (batch_size, num_classes, grid_height, grid_width)."""
-        last_layer = self.encoder.clip.vision_model.encoder.layers[-1]
-        handle = last_layer.register_forward_hook(self._value_path) if self.uses_value_path else None
-        try:
-            feature_map = self.encoder.get_image_features(pixel_values).feature_map
-        finally:
-            if handle is not None:
-                handle.remove()
-        scale = self.encoder.clip.logit_scale.exp()
-        return self.Output(logits=scale * torch.einsum("bdhw,cd->bchw", feature_map, class_embeds))
+        """Compare patch tokens with class embeddings: cosines (batch_size, num_classes, grid_height, grid_width).
 
-    @staticmethod
-    def _value_path(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-        """Replace the last layer's output: each token's own value, projected, without mixing tokens."""
-        hidden_states = layer.layer_norm1(inputs[0])
-        return layer.self_attn.out_proj(layer.self_attn.v_proj(hidden_states))
+        CLIP's temperature is left out: times 100, cosines would saturate the sigmoid of `class_scores` and tie.
+        """
+        feature_map = self.encoder.get_image_features(pixel_values).feature_map
+        return self.Output(logits=torch.einsum("bdhw,cd->bchw", feature_map, class_embeds))
 
     @dataclass
     class Output:

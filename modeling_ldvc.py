@@ -357,8 +357,8 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
             The model, CLIP frozen; `model.newly_initialized` names the weights that did not come from CLIP.
 
         Raises:
-            ValueError: If `clip` is no CLIP or not a whole one, widths do not fit, or `num_text_prompts` is not the number of tokens of
-                the template's words.
+            ValueError: If `clip` is no CLIP or not a whole one, widths do not fit, or `num_text_prompts` is not the
+                number of tokens of the template's words.
             TypeError: If an argument is neither a configuration field nor a loading option.
         """
         fields, options = split_options(config_fields)
@@ -454,8 +454,8 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
             (num_classes, projection_dim), unit length.
 
         Raises:
-            ValueError: If the text tower was left out, ids are padded on the left, have no end token, or do not begin
-                with the template's words while text prompts are on.
+            ValueError: If the text tower was left out, ids have a wrong shape or value, are padded on the left, have
+                no end token, or do not begin with the template's words while text prompts are on.
         """
         if self.baked_vocabulary is not None:
             raise ValueError(
@@ -495,6 +495,8 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         Raises:
             ValueError: See `get_class_embeds`.
         """
+        if not torch.compiler.is_compiling():
+            self._check_token_ids(input_ids)
         end_token = self.config.text_config.eos_token_id
         # Published CLIP configurations carry 2, which means "the highest id", see CLIPTextModel.
         is_end = input_ids == (input_ids.amax(-1, keepdim=True) if end_token == 2 else end_token)
@@ -517,6 +519,29 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
                     )
         return is_end.int().argmax(-1)
 
+    def _check_token_ids(self, input_ids: Tensor) -> None:
+        """Check shape and range of token ids.
+
+        Raises:
+            ValueError: If one is wrong.
+        """
+        if input_ids.dim() != 2 or input_ids.numel() == 0:
+            raise ValueError(
+                f"`input_ids` has shape {tuple(input_ids.shape)}; it must be (num_prompts, sequence_length), with at "
+                "least one of each."
+            )
+        vocab_size, longest = self.config.text_config.vocab_size, self.config.text_config.max_position_embeddings
+        highest = int(input_ids.max())
+        if highest >= vocab_size:
+            raise ValueError(
+                f"`input_ids` holds the id {highest}, but the text tower knows {vocab_size} ids; tokenise with the "
+                "checkpoint's own tokenizer."
+            )
+        if input_ids.shape[1] > longest:
+            raise ValueError(
+                f"`input_ids` is {input_ids.shape[1]} tokens long, the text tower reads {longest}; shorten the names."
+            )
+
     def set_vocabulary(self, class_names, processor, bake: bool = False) -> None:
         """Make these names the default vocabulary, used by calls without class inputs and saved with the checkpoint.
 
@@ -527,13 +552,13 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
                 vocabulary is then fixed.
 
         Raises:
-            ValueError: If names are empty or repeated, the processor's template is not the one of the text prompts, or a
-                vocabulary is baked in already.
+            ValueError: If names are empty or repeated, the processor's template is not the one of the text prompts, or
+                a vocabulary is baked in already.
         """
         if self.baked_vocabulary is not None:
             raise ValueError(
-                "this checkpoint has a baked vocabulary and no text tower to encode other names with; load the checkpoint "
-                "it was baked from."
+                "this checkpoint has a baked vocabulary and no text tower to encode other names with; load the "
+                "checkpoint it was baked from."
             )
         encoded = processor(class_names=class_names, return_tensors="pt").to(self._input_device)
         self._check_prompts(encoded["input_ids"], encoded["attention_mask"])
@@ -637,10 +662,14 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         for layer, encoder_layer in enumerate(vision_model.encoder.layers):
             if self.vision_prompts is not None and layer < self.vision_prompts.depth:
                 hidden_states = self.vision_prompts(hidden_states, layer)
-            hidden_states = encoder_layer(hidden_states, None)
+            layer_input, hidden_states = hidden_states, encoder_layer(hidden_states, None)
+        patch_tokens = hidden_states
+        if self.config.patch_features == "value":
+            last = vision_model.encoder.layers[-1]
+            patch_tokens = last.self_attn.out_proj(last.self_attn.v_proj(last.layer_norm1(layer_input)))
         # The prompts' own outputs are not used. Norms and projection act on each token alone.
         num_patches = grid_size[0] * grid_size[1]
-        hidden_states = torch.cat([hidden_states[:, :1], hidden_states[:, -num_patches:]], dim=1)
+        hidden_states = torch.cat([hidden_states[:, :1], patch_tokens[:, -num_patches:]], dim=1)
         if self.prompt_norm is not None:
             hidden_states = self.prompt_norm(hidden_states)
         embeds = self.clip.visual_projection(vision_model.post_layernorm(hidden_states))
@@ -686,8 +715,8 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
             class_index: (batch_size, num_classes) rows of the encoded classes that make up each image's list.
             seen_class_mask: (num_classes,) or (batch_size, num_classes), 1 for classes that trained with masks, whose
                 probability `seen_score_offset` lowers; known by name for the default vocabulary.
-            kwargs: `output_hidden_states`, `output_attentions` (cross-attention of the decoder included, as the library
-                has it), `output_decoder_hidden_states`, `output_decoder_attentions`, `output_routes`, `return_dict`.
+            kwargs: `output_hidden_states`, `output_attentions` (vision tower, and the decoder's cross-attention),
+                `output_decoder_hidden_states`, `output_decoder_attentions`, `output_routes`, `return_dict`.
 
         Returns:
             [`LDVCSemanticSegmenterOutput`]. Padded classes have probability 0.
@@ -706,14 +735,35 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
             extras["class_score_offsets"] = offsets.expand(outputs.logits.shape[:2])
         if labels is not None:
             size = pixel_values.shape[-2:] if image_features is None else image_features.image_size
-            if labels.dim() != 3 or tuple(labels.shape[-2:]) != tuple(size) or len(labels) != len(outputs.logits):
-                raise ValueError(
-                    f"`labels` has shape {tuple(labels.shape)}, the images {(len(outputs.logits), *size)}; a label "
-                    "map needs the size of its image: pass both to the processor together."
-                )
+            self._check_labels(labels, (outputs.logits.shape[0], *size), class_mask)
             extras["loss"], terms = self._loss(outputs.logits, labels)
             extras |= {"focal_loss": terms["focal"], "dice_loss": terms["dice"]}
         return LDVCSemanticSegmenterOutput(**outputs, **extras)
+
+    def _check_labels(self, labels: Tensor, shape: tuple[int, int, int], class_mask: Tensor | None) -> None:
+        """Check that label maps fit their images, and their ids the images' own class lists.
+
+        Raises:
+            ValueError: If not.
+        """
+        if tuple(labels.shape) != shape:
+            raise ValueError(
+                f"`labels` has shape {tuple(labels.shape)}, the images {shape}; a label map needs the size of its "
+                "image: pass both to the processor together."
+            )
+        if class_mask is None or torch.compiler.is_compiling():
+            return
+        is_padding = ~class_mask.to(labels.device).bool()
+        # ids of no class at all are left to the loss
+        is_id = (labels != self.config.semantic_loss_ignore_index) & (labels >= 0) & (labels < is_padding.shape[1])
+        ids = torch.where(is_id, labels, 0).long().flatten(1)
+        is_stray = is_padding.gather(1, ids).view_as(labels) & is_id
+        if is_stray.any():
+            image = int(is_stray.nonzero()[0, 0])
+            raise ValueError(
+                f"`labels` of image {image} hold the id {labels[is_stray][0].item()}, but its own list has "
+                f"{int((~is_padding[image]).sum())} classes; ids are positions in the image's list."
+            )
 
     def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The segmentation loss with the configuration's weights."""
@@ -738,10 +788,13 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         if input_ids is not None and class_embeds is not None:
             raise ValueError("`input_ids` and `class_embeds` both name the classes; give one of them.")
         if input_ids is not None:
-            masks = None if attention_mask is None else attention_mask.flatten(0, -2)
-            class_embeds = self.get_class_embeds(input_ids.flatten(0, -2), masks, prompt_class_ids)
-            if input_ids.dim() == 3:
-                class_embeds = class_embeds.unflatten(0, input_ids.shape[:2])
+            list_shape = input_ids.shape[:2] if input_ids.dim() == 3 else None
+            if list_shape is not None:
+                input_ids = input_ids.flatten(0, 1)
+                attention_mask = None if attention_mask is None else attention_mask.flatten(0, 1)
+            class_embeds = self.get_class_embeds(input_ids, attention_mask, prompt_class_ids)
+            if list_shape is not None:
+                class_embeds = class_embeds.unflatten(0, list_shape)
         elif class_embeds is None:
             class_embeds = self._default_class_embeds()
         width = self.config.projection_dim

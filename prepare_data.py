@@ -23,7 +23,8 @@ from datasets import Dataset, Features, Image, Value, disable_progress_bars
 from huggingface_hub import HfApi
 from tqdm import tqdm
 
-from data_ldvc import to_label_map, to_rgb
+from data_ldvc import to_label_map
+from image_processing_ldvc import to_rgb
 from vocabularies import VOCABULARIES
 
 

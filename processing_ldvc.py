@@ -61,26 +61,39 @@ def read_classes(class_names) -> Classes:
         ValueError: If it is empty, or a name is empty, repeated or holds control characters.
     """
     if isinstance(class_names, Mapping):
-        pairs = [(name, [words] if isinstance(words, str) else list(words)) for name, words in class_names.items()]
+        pairs = [(name, [words] if isinstance(words, str) else words) for name, words in class_names.items()]
     elif isinstance(class_names, (list, tuple)):
         pairs = [(name, [name]) for name in class_names]
     else:
         raise TypeError(f"`class_names` is {class_names!r}; give a list of names, or a dict of names and synonyms.")
     if not pairs:
         raise ValueError("`class_names` is empty; give at least one name.")
-    first_use: dict[str, str] = {}
     for name, synonyms in pairs:
+        if not isinstance(synonyms, (list, tuple)):
+            raise TypeError(f"the synonyms of {name!r} are {synonyms!r}; give a list of words.")
         if not synonyms:
             raise ValueError(f"class {name!r} has no synonym; give at least one word for it.")
-        for word in synonyms:
-            key = name_key(word)
-            if key in first_use:
-                raise ValueError(
-                    f"the class name {word!r} is given twice (as {first_use[key]!r} before); ids come from position, "
-                    "so name each class once."
-                )
-            first_use[key] = word
-    return dict(pairs)
+    check_distinct([name for name, _ in pairs])
+    check_distinct([word for _, synonyms in pairs for word in synonyms])
+    return {name: list(synonyms) for name, synonyms in pairs}
+
+
+def check_distinct(names: list) -> None:
+    """Check names and that no two are the same.
+
+    Raises:
+        TypeError: If a name is no string.
+        ValueError: If a name is empty, repeated or holds control characters.
+    """
+    first_use: dict[str, str] = {}
+    for name in names:
+        key = name_key(name)
+        if key in first_use:
+            raise ValueError(
+                f"the class name {name!r} is given twice (as {first_use[key]!r} before); ids come from position, so "
+                "name each class once."
+            )
+        first_use[key] = name
 
 
 def check_templates(templates) -> list[str]:

@@ -27,7 +27,7 @@ DEFAULT_RECIPE = Path(__file__).resolve().parent / "recipes" / "picturebook_indu
 CHOICES = {
     "setting": ("inductive", "fully_supervised"),
     "image_stats": ("imagenet", "clip"),
-    "mixed_precision": ("no", "fp16", "bf16"),
+    "mixed_precision": ("no", "fp16", "bf16", "auto"),
 }
 LOWEST = {
     0: ("warmup_steps", "eval_every", "save_every", "num_workers", "num_pictures", "learning_rate", "seed"),
@@ -105,7 +105,8 @@ class Recipe:
     poly_power: float = 0.9
     min_learning_rate: float = 1e-6
     max_grad_norm: float | None = None  # ZegCLIP does not clip
-    mixed_precision: str = "no"
+    mixed_precision: str = "no"  # "auto" is bf16 where the hardware computes in it, else no
+    attn_implementation: str | None = None  # None is PyTorch's fused attention; its bf16 backward is slow on CPU
     gradient_checkpointing: bool = False
     seed: int = 0
     num_workers: int = 2
@@ -122,6 +123,7 @@ class Recipe:
     # ---- output
     output_dir: str = "outputs/run"
     overwrite_output_dir: bool = False
+    results_file: str | None = None  # a second place for results.json, such as the ledger results/
     save_every: int = 1_000  # steps between states to resume from; 0 saves none
     keep_states: int = 2
     save_adapter_only: bool = False  # write LDVC's own weights without CLIP's

@@ -176,9 +176,21 @@ def build_batches(
     yield from accelerator.prepare(DataLoader(training_set, sampler=draws, **options))
 
 
+def choose_precision(recipe: Recipe) -> str:
+    """Resolve `mixed_precision`: "auto" is bf16 where the device computes in it natively."""
+    if recipe.mixed_precision != "auto":
+        return recipe.mixed_precision
+    if torch.cuda.is_available() and not recipe.cpu:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    has_native_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "bf16" if has_native_bf16() else "no"
+
+
 def build_model(recipe: Recipe) -> tuple[LDVCForSemanticSegmentation, LDVCProcessor]:
     """Build LDVC on the recipe's CLIP, and its processor."""
     model = LDVCForSemanticSegmentation.from_clip_pretrained(recipe.clip, **recipe.model)
+    if recipe.attn_implementation:
+        model.set_attn_implementation(recipe.attn_implementation)
     processor = LDVCProcessor.from_clip_pretrained(
         recipe.clip,
         image_stats=recipe.image_stats,
@@ -473,11 +485,13 @@ def finish(run: Run, log: Log, started: float) -> dict[str, Any]:
             "recipe": asdict(recipe),
             "controls": controls,
             "num_processes": accelerator.num_processes,
+            "mixed_precision": accelerator.mixed_precision,
             "trainable_parameters": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
             "training_seconds": round(training_seconds, 1),
             **provenance(run.model.config, run.eval_data, recipe.seed),
         }
-        write_json(result, run.folder / "results.json")
+        for path in filter(None, (run.folder / "results.json", recipe.results_file)):
+            write_json(result, path)
         save_curves(log.records, run.folder / "curves.png")
         draw_pictures(run)
         sys.stdout.write(f"\n{format_table(rows)}\n\nwritten to {run.folder}\n")
@@ -492,7 +506,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     has_idle_weights = recipe.model.get("decoder_query") == "class"
     accelerator = Accelerator(
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        mixed_precision=recipe.mixed_precision,
+        mixed_precision=choose_precision(recipe),
         cpu=recipe.cpu,
         log_with=recipe.report_to,
         project_dir=recipe.output_dir,

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.clip.configuration_clip import CLIPConfig
+from transformers.models.clip.modeling_clip import CLIPModel
 from transformers.utils import logging
 
 
@@ -53,6 +54,7 @@ ADAPTER_FIELDS = (
     "class_self_attention",
     "logit_scale",
     "logit_bias_init",
+    "patch_features",
     "position_interpolation",
 )
 # What a load adopts from the adapter: it belongs to the trained weights, not to the shapes.
@@ -108,24 +110,21 @@ def clip_config_of(clip: str | os.PathLike | nn.Module, loading_options: dict[st
         ValueError: If it is no CLIP.
         OSError: If the folder or Hub id cannot be read.
     """
+    if isinstance(clip, CLIPModel):
+        return clip.config
     if isinstance(clip, nn.Module):
-        model_type, config = getattr(getattr(clip, "config", None), "model_type", type(clip).__name__), None
-    else:
-        hub_options = {
-            k: v for k, v in loading_options.items() if k in ("cache_dir", "revision", "subfolder", "token")
-        }
-        try:
-            config, _ = PreTrainedConfig.get_config_dict(clip, **hub_options)
-        except OSError as error:
-            raise OSError(f"no CLIP can be read from {str(clip)!r}; give a folder or Hub id of one. {error}") from error
-        model_type = config.get("model_type")
-    if model_type != "clip":
-        hint = "; load it with LDVCForSemanticSegmentation.from_pretrained" if model_type == "ldvc" else ""
+        raise ValueError(f"`clip` is a {type(clip).__name__}, not a CLIPModel; give one, or its folder or Hub id.")
+    hub_options = {k: v for k, v in loading_options.items() if k in ("cache_dir", "revision", "subfolder", "token")}
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(clip, **hub_options)
+    except OSError as error:
+        raise OSError(f"no CLIP can be read from {str(clip)!r}; give a folder or Hub id of one. {error}") from error
+    if config.get("model_type") != "clip":
         raise ValueError(
-            f"{clip if config is not None else type(clip).__name__!r} is a {model_type!r}, not a CLIP model{hint}; "
-            "give a CLIPModel, or a folder or Hub id of one such as 'openai/clip-vit-base-patch16'."
+            f"{str(clip)!r} holds a {config.get('model_type')!r} model, not a CLIP; give a CLIPModel, or a folder or "
+            "Hub id of one such as 'openai/clip-vit-base-patch16' (an LDVC checkpoint loads with from_pretrained)."
         )
-    return clip.config if config is None else CLIPConfig.from_dict(config)
+    return CLIPConfig.from_dict(config)
 
 
 def template_token_ids(template: str, clip: str | os.PathLike | nn.Module, tokenizer: Any, options: dict) -> list[int]:

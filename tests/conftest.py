@@ -110,7 +110,9 @@ def make_model(clip_model, tokenizer):
 
     def build(clip=clip_model, **config_fields) -> LDVCForSemanticSegmentation:
         torch.manual_seed(1)
-        return LDVCForSemanticSegmentation.from_clip_pretrained(clip, tokenizer, **{**TINY_FIELDS, **config_fields}).eval()
+        return LDVCForSemanticSegmentation.from_clip_pretrained(
+            clip, tokenizer, **{**TINY_FIELDS, **config_fields}
+        ).eval()
 
     return build
 

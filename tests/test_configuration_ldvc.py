@@ -158,9 +158,13 @@ def test_auto_config_gives_ldvc_config_for_the_folder_and_for_the_model_type(tmp
 def test_the_saved_file_says_where_the_code_of_every_auto_class_is(tmp_path):
     LDVCConfig().save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == AUTO_MAP
-    assert {"AutoConfig", "AutoModel", "AutoModelForSemanticSegmentation", "AutoProcessor", "AutoImageProcessor"} <= set(
-        AUTO_MAP
-    )
+    assert {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForSemanticSegmentation",
+        "AutoProcessor",
+        "AutoImageProcessor",
+    } <= set(AUTO_MAP)
 
 
 def test_every_field_is_documented():

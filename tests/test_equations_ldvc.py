@@ -157,7 +157,9 @@ def test_one_class_filling_the_image_gives_the_published_check_value():
 def test_logits_are_upsampled_bilinearly_to_the_labels():
     logits, labels = torch.randn(1, 3, 2, 3), torch.randint(0, 3, (1, 8, 9))
     upsampled = F.interpolate(logits, size=(8, 9), mode="bilinear", align_corners=False)
-    assert segmentation_loss(logits, labels)[0] == pytest.approx(segmentation_loss(upsampled, labels)[0].item(), rel=1e-6)
+    assert segmentation_loss(logits, labels)[0] == pytest.approx(
+        segmentation_loss(upsampled, labels)[0].item(), rel=1e-6
+    )
     focal, dice = naive_loss(upsampled.double(), labels)
     assert segmentation_loss(logits, labels)[0].item() == pytest.approx(float(100 * focal + dice), rel=1e-5)
 
@@ -207,7 +209,9 @@ def naive_routes(attention, tokens, grid_size, num_regions, top_k):
     """Regions of every token and, per region, the `top_k` regions of highest affinity of mean query and mean key."""
     height, width = grid_size
     side = math.ceil(height / num_regions), math.ceil(width / num_regions)
-    region_of = [(i // width) // side[0] * math.ceil(width / side[1]) + (i % width) // side[1] for i in range(height * width)]
+    region_of = [
+        (i // width) // side[0] * math.ceil(width / side[1]) + (i % width) // side[1] for i in range(height * width)
+    ]
     queries, keys = attention.q_proj(tokens), attention.k_proj(tokens)
     members = [[i for i, r in enumerate(region_of) if r == region] for region in range(max(region_of) + 1)]
     routes = []
@@ -488,7 +492,9 @@ def test_the_class_query_decoder_equals_its_formulas(mask_kind, has_self_attenti
         assert isinstance(layer, LDVCClassQueryLayer)
         if has_self_attention:
             attended = naive_grouped(layer.self_attn, queries, lambda _: list(range(3)))
-            queries = torch.stack([layer_norm(layer.self_attn_norm, q + a) for q, a in zip(queries, attended, strict=True)])
+            queries = torch.stack(
+                [layer_norm(layer.self_attn_norm, q + a) for q, a in zip(queries, attended, strict=True)]
+            )
         cross, updated = layer.cross_attn, []
         keys, values = cross.k_proj(tokens[0]), cross.v_proj(tokens[0])
         scores = torch.zeros(3, 6)

@@ -9,12 +9,12 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import TINY_FIELDS, build_clip
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForSemanticSegmentation, CLIPModel
 
 from configuration_ldvc import LDVCConfig
-from conftest import TINY_FIELDS, build_clip
 from loss_ldvc import segmentation_loss
 from modeling_ldvc import LDVCForSemanticSegmentation
 from processing_ldvc import LDVCProcessor
@@ -118,7 +118,9 @@ LEGACY = {"legacy ids": {"eos_token_id": 2, "bos_token_id": 0}, "ids": {}}
 
 @torch.no_grad()
 @pytest.mark.parametrize("ids", LEGACY)
-@pytest.mark.parametrize("padding", [{"padding": True}, {"padding": "max_length", "max_length": 77}], ids=["longest", "77"])
+@pytest.mark.parametrize(
+    "padding", [{"padding": True}, {"padding": "max_length", "max_length": 77}], ids=["longest", "77"]
+)
 @pytest.mark.parametrize("names", [["cat"], ["dog", "zebra crossing", "a"], ["x" * 60, "sky"]], ids=["1", "3", "long"])
 def test_handcrafted_prompts_give_the_text_features_of_clip_at_step_0(make_model, tokenizer, ids, padding, names):
     clip = build_clip(tokenizer, **LEGACY[ids])
@@ -176,8 +178,12 @@ def test_padding_never_changes_the_class_embeddings(tiny_model, tokenizer, fille
 
 def test_the_text_tower_runs_at_the_length_of_the_longest_name(tiny_model, tokenizer):
     lengths = []
-    tiny_model.clip.text_model.final_layer_norm.register_forward_hook(lambda _, args, out: lengths.append(out.shape[1]))
-    encoded = tokenizer(["a photo of a cat", "a photo of a sky dog"], padding="max_length", max_length=77, return_tensors="pt")
+    tiny_model.clip.text_model.final_layer_norm.register_forward_hook(
+        lambda _, args, out: lengths.append(out.shape[1])
+    )
+    encoded = tokenizer(
+        ["a photo of a cat", "a photo of a sky dog"], padding="max_length", max_length=77, return_tensors="pt"
+    )
     tiny_model.get_class_embeds(**encoded)
     assert lengths == [8]
 
@@ -248,7 +254,9 @@ def test_every_trained_parameter_gets_a_gradient(make_model, inputs, labels, dec
     """Otherwise training with several processes stops."""
     model = make_model(**DECODERS[decoder], logit_scale="cosine", logit_bias_init=-1.0).train()
     model(**inputs, labels=labels).loss.backward()
-    without = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    without = [
+        name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
     # a key's bias shifts all scores of a softmax alike, so its gradient is rounding or nothing
     assert [name for name in without if not name.endswith("k_proj.bias")] == []
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
@@ -265,7 +273,9 @@ def test_promise_1_an_image_alone_and_in_a_batch_give_the_same_logits(make_model
     pixel_values = torch.randn(5, 3, 40, 56)
     together = model(pixel_values, **classes).logits
     for index in range(5):
-        torch.testing.assert_close(model(pixel_values[index : index + 1], **classes).logits[0], together[index], **BATCH_CLOSE)
+        torch.testing.assert_close(
+            model(pixel_values[index : index + 1], **classes).logits[0], together[index], **BATCH_CLOSE
+        )
 
 
 @torch.no_grad()
@@ -328,7 +338,9 @@ def test_promise_3_names_in_another_order_replace_the_kept_embeddings(cached):
     cached.assert_fresh()
 
 
-def test_promise_3_another_template_replaces_the_kept_embeddings(make_model, clip_folder, tiny_processor, pixel_values):
+def test_promise_3_another_template_replaces_the_kept_embeddings(
+    make_model, clip_folder, tiny_processor, pixel_values
+):
     cached = CachedModel(make_model(num_text_prompts=0), tiny_processor, pixel_values)
     cached.processor = LDVCProcessor.from_clip_pretrained(clip_folder, prompt_templates=["{} of sky", "dog {}"])
     cached.model.set_vocabulary(NAMES, cached.processor)
@@ -447,7 +459,7 @@ def test_lists_per_image_equal_single_calls(make_model, tiny_processor, images, 
 @torch.no_grad()
 def test_three_dimensional_ids_and_embeddings_are_a_list_per_image(tiny_model, tokenizer, pixel_values):
     prompts = [["a photo of a cat", "a photo of a sky"], ["a photo of a dog", "a photo of a zebra"]]
-    encoded = tokenizer(sum(prompts, []), padding=True, return_tensors="pt")
+    encoded = tokenizer([*prompts[0], *prompts[1]], padding=True, return_tensors="pt")
     ids, mask = (encoded[key].view(2, 2, -1) for key in ("input_ids", "attention_mask"))
     together = tiny_model(pixel_values, input_ids=ids, attention_mask=mask).logits
     embeds = torch.stack([tiny_model.get_class_embeds(row) for row in ids])
@@ -466,7 +478,9 @@ def test_padded_classes_add_nothing_to_loss_and_gradient(tiny_model, tiny_proces
     assert all(p.grad is None or p.grad.isfinite().all() for p in tiny_model.parameters())
     terms = []
     for index, names in enumerate(lists):
-        one = tiny_processor(images=images[index], class_names=names, segmentation_maps=labels[index], return_tensors="pt")
+        one = tiny_processor(
+            images=images[index], class_names=names, segmentation_maps=labels[index], return_tensors="pt"
+        )
         logits = tiny_model(**{k: v for k, v in one.items() if k != "labels"}).logits
         terms.append(segmentation_loss(logits, one["labels"], num_masks=4)[0])
     assert outputs.loss.item() == pytest.approx(sum(terms).item(), rel=1e-4)
@@ -509,13 +523,21 @@ def test_a_model_takes_any_number_of_classes_without_a_change_of_weights(tiny_mo
     before = {name: weight.clone() for name, weight in tiny_model.state_dict().items()}
     for count in (1, 15, 20):
         names = [f"thing {index}" for index in range(count)]
-        assert tiny_model(pixel_values, **tiny_processor(class_names=names, return_tensors="pt")).logits.shape[1] == count
+        assert (
+            tiny_model(pixel_values, **tiny_processor(class_names=names, return_tensors="pt")).logits.shape[1] == count
+        )
     assert_same_weights(tiny_model.state_dict(), before)
 
 
 def test_the_loss_is_the_configured_loss_of_the_logits(make_model, inputs, labels):
     labels[0, :5] = 255
-    fields = {"focal_weight": 7.0, "dice_weight": 2.0, "focal_alpha": 0.5, "focal_gamma": 1.0, "unlabeled_pixels": "ignore"}
+    fields = {
+        "focal_weight": 7.0,
+        "dice_weight": 2.0,
+        "focal_alpha": 0.5,
+        "focal_gamma": 1.0,
+        "unlabeled_pixels": "ignore",
+    }
     outputs = make_model(**fields)(**inputs, labels=labels)
     expected, terms = segmentation_loss(outputs.logits, labels, *list(fields.values())[:4], unlabeled_pixels="ignore")
     assert outputs.loss.item() == pytest.approx(expected.item())
@@ -764,7 +786,9 @@ def test_the_fingerprint_does_not_depend_on_the_storage_of_equal_values(make_mod
 # ---- the default vocabulary, baked or not
 
 
-def test_a_baked_checkpoint_runs_without_text_tower_and_equals_the_unbaked(make_model, tiny_processor, tmp_path, pixel_values):
+def test_a_baked_checkpoint_runs_without_text_tower_and_equals_the_unbaked(
+    make_model, tiny_processor, tmp_path, pixel_values
+):
     names = {"sofa": ["sofa", "couch"], "cat": ["cat"]}
     model = make_model()
     model.set_vocabulary(names, tiny_processor)
@@ -772,7 +796,9 @@ def test_a_baked_checkpoint_runs_without_text_tower_and_equals_the_unbaked(make_
         expected = model(pixel_values).logits
     model.set_vocabulary(names, tiny_processor, bake=True)
     model.save_pretrained(tmp_path)
-    assert not [name for name in load_file(tmp_path / "model.safetensors") if "text_" in name.replace("text_adapter", "")]
+    assert not [
+        name for name in load_file(tmp_path / "model.safetensors") if "text_" in name.replace("text_adapter", "")
+    ]
     loaded, info = LDVCForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]

@@ -8,7 +8,12 @@ from PIL import Image
 
 COLORS = {"cat": (220, 40, 40), "grass": (40, 200, 60), "sky": (60, 90, 230), "sofa": (230, 210, 50)}
 # one letter of each name per 16-pixel block
-LAYOUTS = (("ccgg", "ccgg", "ssgg", "ssss"), ("ffff", "fcgf", "fcgf", "ffff"), ("scsc", "cscs", "gggg", "gggg"), ("fffg", "ccfg", "ccfg", "sssg"))
+LAYOUTS = (
+    ("ccgg", "ccgg", "ssgg", "ssss"),
+    ("ffff", "fcgf", "fcgf", "ffff"),
+    ("scsc", "cscs", "gggg", "gggg"),
+    ("fffg", "ccfg", "ccfg", "sssg"),
+)
 LETTERS = {"c": 0, "g": 1, "s": 2, "f": 3}
 
 

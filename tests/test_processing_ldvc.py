@@ -83,6 +83,14 @@ def two_colors():
     return image
 
 
+def test_a_long_data_url_is_an_image_and_no_file_name(image_processor):
+    data, noise = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(data, format="png")
+    url = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    expected = image_processor(Image.fromarray(noise), return_tensors="pt")["pixel_values"]
+    assert torch.equal(image_processor(url, return_tensors="pt")["pixel_values"], expected)
+
+
 @pytest.mark.parametrize(("orientation", "blue_at"), [(1, (4, 7)), (3, (4, 0)), (6, (7, 4)), (8, (0, 4))])
 def test_exif_orientation_is_applied(image_processor, tmp_path, orientation, blue_at):
     image, exif = two_colors(), Image.Exif()
@@ -126,9 +134,20 @@ def test_a_picture_in_any_form_gives_the_same_tensor(image_processor, tmp_path, 
     assert (pixels[0, 0, :, 0] > pixels[0, 0, :, 7]).all()
 
 
-def test_a_gray_array_becomes_three_channels(image_processor):
-    pixels = image_processor(np.full((9, 11), 100, dtype=np.uint8), return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(pixels[0, :, 3, 3], normalised((100, 100, 100)), atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("shape", [(9, 11), (1, 9, 11), (9, 11, 1), (2, 9)], ids=str)
+def test_a_gray_array_becomes_three_channels(image_processor, shape):
+    for image in (np.full(shape, 100, dtype=np.uint8), torch.full(shape, 100, dtype=torch.uint8)):
+        for images in (image, [image], [solid("RGB", 0), image]):
+            pixels = image_processor(images, return_tensors="pt")["pixel_values"]
+            torch.testing.assert_close(pixels[-1, :, 3, 3], normalised((100, 100, 100)), atol=1e-5, rtol=1e-5)
+
+
+def test_transparency_in_an_array_is_white_as_in_a_picture(image_processor):
+    array = np.full((9, 11, 4), 40, dtype=np.uint8)
+    for alpha in (0, 128, 255):
+        array[..., 3] = alpha
+        expected = image_processor(Image.fromarray(array), return_tensors="pt")["pixel_values"]
+        assert torch.equal(image_processor(array, return_tensors="pt")["pixel_values"], expected), alpha
 
 
 def test_pictures_of_different_sizes_and_modes_make_one_batch(image_processor):
@@ -219,7 +238,9 @@ def test_reduced_labels_count_from_zero_and_keep_unlabelled():
 
 def test_another_ignore_index_is_kept_when_labels_are_reduced():
     processor = LDVCImageProcessor(do_resize=False, reduce_labels=True, ignore_index=-100)
-    batch = processor(solid("RGB", 0, (4, 8)), segmentation_maps=np.array([[0, 1, -100, 255]] * 8), return_tensors="pt")
+    batch = processor(
+        solid("RGB", 0, (4, 8)), segmentation_maps=np.array([[0, 1, -100, 255]] * 8), return_tensors="pt"
+    )
     assert batch["labels"][0, 0].tolist() == [-100, 0, -100, 254]
 
 
@@ -269,7 +290,14 @@ def test_synonyms_and_templates_make_several_prompts_per_class(tiny_processor):
         class_names={"sofa": ["sofa", "couch"], "cat": "cat"}, prompt_templates=["a {}", "the {}"], return_tensors="pt"
     )
     assert inputs["prompt_class_ids"].tolist() == [0, 0, 0, 0, 1, 1]
-    assert decoded(tiny_processor.tokenizer, inputs) == ["a sofa", "the sofa", "a couch", "the couch", "a cat", "the cat"]
+    assert decoded(tiny_processor.tokenizer, inputs) == [
+        "a sofa",
+        "the sofa",
+        "a couch",
+        "the couch",
+        "a cat",
+        "the cat",
+    ]
 
 
 @torch.no_grad()

@@ -1,0 +1,381 @@
+"""Bad calls: each raises the right error, and the message names the value and the remedy."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from image_processing_ldvc import LDVCImageProcessor
+from loss_ldvc import segmentation_loss
+from modeling_ldvc import LDVCForSemanticSegmentation
+from processing_ldvc import LDVCProcessor
+
+
+def assert_raises(call, error, mentions):
+    with pytest.raises(error) as caught:
+        call()
+    assert caught.type is error, "not a subclass by accident"
+    for mention in mentions:
+        assert mention in str(caught.value)
+
+
+# ---- class names and templates
+
+NAMES = [
+    ("cat", TypeError, ("'cat'", "list of names")),
+    (7, TypeError, ("7", "list of names")),
+    ([], ValueError, ("empty", "at least one")),
+    ({}, ValueError, ("empty", "at least one")),
+    (["cat", ""], ValueError, ("''", "empty", "give every class a name")),
+    (["cat", "  "], ValueError, ("'  '", "empty")),
+    (["cat", "cat"], ValueError, ("'cat'", "twice", "once")),
+    (["cat", "Cat"], ValueError, ("'Cat'", "'cat'", "once")),
+    (["hot dog", "hot  dog"], ValueError, ("'hot  dog'", "twice")),
+    (["cat", 3], TypeError, ("3", "int", "strings")),
+    (["cat", None], TypeError, ("None", "strings")),
+    (["cat\n"], ValueError, ("'cat\\n'", "control character", "remove")),
+    (["c\x00at"], ValueError, ("control character", "remove")),
+    ({"sofa": []}, ValueError, ("'sofa'", "at least one word")),
+    ({"sofa": ["sofa"], "couch": ["sofa"]}, ValueError, ("'sofa'", "twice")),
+    ({"sofa": ["sofa", 4]}, TypeError, ("4", "strings")),
+    ({"sofa": 4}, TypeError, ("4", "sofa", "list of words")),
+    ({3: ["sofa"]}, TypeError, ("3", "int", "strings")),
+    ({"": ["sofa"]}, ValueError, ("''", "empty")),
+    ({"sofa": ["a"], "Sofa": ["b"]}, ValueError, ("'Sofa'", "twice")),
+    ([["cat"], "dog"], TypeError, ("'dog'", "list of names")),
+    ([["cat"], []], ValueError, ("empty", "at least one")),
+    (["x" * 200], ValueError, ("xxx", "tokens", "77", "shorten")),
+]
+
+
+@pytest.mark.parametrize(("names", "error", "mentions"), NAMES, ids=[repr(names)[:40] for names, *_ in NAMES])
+def test_bad_class_names_are_refused_by_the_call_and_by_the_vocabulary(
+    tiny_processor, tiny_model, names, error, mentions
+):
+    assert_raises(lambda: tiny_processor(class_names=names, return_tensors="pt"), error, mentions)
+    before = tiny_model.config.to_json_string()
+    with pytest.raises(error):
+        tiny_model.set_vocabulary(names, tiny_processor)
+    assert tiny_model.config.to_json_string() == before
+
+
+TEMPLATES = [
+    ("a photo", ("'a photo'", "exactly one {}")),
+    ("{} and {}", ("'{} and {}'", "exactly one {}")),
+    (["a {}", "b"], ("'b'", "exactly one {}")),
+    ([], ("empty", "at least one")),
+    ("", ("''", "exactly one {}")),
+    ([None], ("None", "exactly one {}")),
+]
+
+
+@pytest.mark.parametrize(("templates", "mentions"), TEMPLATES, ids=str)
+def test_bad_templates_are_refused(tiny_processor, templates, mentions):
+    call = lambda: tiny_processor(class_names=["cat"], prompt_templates=templates, return_tensors="pt")  # noqa: E731
+    assert_raises(call, ValueError, mentions)
+    assert_raises(
+        lambda: LDVCProcessor(tiny_processor.image_processor, tiny_processor.tokenizer, prompt_templates=templates),
+        ValueError,
+        mentions,
+    )
+
+
+PICTURE = Image.new("RGB", (12, 10))
+CALLS = {
+    "nothing": ({}, ("images", "class_names", "text")),
+    "text and names": ({"text": ["cat"], "class_names": ["cat"]}, ("text", "class_names", "one of them")),
+    "maps alone": ({"segmentation_maps": [np.zeros((10, 12), int)], "class_names": ["cat"]}, ("images", "both")),
+    "lists and images": (
+        {"images": [PICTURE], "class_names": [["cat"], ["dog"]]},
+        ("2 lists", "1 images", "one list each"),
+    ),
+    "long text": ({"text": ["x" * 100]}, ("102 tokens", "77", "shorten")),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_bad_calls_of_the_processor_are_refused(tiny_processor, case):
+    arguments, mentions = CALLS[case]
+    assert_raises(lambda: tiny_processor(**arguments, return_tensors="pt"), ValueError, mentions)
+
+
+# ---- pictures and label maps
+
+
+def ids(height=10, width=12, dtype=int):
+    return np.zeros((height, width), dtype=dtype)
+
+
+MAPS = {
+    "RGB": (PICTURE, ("map 0", "3 channels", "one integer id per pixel")),
+    "float": (ids(dtype=float), ("float64", "one integer id per pixel")),
+    "other size": (ids(10, 11), ("(10, 11)", "(10, 12)", "one size")),
+    "turned": (ids(12, 10), ("(12, 10)", "(10, 12)", "one size")),
+    "two for one": ([ids(), ids()], ("1 images", "2 segmentation maps", "one each")),
+    "none for one": ([], ("1 images", "0 segmentation maps", "one each")),
+}
+
+
+@pytest.mark.parametrize("case", MAPS)
+def test_bad_label_maps_are_refused(tiny_processor, case):
+    maps, mentions = MAPS[case]
+    assert_raises(
+        lambda: tiny_processor(images=PICTURE, segmentation_maps=maps, return_tensors="pt"), ValueError, mentions
+    )
+
+
+def test_the_second_bad_label_map_is_named(tiny_processor):
+    call = lambda: tiny_processor(images=[PICTURE] * 2, segmentation_maps=[ids(), ids(3, 4)], return_tensors="pt")  # noqa: E731
+    assert_raises(call, ValueError, ("map 1", "(3, 4)"))
+
+
+PICTURES = {
+    "number": (3, ("int", "PIL images")),
+    "list of numbers": ([3], ("int", "PIL images")),
+    "empty list": ([], ("empty list", "at least one image")),
+    "no pixel": (np.zeros((0, 5, 3), np.uint8), ("(3, 0, 5)", "at least one pixel")),
+    "five channels": (np.zeros((9, 9, 5), np.uint8), ("(9, 9, 5)", "1, 3 or 4 channels", "PIL image")),
+    "NaN": (np.full((9, 9, 3), np.nan, np.float32), ("NaN", "clean")),
+    "missing file": ("no/such/file.png", ("no/such/file.png", "cannot be read")),
+}
+
+
+@pytest.mark.parametrize("case", PICTURES)
+def test_bad_pictures_are_refused(tiny_processor, case):
+    picture, mentions = PICTURES[case]
+    assert_raises(lambda: tiny_processor(images=picture, return_tensors="pt"), ValueError, mentions)
+
+
+def damaged_files(folder):
+    """A truncated PNG, a truncated JPEG and a text file."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    for suffix in ("png", "jpg"):
+        noise.save(folder / f"whole.{suffix}")
+        (folder / f"cut.{suffix}").write_bytes((folder / f"whole.{suffix}").read_bytes()[:2000])
+    (folder / "text.png").write_text("this is no picture")
+    return [folder / "cut.png", folder / "cut.jpg", folder / "text.png"]
+
+
+def test_a_damaged_file_is_refused_by_name(tiny_processor, tmp_path):
+    for path in damaged_files(tmp_path):
+        for source in (path, str(path)):
+            assert_raises(
+                lambda source=source: tiny_processor(images=source, return_tensors="pt"), ValueError, (path.name,)
+            )
+
+
+def test_a_damaged_label_map_is_refused_by_name(tiny_processor, tmp_path):
+    maps = Image.new("L", (64, 64))
+    maps.putdata(np.random.default_rng(0).integers(0, 5, 64 * 64).tolist())
+    maps.save(tmp_path / "map.png")
+    (tmp_path / "map.png").write_bytes((tmp_path / "map.png").read_bytes()[:600])
+    call = lambda: tiny_processor(  # noqa: E731
+        images=Image.new("RGB", (64, 64)), segmentation_maps=tmp_path / "map.png", return_tensors="pt"
+    )
+    assert_raises(call, ValueError, ("map.png", "truncated"))
+
+
+def test_pictures_that_make_no_batch_are_refused():
+    processor = LDVCImageProcessor(size={"shortest_edge": 16})
+    call = lambda: processor([PICTURE, Image.new("RGB", (50, 10))], return_tensors="pt")  # noqa: E731
+    assert_raises(call, ValueError, ("(16, 19)", "(16, 80)", "one at a time", "fixed height and width"))
+
+
+POST_PROCESSING = {
+    "sizes": ({"target_sizes": [(4, 4)] * 3}, ("3 target sizes", "2 images", "one each")),
+    "threshold above 1": ({"threshold": 1.5}, ("threshold", "1.5", "0 to 1")),
+    "threshold below 0": ({"threshold": -0.1}, ("threshold", "-0.1", "0 to 1")),
+    "threshold NaN": ({"threshold": float("nan")}, ("threshold", "nan", "0 to 1")),
+    "empty size": ({"target_sizes": [(4, 0), (4, 4)]}, ("(4, 0)", "height, width")),
+}
+
+
+@pytest.mark.parametrize("case", POST_PROCESSING)
+def test_bad_post_processing_is_refused(tiny_processor, case):
+    options, mentions = POST_PROCESSING[case]
+    outputs = {"logits": torch.randn(2, 3, 4, 4)}
+    assert_raises(lambda: tiny_processor.post_process_semantic_segmentation(outputs, **options), ValueError, mentions)
+
+
+def test_unknown_statistics_are_refused(clip_folder):
+    call = lambda: LDVCProcessor.from_clip_pretrained(clip_folder, image_stats="coco")  # noqa: E731
+    assert_raises(call, ValueError, ("'coco'", "'imagenet'", "'clip'"))
+
+
+# ---- calls of the model
+
+PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+EMBEDS = torch.nn.functional.normalize(torch.randn(4, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
+LABELS = torch.zeros(2, 32, 32, dtype=torch.long)
+
+
+def with_id(value):
+    labels = LABELS.clone()
+    labels[1, 3, 4] = value
+    return labels
+
+
+FORWARD = {
+    "no image": ({"class_embeds": EMBEDS}, ("pixel_values", "image_features", "exactly one")),
+    "no classes": ({"pixel_values": PIXELS}, ("no default vocabulary", "set_vocabulary")),
+    "ids and embeddings": (
+        {"pixel_values": PIXELS, "class_embeds": EMBEDS, "input_ids": LABELS[0]},
+        ("input_ids", "class_embeds", "one of them"),
+    ),
+    "no batch axis": ({"pixel_values": PIXELS[0], "class_embeds": EMBEDS}, ("(3, 32, 32)", "batch_size, 3, height")),
+    "four channels": ({"pixel_values": torch.randn(1, 4, 32, 32), "class_embeds": EMBEDS}, ("(1, 4, 32, 32)", "3")),
+    "smaller than a patch": (
+        {"pixel_values": torch.randn(1, 3, 32, 7), "class_embeds": EMBEDS},
+        ("32 x 7", "patch (8)", "resize"),
+    ),
+    "width": ({"pixel_values": PIXELS, "class_embeds": EMBEDS[:, :16]}, ("(4, 16)", "32", "get_class_embeds")),
+    "no class": ({"pixel_values": PIXELS, "class_embeds": EMBEDS[:0]}, ("(0, 32)", "num_classes")),
+    "lists for three": (
+        {"pixel_values": PIXELS, "class_embeds": EMBEDS.expand(3, 4, 32)},
+        ("3 images", "2 images", "one per image"),
+    ),
+    "mask": (
+        {"pixel_values": PIXELS, "class_embeds": EMBEDS, "class_mask": torch.ones(2, 3)},
+        ("class_mask", "(2, 3)", "(2, 4)"),
+    ),
+    "labels of another size": (
+        {"pixel_values": PIXELS, "class_embeds": EMBEDS, "labels": LABELS[:, :30]},
+        ("(2, 30, 32)", "(2, 32, 32)", "processor together"),
+    ),
+    "labels without batch": ({"pixel_values": PIXELS, "class_embeds": EMBEDS, "labels": LABELS[0]}, ("(32, 32)",)),
+    "labels of one image": ({"pixel_values": PIXELS, "class_embeds": EMBEDS, "labels": LABELS[:1]}, ("(1, 32, 32)",)),
+    "label too high": (
+        {"pixel_values": PIXELS, "class_embeds": EMBEDS, "labels": with_id(4)},
+        ("id 4", "4 classes", "0 to 3", "255", "order of the names"),
+    ),
+    "label below zero": ({"pixel_values": PIXELS, "class_embeds": EMBEDS, "labels": with_id(-1)}, ("id -1", "0 to 3")),
+    "label of a padded class": (
+        {
+            "pixel_values": PIXELS,
+            "class_embeds": EMBEDS,
+            "class_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+            "labels": with_id(2),
+        },
+        ("id 2", "image 1", "2 classes"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FORWARD)
+def test_bad_calls_of_the_model_are_refused(tiny_model, case):
+    arguments, mentions = FORWARD[case]
+    assert_raises(lambda: tiny_model(**arguments), ValueError, mentions)
+
+
+def test_both_images_and_features_are_refused(tiny_model):
+    features = tiny_model.get_image_features(PIXELS)
+    assert_raises(
+        lambda: tiny_model(PIXELS, image_features=features, class_embeds=EMBEDS), ValueError, ("exactly one",)
+    )
+
+
+def test_crops_without_any_label_give_a_finite_loss_and_gradient(tiny_model):
+    for mode in ("negative", "ignore"):
+        tiny_model.config.unlabeled_pixels = mode
+        outputs = tiny_model(PIXELS, class_embeds=EMBEDS, labels=torch.full_like(LABELS, 255))
+        assert outputs.loss.isfinite()
+        assert outputs.dice_loss == 0
+        assert (outputs.focal_loss == 0) == (mode == "ignore")
+        outputs.loss.backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in tiny_model.parameters())
+
+
+def test_prompts_of_another_template_are_refused(tiny_model, tiny_processor, tokenizer):
+    for text in ("sofa", "a picture of a sofa", "a photo of"):
+        call = lambda text=text: tiny_model(PIXELS, **tokenizer(text, return_tensors="pt"))  # noqa: E731
+        assert_raises(call, ValueError, ("a photo of a {}", "num_text_prompts=0"))
+    inputs = tiny_processor(class_names=["sofa"], prompt_templates="the {}", return_tensors="pt")
+    assert_raises(lambda: tiny_model(PIXELS, **inputs), ValueError, ("a photo of a {}",))
+
+
+def test_ids_padded_on_the_left_or_without_end_are_refused(tiny_model, tokenizer):
+    ids = tokenizer("a photo of a cat", return_tensors="pt")["input_ids"]
+    padded = torch.cat([ids.new_full((1, 2), tokenizer.pad_token_id), ids], dim=1)
+    mask = torch.tensor([[0, 0, *[1] * ids.shape[1]]])
+    assert_raises(lambda: tiny_model.get_class_embeds(padded, mask), ValueError, ("left", "padding_side='right'"))
+    assert_raises(lambda: tiny_model.get_class_embeds(ids[:, :-1]), ValueError, ("row 0", "end token", "tokenizer"))
+
+
+def test_ids_of_another_shape_or_vocabulary_are_refused(tiny_model, tokenizer):
+    ids = tokenizer("a photo of a cat", return_tensors="pt")["input_ids"]
+    assert_raises(lambda: tiny_model.get_class_embeds(ids[0]), ValueError, ("(7,)", "num_prompts, sequence_length"))
+    assert_raises(lambda: tiny_model(PIXELS, input_ids=ids[0]), ValueError, ("(7,)", "num_prompts, sequence_length"))
+    assert_raises(lambda: tiny_model.get_class_embeds(ids[:0]), ValueError, ("(0, 7)", "at least one"))
+    long = torch.cat([ids, ids.new_full((1, 71), tokenizer.pad_token_id)], dim=1)
+    assert_raises(lambda: tiny_model.get_class_embeds(long), ValueError, ("78 tokens", "77", "shorten"))
+    outside = ids.clone()
+    outside[0, 5] = 40_000
+    assert_raises(lambda: tiny_model.get_class_embeds(outside), ValueError, ("40000", "532", "tokenizer"))
+
+
+def test_bad_calls_of_the_loss_are_refused():
+    logits, labels = torch.randn(1, 2, 4, 4), torch.zeros(1, 8, 8, dtype=torch.long)
+    assert_raises(lambda: segmentation_loss(logits[0], labels), ValueError, ("(2, 4, 4)", "(1, 8, 8)", "num_classes"))
+    assert_raises(lambda: segmentation_loss(logits, labels[None]), ValueError, ("(1, 1, 8, 8)",))
+    assert_raises(lambda: segmentation_loss(logits, labels.expand(2, 8, 8)), ValueError, ("(2, 8, 8)",))
+    assert_raises(lambda: segmentation_loss(logits, labels + 2), ValueError, ("id 2", "2 classes", "map the ids"))
+    assert_raises(
+        lambda: segmentation_loss(logits, labels, unlabeled_pixels="drop"), ValueError, ("'drop'", "'ignore'")
+    )
+
+
+# ---- building on a CLIP
+
+BUILD = {
+    "misspelt field": (
+        {"num_vision_promts": 3},
+        TypeError,
+        ("num_vision_promts", "did you mean `num_vision_prompts`"),
+    ),
+    "unknown field": ({"zzz": 3}, TypeError, ("zzz", "LDVCConfig")),
+    "number of text prompts": ({"num_text_prompts": 3}, ValueError, ("3", "a photo of a {}", "num_text_prompts=4")),
+    "no words": ({"prompt_template": "{} here"}, ValueError, ("'{} here'", "words before it", "num_text_prompts=0")),
+    "width": ({"projection_dim": 64}, ValueError, ("64", "32", "leave it out")),
+}
+
+
+@pytest.mark.parametrize("case", BUILD)
+def test_bad_fields_are_refused_when_building_on_a_clip(clip_folder, case):
+    fields, error, mentions = BUILD[case]
+    with pytest.raises(Exception, match=re.escape(mentions[0])) as caught:
+        LDVCForSemanticSegmentation.from_clip_pretrained(clip_folder, decoder_attention_heads=4, **fields)
+    assert isinstance(caught.value, error) or "Strict" in caught.type.__name__
+    for mention in mentions:
+        assert mention in str(caught.value)
+
+
+def test_heads_that_do_not_divide_the_width_of_the_clip_are_refused(clip_folder):
+    with pytest.raises(Exception, match=r"decoder_attention_heads.*5.*projection_dim.*32.*divisor"):
+        LDVCForSemanticSegmentation.from_clip_pretrained(clip_folder, decoder_attention_heads=5)
+
+
+def test_a_clip_that_is_none_is_refused(tmp_path, make_model, clip_model):
+    build = LDVCForSemanticSegmentation.from_clip_pretrained
+    assert_raises(lambda: build(torch.nn.Linear(2, 2)), ValueError, ("Linear", "CLIPModel", "folder", "Hub id"))
+    assert_raises(lambda: build(clip_model.vision_model), ValueError, ("CLIPVisionModel", "not a CLIPModel"))
+    make_model().save_pretrained(tmp_path)
+    assert_raises(lambda: build(tmp_path), ValueError, ("'ldvc'", "loads with from_pretrained"))
+    with pytest.raises(OSError, match="nowhere"):
+        build(tmp_path / "nowhere")
+
+
+def test_a_bare_clip_needs_a_tokenizer_only_for_handcrafted_prompts(clip_model):
+    build = LDVCForSemanticSegmentation.from_clip_pretrained
+    fields = {"decoder_attention_heads": 4}
+    assert_raises(
+        lambda: build(clip_model, **fields), ValueError, ("no tokenizer", "tokenizer=", "num_text_prompts=0")
+    )
+    assert build(clip_model, num_text_prompts=0, **fields).text_prompts is None
+    assert build(clip_model, text_prompt_init="random", **fields).text_prompts is not None
+
+
+def test_a_folder_without_adapter_is_refused(tiny_model, tmp_path):
+    call = lambda: tiny_model.load_adapter_weights(tmp_path)  # noqa: E731
+    assert_raises(call, FileNotFoundError, ("ldvc_adapter.safetensors", "save_adapter"))
