@@ -618,7 +618,8 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
     def _vocabulary_state(self) -> tuple | None:
         """Everything the cached embeddings depend on: names, and the weights by place, version and (prompts) value.
 
-        `None` where offloading keeps the weights away, so that nothing can be compared.
+        `None` where offloading keeps the weights away, so that nothing can be compared. Only a write through `.data`
+        into a CLIP weight, which is frozen, goes unnoticed.
         """
         weights = [*self.clip.text_model.parameters(), *self.clip.text_projection.parameters()]
         prompts = None if self.text_prompts is None else self.text_prompts.tokens.detach()
@@ -626,7 +627,8 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
             return None
         versions = tuple((w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype, w.device) for w in weights)
         prompt_values = None if prompts is None else prompts.float().cpu().numpy().tobytes()
-        return str(self.config.class_token_ids), str(self.config.prompt_class_ids), versions, prompt_values
+        names = (str(self.config.class_token_ids), str(self.config.prompt_class_ids))
+        return *names, versions, prompt_values, torch.is_autocast_enabled(self._input_device.type)
 
     # ---- images
 

@@ -269,7 +269,7 @@ def test_the_fingerprint_depends_on_labels_and_not_on_storage(parquet_folder):
 
 def test_truncated_files_raise_a_clear_error(tmp_path):
     (tmp_path / "image.png").write_bytes(encode(make_pair(0)[0])[:-200])
-    with pytest.raises(ValueError, match="image.png cannot be decoded"):
+    with pytest.raises(ValueError, match=r"image\.png cannot be decoded"):
         to_label_map(PIL.Image.open(tmp_path / "image.png"))
 
 

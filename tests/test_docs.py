@@ -1,0 +1,78 @@
+"""What README and cards say is true: numbers have a source, code runs, paths and test names exist."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import report
+
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / name for name in report.DOCUMENTS]
+TESTS = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_every_table_shows_what_the_result_files_hold():
+    for path in DOCUMENTS:
+        assert report.MARKER.search(path.read_text()), path
+        assert report.render(path.read_text()) == path.read_text(), f"{path}: run `python report.py`"
+
+
+def test_a_changed_number_would_be_noticed(monkeypatch, capsys):
+    monkeypatch.setitem(report.TABLES, "picturebook_scores", lambda: "| 99.9 |")
+    assert report.main(["--check"]) == 1
+    assert "README.md" in capsys.readouterr().err
+
+
+def test_the_python_of_the_readme_runs_from_top_to_bottom(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = {}
+    for block in blocks(README, "python"):
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["logits"].shape[1] == 4
+    assert names["label_map"].shape == names["image"].size[::-1]
+
+
+def test_the_first_import_of_the_readme_is_on_the_first_screen():
+    lines = README.splitlines()
+    assert min(number for number, line in enumerate(lines, 1) if line.startswith("from ")) <= 30
+    assert len(lines) <= 200
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name + path.parent.name)
+def test_every_linked_file_exists(path):
+    links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", path.read_text())
+    assert all((path.parent / link).exists() for link in links), [x for x in links if not (path.parent / x).exists()]
+
+
+def test_every_test_that_the_readme_names_exists():
+    named = re.findall(r"`(test_\w+\*?)`", README)
+    assert len(named) >= 6
+    for name in named:
+        assert re.search(rf"def {name.rstrip('*')}\w*\(" if name.endswith("*") else rf"def {name}\(", TESTS), name
+
+
+def test_every_make_target_and_script_that_the_readme_names_exists():
+    targets = set(re.findall(r"`make (\w+)", README)) | set(re.findall(r"^make (\w+)", README, re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets >= {"train", "test"}
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    for script in re.findall(r"(?:python|launch) (\w+\.py)", README):
+        assert (ROOT / script).is_file(), script
+
+
+def test_every_module_that_an_installed_module_imports_is_installed_too():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    installed = set(project["tool"]["setuptools"]["py-modules"])
+    assert {"ldvc", "modeling_ldvc"} <= installed
+    for name in installed:
+        source = (ROOT / f"{name}.py").read_text()
+        imported = set(re.findall(r"^\s*from \.?(\w+_ldvc) import", source, re.MULTILINE))
+        assert imported <= installed, (name, imported - installed)
