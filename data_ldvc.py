@@ -22,7 +22,7 @@ import torch
 from datasets import Dataset, DatasetDict, Image, IterableDataset, load_dataset, load_from_disk
 from datasets.distributed import split_dataset_by_node
 
-from image_processing_ldvc import load_pixels, to_rgb
+from image_processing_ldvc import load_pixels, nearest_indices, to_rgb
 
 
 __all__ = [
@@ -390,9 +390,7 @@ class JointAugmentation:
         """
         _check_same_size(image, label_map)
         height, width = self._draw_size(image, rng)
-        # Nearest neighbour at pixel centres, as Pillow does it.
-        rows = ((np.arange(height) + 0.5) * (image.height / height)).astype(int)
-        columns = ((np.arange(width) + 0.5) * (image.width / width)).astype(int)
+        rows, columns = nearest_indices(image.height, height), nearest_indices(image.width, width)
         top, left, labels = self._draw_crop(label_map.take(columns, 1).take(rows, 0), rng)
 
         # Only the pixels of the crop are resized; they equal those of the whole resized image.

@@ -29,13 +29,16 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPModel
+from transformers.configuration_utils import PreTrainedConfig
 
 from data_ldvc import dataset_fingerprint, load_split, map_labels, read_sample
 from image_processing_ldvc import best_classes
 from inference_ldvc import InferenceSettings, TrainingFreeCLIP, class_scores, prepare_image
 from modeling_ldvc import LDVCForSemanticSegmentation
-from processing_ldvc import LDVCProcessor
+from processing_ldvc import LDVCProcessor, check_templates
+from recipe_ldvc import model_fields
 from vocabularies import VOCABULARIES, Vocabulary, get_vocabulary
+from weights_ldvc import ADAPTER_CONFIG
 
 
 METRIC_PATH = str(Path(__file__).resolve().parent / "metrics" / "zero_shot_miou")
@@ -244,14 +247,31 @@ def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 def load_checkpoint(path: str, training_free: bool, image_stats: str) -> tuple[nn.Module, LDVCProcessor]:
     """Load an LDVC checkpoint with its processor, or a CLIP as the training-free baseline.
 
+    A folder that holds an adapter alone (`save_adapter_only`) is put on the CLIP that it names.
+
     Raises:
         OSError: If there is no such checkpoint.
         ValueError: If it is of the wrong kind.
     """
+    adapter = Path(path) / ADAPTER_CONFIG
+    if adapter.is_file() and not training_free:
+        reference = json.loads(adapter.read_text())
+        fields = {name: reference["config"][name] for name in model_fields()}
+        model = LDVCForSemanticSegmentation.from_clip_pretrained(reference["clip"], **fields)
+        model.load_adapter_weights(path)
+        return model, LDVCProcessor.from_pretrained(path)
+    kind, expected = PreTrainedConfig.get_config_dict(path)[0].get("model_type"), "clip" if training_free else "ldvc"
+    if kind != expected:
+        raise ValueError(
+            f"{path!r} holds a {kind!r} model, not {expected!r}; --training_free scores a CLIP, without it an LDVC "
+            "checkpoint is scored."
+        )
     if training_free:
         clip = CLIPModel.from_pretrained(path, dtype=torch.float32)
         return TrainingFreeCLIP(clip), LDVCProcessor.from_clip_pretrained(path, image_stats=image_stats)
-    model = LDVCForSemanticSegmentation.from_pretrained(path, dtype=torch.float32)
+    model, info = LDVCForSemanticSegmentation.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(f"{path!r} lacks weights, first {min(info['missing_keys'])}; save the checkpoint again.")
     return model, LDVCProcessor.from_pretrained(path)
 
 
@@ -296,7 +316,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     model, processor = load_checkpoint(arguments.checkpoint, arguments.training_free, arguments.image_stats)
     if arguments.prompt_templates:
-        processor.prompt_templates = arguments.prompt_templates
+        processor.prompt_templates = check_templates(arguments.prompt_templates)
     result = evaluate_model(
         model.to(state.device),
         processor,

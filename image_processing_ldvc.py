@@ -95,10 +95,15 @@ def resize_nearest(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         label_map: (height, width) integers.
         size: (height, width) of the result.
     """
-    steps = (np.full(target, source / target) for target, source in zip(size, label_map.shape, strict=True))
-    # PIL adds up steps from half a step on; only the same running sum rounds ties as PIL does.
-    rows, columns = (np.cumsum(np.concatenate([step[:1] / 2, step[1:]])).astype(np.int64) for step in steps)
+    rows, columns = (nearest_indices(source, target) for source, target in zip(label_map.shape, size, strict=True))
     return label_map[rows[:, None], columns]
+
+
+def nearest_indices(source: int, target: int) -> np.ndarray:
+    """Pixels of a side of `source` pixels that PIL's NEAREST picks for `target` pixels: (target,) int64."""
+    step = np.full(target, source / target)
+    # PIL adds up steps from half a step on; only the same running sum rounds ties as PIL does.
+    return np.cumsum(np.concatenate([step[:1] / 2, step[1:]])).astype(np.int64)
 
 
 def upsampled_rows(scores: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:

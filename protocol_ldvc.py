@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vocabularies import Vocabulary
@@ -49,15 +50,17 @@ class ProtocolAudit:
         """Hook of `watch`.
 
         Raises:
-            RuntimeError: If the original labels were not announced.
+            RuntimeError: If the original labels were not announced, or the classes are not those of calls before.
         """
         labels = kwargs.get("labels")
         if labels is None or not model.training:
             return
         if self._source_labels is None or self._source_labels.shape != labels.shape:
             raise RuntimeError("a training call came without its original labels; call `expect` before the model.")
-        if self.given_names is None:
-            self.given_names = [self._name(row) for row in kwargs["input_ids"].tolist()]
+        names = [self._name(row) for row in kwargs["input_ids"].tolist()]
+        if self.given_names not in (None, names):
+            raise RuntimeError(f"the classes of this run changed from {self.given_names} to {names}; start a new run.")
+        self.given_names = names
         num_classes = len(self.vocabulary.class_names)
         # target id -> class id, by the names that the model was given; every other label is "none"
         class_of_target = torch.full((256,), num_classes, dtype=torch.int64)
@@ -81,12 +84,24 @@ class ProtocolAudit:
                 return name
         raise RuntimeError(f"the model got a prompt that is no class of the vocabulary: token ids {row}.")
 
+    def bring_together(self, accelerator: Accelerator) -> None:
+        """Move the counts of all processes to the first, which alone writes training states; all must call this."""
+        counts = accelerator.reduce(self.counts.to(accelerator.device)).cpu()
+        draws = accelerator.reduce(torch.tensor(self.num_draws, device=accelerator.device))
+        self.counts, self.num_draws = counts, int(draws)
+        self.keep_on_first(accelerator)
+
+    def keep_on_first(self, accelerator: Accelerator) -> None:
+        """Forget the counts on every process but the first, so that each pixel is held once."""
+        if not accelerator.is_main_process:
+            self.counts, self.num_draws = torch.zeros_like(self.counts), 0
+
     def state_dict(self) -> dict[str, Any]:
-        """Counts so far, to be saved with a training state."""
+        """Counts so far, to be saved with a training state after `bring_together`."""
         return {"counts": self.counts, "num_draws": self.num_draws, "given_names": self.given_names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the counts of a training state."""
+        """Continue the counts of a training state; call `keep_on_first` afterwards."""
         self.counts, self.num_draws = state["counts"].clone(), state["num_draws"]
         self.given_names = state["given_names"]
 

@@ -96,7 +96,7 @@ class Recipe:
     # ---- optimisation
     max_steps: int = 20_000
     batch_size: int = 16  # images per step, over all processes and accumulated batches
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: int = 1  # each accumulated batch is normalised by its own number of masks
     learning_rate: float = 2e-4
     weight_decay: float = 0.01
     text_prompt_weight_decay: float = 0.0  # they start from a meaningful point that decay would pull away from

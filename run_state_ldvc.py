@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
@@ -17,9 +18,24 @@ from torch import nn
 from recipe_ldvc import Recipe, RecipeError
 
 
-__all__ = ["STATE_FOLDER", "Log", "Progress", "find_state", "keep_only_trained_weights", "save_state"]
+__all__ = [
+    "STATE_FOLDER",
+    "Log",
+    "Progress",
+    "check_same_run",
+    "find_state",
+    "keep_only_trained_weights",
+    "save_state",
+]
 
 STATE_FOLDER = "states"
+# Keys that may change when a run is continued: none of them reaches the weights.
+FREE_ON_RESUME = (
+    *("output_dir", "overwrite_output_dir", "results_file", "resume_from_checkpoint", "save_every", "keep_states"),
+    *("save_adapter_only", "log_every", "report_to", "push_to_hub", "hub_model_id", "num_workers", "cpu"),
+    *("eval_every", "eval_split", "num_eval_images", "short_side", "window", "stride", "window_batch_size"),
+    *("num_pictures", "controls"),
+)
 
 
 @dataclass
@@ -57,7 +73,10 @@ def keep_only_trained_weights(accelerator: Accelerator, model: nn.Module) -> Non
 
 
 def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
-    """Write a state to resume from: aside first, then renamed, so that a kill never leaves half of one."""
+    """Write a state to resume from: aside first, then renamed, so that a kill never leaves half of one.
+
+    Objects registered for checkpointing are written by the first process alone.
+    """
     final = folder / STATE_FOLDER / f"step_{step:07d}"
     part = final.with_suffix(".part")
     if accelerator.is_main_process:
@@ -92,17 +111,46 @@ def find_state(recipe: Recipe, folder: Path) -> Path | None:
     return state
 
 
+def check_same_run(recipe: Recipe, state: Path) -> None:
+    """Refuse to continue a state with settings that would make another run of it.
+
+    Raises:
+        RecipeError: Names the first key that differs, with both values.
+    """
+    path = state.parent.parent / "recipe.yaml"
+    if not path.is_file():
+        return
+    before, now = yaml.safe_load(path.read_text()), asdict(recipe)
+    for key in before.keys() | now.keys():
+        if key not in FREE_ON_RESUME and before.get(key) != now.get(key):
+            raise RecipeError(
+                f"the state in {state} was made with {key}={before.get(key)!r}, this run says {now.get(key)!r}; "
+                "continue with the same recipe, or start a new run in another output_dir."
+            )
+
+
+def read_log(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """Records up to `last_step`; a last line cut off by a kill is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return [record for record in records if record["step"] <= last_step]
+
+
 class Log:
     """JSON lines on disk, and Accelerate's trackers; resuming drops records past the state."""
 
     def __init__(self, path: Path, accelerator: Accelerator, first_step: int):
         self.path, self.accelerator = path, accelerator
         self.records: list[dict[str, Any]] = []
-        if first_step and path.is_file():
-            self.records = [json.loads(line) for line in path.read_text().splitlines()]
-            self.records = [record for record in self.records if record["step"] <= first_step]
         if accelerator.is_main_process:
-            path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+            self.records = read_log(path, first_step) if first_step else []
+            part = path.with_name(path.name + ".part")
+            part.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+            os.replace(part, path)
 
     def write(self, record: dict[str, Any]) -> None:
         """Add one record, which has a `step`."""

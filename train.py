@@ -57,7 +57,15 @@ from pictures_ldvc import draw_comparison, save_curves
 from processing_ldvc import LDVCProcessor
 from protocol_ldvc import ProtocolAudit
 from recipe_ldvc import Recipe, RecipeError, describe_keys, read_recipe
-from run_state_ldvc import STATE_FOLDER, Log, Progress, find_state, keep_only_trained_weights, save_state
+from run_state_ldvc import (
+    STATE_FOLDER,
+    Log,
+    Progress,
+    check_same_run,
+    find_state,
+    keep_only_trained_weights,
+    save_state,
+)
 from vocabularies import Vocabulary
 
 
@@ -70,7 +78,8 @@ def check_output_dir(recipe: Recipe) -> Path:
     """Refuse a folder that holds another run, before any work is done.
 
     Raises:
-        RecipeError: If the folder holds a run and the recipe neither resumes nor overwrites.
+        RecipeError: If the folder holds a run and the recipe neither resumes nor overwrites, or a run that cannot be
+            resumed with this recipe.
     """
     folder = Path(recipe.output_dir)
     holds_run = any((folder / name).exists() for name in ("recipe.yaml", "results.json", STATE_FOLDER))
@@ -79,6 +88,15 @@ def check_output_dir(recipe: Recipe) -> Path:
             f"`output_dir` {str(folder)!r} already holds a run; choose another, continue it with "
             "--resume_from_checkpoint latest, or replace it with --overwrite_output_dir true."
         )
+    if recipe.resume_from_checkpoint:
+        state = find_state(recipe, folder)
+        if state is not None:
+            check_same_run(recipe, state)
+        elif holds_run:
+            raise RecipeError(
+                f"`output_dir` {str(folder)!r} holds a run without a state to resume from (`save_every` was 0, or it "
+                "stopped before the first); choose another folder or --overwrite_output_dir true."
+            )
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"`output_dir` {str(folder)!r} is a file; choose a folder.")
     return folder
@@ -89,8 +107,9 @@ def clear_output_dir(folder: Path, recipe: Recipe) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if recipe.overwrite_output_dir and not recipe.resume_from_checkpoint:
         shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
-        for name in ("log.jsonl", "results.json", "protocol.json", "curves.png", "predictions.png"):
-            (folder / name).unlink(missing_ok=True)
+        for pattern in ("log.jsonl", "*.json", "*.safetensors", "curves.png", "predictions.png"):
+            for path in folder.glob(pattern):
+                path.unlink()
 
 
 def images_per_batch(recipe: Recipe, accelerator: Accelerator) -> int:
@@ -344,6 +363,7 @@ def train(run: Run) -> Log:
     state = find_state(recipe, run.folder)
     if state is not None:
         accelerator.load_state(str(state))
+        run.audit.keep_on_first(accelerator)
         logger.warning("resumed at step %d from %s", progress.step, state)
     log = Log(run.folder / "log.jsonl", accelerator, progress.step)
     batches = build_batches(recipe, accelerator, run.vocabulary, run.processor, progress.step, run.train_data)
@@ -367,6 +387,7 @@ def train(run: Run) -> Log:
                 }
             )
         if recipe.save_every and progress.step % recipe.save_every == 0:
+            run.audit.bring_together(accelerator)
             save_state(accelerator, run.folder, progress.step, recipe.keep_states)
     bar.close()
     return log
@@ -530,7 +551,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         run_recipe(read_recipe(argv))
-    except (ValueError, TypeError, OSError, FloatingPointError, StrictDataclassError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, StrictDataclassError) as error:
         logger.error("train: %s", error)
         return 2
     return 0

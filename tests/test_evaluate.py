@@ -19,6 +19,7 @@ from evaluate_ldvc import (
     format_table,
     group_scores,
     image_areas,
+    load_checkpoint,
     main,
     permute_names,
     write_json,
@@ -187,6 +188,14 @@ def test_the_command_line_scores_a_checkpoint_and_writes_the_result(tmp_path, ti
     assert set(result["scores"]) == {"0.0", "0.1"}
     assert len(result["scores"]["0.0"]["per_class_iou"]) == 20
     assert "mIoU(U)" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_the_wrong_kind_is_refused(clip_folder, tmp_path, tiny_model):
+    with pytest.raises(ValueError, match=r"holds a 'clip' model, not 'ldvc'"):
+        load_checkpoint(str(clip_folder), training_free=False, image_stats="clip")
+    tiny_model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds a 'ldvc' model, not 'clip'"):
+        load_checkpoint(str(tmp_path), training_free=True, image_stats="clip")
 
 
 @pytest.mark.parametrize(

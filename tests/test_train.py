@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
+from evaluate_ldvc import load_checkpoint
 from modeling_ldvc import LDVCForSemanticSegmentation
 from processing_ldvc import LDVCProcessor
 from recipe_ldvc import Recipe, RecipeError, read_recipe
@@ -235,6 +237,61 @@ def test_two_processes_train_on_every_draw_and_score_every_image_once(arguments,
     assert protocols[0] == protocols[1]
 
 
+def test_two_processes_resume_bit_for_bit_with_every_pixel_counted_once(arguments, tmp_path):
+    def launch(*overrides):
+        command = [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+            *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+            *(str(ROOT / "train.py"), *arguments, *overrides),
+        ]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    launch("--output_dir", "whole", "--num_eval_images", "2")
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "states" / "step_0000006")
+    launch("--output_dir", "resumed", "--num_eval_images", "2", "--resume_from_checkpoint", "latest")
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    protocols = [json.loads((tmp_path / name / "protocol.json").read_text()) for name in ("whole", "resumed")]
+    assert protocols[0] == protocols[1]
+    assert protocols[1]["image_draws"] == 24
+
+
+def test_a_run_without_a_state_is_not_trained_over(arguments, tmp_path):
+    run(arguments, "--save_every", "0", "--max_steps", "2")
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with pytest.raises(RecipeError, match="holds a run without a state to resume from"):
+        run(arguments, "--save_every", "0", "--max_steps", "2", "--resume_from_checkpoint", "latest")
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    "overrides", [["--seed", "5"], ["--unseen_classes", "[cat]"], ["--learning_rate", "0.5"], ["--max_steps", "8"]]
+)
+def test_a_state_is_not_continued_with_another_recipe(arguments, overrides):
+    run(arguments)
+    with pytest.raises(RecipeError, match=f"was made with {overrides[0][2:]}="):
+        run(arguments, *overrides, "--resume_from_checkpoint", "latest")
+
+
+def test_a_log_cut_off_by_a_kill_does_not_stop_the_resume(arguments, tmp_path):
+    run(arguments)
+    shutil.rmtree(tmp_path / "run" / "states" / "step_0000006")
+    with (tmp_path / "run" / "log.jsonl").open("a") as log:
+        log.write('{"step": 3, "lo')
+    run(arguments, "--resume_from_checkpoint", "latest")
+    assert [record["step"] for record in log_of(tmp_path / "run")] == [1, 2, 3, 4, 5, 6, 6]
+
+
+def test_overwriting_leaves_nothing_of_the_run_before(arguments, tmp_path):
+    run(arguments, "--max_steps", "1")
+    run(arguments, "--max_steps", "1", "--save_adapter_only", "true", "--overwrite_output_dir", "true")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_streamed_data_trains(arguments, tmp_path):
     run(arguments, "--streaming", "true", "--max_steps", "2")
     assert json.loads((tmp_path / "run" / "protocol.json").read_text())["image_draws"] == 8
@@ -262,6 +319,8 @@ def test_only_the_adapter_is_written_when_asked(arguments, tmp_path, clip_folder
     model = LDVCForSemanticSegmentation.from_clip_pretrained(str(clip_folder), **read_recipe(arguments).model)
     model.load_adapter_weights(folder)
     assert model.config.seen_classes == ["cat", "dog", "grass"]
+    evaluated, _ = load_checkpoint(str(folder), training_free=False, image_stats="imagenet")
+    assert all(torch.equal(weight, evaluated.state_dict()[name]) for name, weight in model.state_dict().items())
 
 
 def test_the_learning_rate_warms_up_and_decays_as_in_mmcv():
