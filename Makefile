@@ -3,18 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: train record test test-slow style quality venv clean
 
 train: venv
-	$(BIN)/accelerate launch train.py $(ARGS)
+	$(LAUNCH) train.py $(ARGS)
 
 # The committed record: three seeds of LDVC and of the class-query decoder, then the tables of README and cards.
 record: venv
 	for seed in 0 1 2; do \
-	  $(BIN)/accelerate launch train.py --seed $$seed --overwrite_output_dir true \
+	  $(LAUNCH) train.py --seed $$seed --overwrite_output_dir true \
 	    --output_dir outputs/record/ldvc_$$seed --results_file results/picturebook/ldvc_seed$$seed.json && \
-	  $(BIN)/accelerate launch train.py --decoder_query class --seed $$seed --overwrite_output_dir true \
+	  $(LAUNCH) train.py --decoder_query class --seed $$seed --overwrite_output_dir true \
 	    --output_dir outputs/record/class_query_$$seed --results_file results/picturebook/class_query_seed$$seed.json \
 	  || exit 1; done
 	$(BIN)/python report.py

@@ -257,4 +257,4 @@ def test_committed_clip_knows_the_things():
     with torch.no_grad():
         predicted = model(**text, pixel_values=pixels).logits_per_image.argmax(1).numpy()
     expected = np.array([page.label[page.label < NUM_THINGS][0] for page in pages])
-    assert (predicted == expected).mean() >= 0.85
+    assert (predicted == expected).mean() >= 0.9
