@@ -106,6 +106,8 @@ class LDVCConfig(PreTrainedConfig):
             `set_vocabulary`, with the names in `id2label`.
         prompt_class_ids (`list[int]`, *optional*): Class of each row of `class_token_ids`, where a class has several
             prompts (synonyms, templates); `None` is one prompt per class.
+        other_label (`str`, *optional*): Name of what is no class, for pixels below the `threshold` of post-processing;
+            it is in `id2label`, one past the last class. Written by `set_vocabulary`.
         baked_vocabulary (`bool`, *optional*, defaults to `False`): The default vocabulary's embeddings are stored in
             the checkpoint and the text tower is left out.
 
@@ -169,6 +171,7 @@ class LDVCConfig(PreTrainedConfig):
     seen_score_offset: float | int = 0.0
     class_token_ids: list[list[int]] | None = None
     prompt_class_ids: list[int] | None = None
+    other_label: str | None = None
     baked_vocabulary: bool = False
 
     def __post_init__(self, **kwargs):
@@ -178,6 +181,11 @@ class LDVCConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.id2label is not None and self.label2id is None:
             self.label2id = {name: index for index, name in self.id2label.items()}
+
+    @property
+    def num_default_classes(self) -> int:
+        """Classes of the default vocabulary, `other_label` not among them; 0 where there is none."""
+        return len(set(self.prompt_class_ids or range(len(self.class_token_ids or []))))
 
     def validate_architecture(self):
         """Check values and their combinations; called by `@strict` at construction and on saving.
@@ -242,8 +250,24 @@ class LDVCConfig(PreTrainedConfig):
                 f"`prompt_class_ids` has {len(self.prompt_class_ids)} entries for {len(self.class_token_ids or [])} "
                 "rows of `class_token_ids`; write both with `set_vocabulary`."
             )
+        self._validate_names()
         if self.seen_classes is not None and len(set(self.seen_classes)) != len(self.seen_classes):
             raise ValueError(f"`seen_classes` names a class twice: {self.seen_classes}; name each once.")
+
+    def _validate_names(self):
+        id2label, num_classes = self.id2label or {}, self.num_default_classes
+        num_names = num_classes + (self.other_label is not None)
+        if self.class_token_ids is not None and set(id2label) != set(range(num_names)):
+            raise ValueError(
+                f"`id2label` has {len(id2label)} names with ids from {min(id2label, default=None)}, but the default "
+                f"vocabulary has {num_classes} classes and needs {num_names} names with ids from 0; change both "
+                "together with `set_vocabulary`."
+            )
+        if self.other_label is not None and id2label.get(num_classes) != self.other_label:
+            raise ValueError(
+                f"`other_label` is {self.other_label!r}, but `id2label` names the id {num_classes} "
+                f"{id2label.get(num_classes)!r}; change both together with `set_vocabulary`."
+            )
 
 
 LDVCConfig.register_for_auto_class()

@@ -88,6 +88,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def to_8_bits_with_alpha(array: np.ndarray, input_data_format: str | ChannelDimension | None = None) -> np.ndarray:
+    """Bring the arrays that the library misreads to a form that it knows.
+
+    Args:
+        array: Any image array; 16-bit values are scaled as in `to_rgb`, and two channels, as in mode LA, become four.
+        input_data_format: Where the channels are, if known.
+    """
+    if array.dtype == np.uint16:
+        array = (array * (255 / 65535)).round().astype(np.uint8)
+    ends = (array.shape[0], array.shape[-1]) if array.ndim == 3 else ()
+    if 2 in ends and not {1, 3, 4}.intersection(ends):
+        is_first = input_data_format == ChannelDimension.FIRST or ends[-1] != 2
+        array = array.take([0, 0, 0, 1], axis=0 if is_first else -1)
+    return array
+
+
 def resize_nearest(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize a label map by picking nearest pixels, equal to PIL's NEAREST, for ids of any size.
 
@@ -191,7 +207,8 @@ class LDVCImageProcessor(PilBackend):
         """Prepare images, and label maps beside them.
 
         Args:
-            images: An image or a list: PIL, array or tensor (channels first or last, 0-255), path or URL; any mode.
+            images: An image or a list: PIL, array or tensor (channels first or last, 0-255; uint16: 0-65,535), path or
+                URL; any mode. Floats from 0 to 1 need `do_rescale=False`.
             segmentation_maps: Label maps of the same sizes: PIL (P, L, I; not RGB) or integer arrays (height, width).
             kwargs: `size`, `reduce_labels`, `ignore_index`, `return_tensors` and the library's usual options.
 
@@ -200,8 +217,8 @@ class LDVCImageProcessor(PilBackend):
             int64; resized by nearest neighbour only.
 
         Raises:
-            ValueError: If a picture cannot be read or is empty, a map is no integer map or not of its image's size, or
-                sizes differ after resizing and tensors were asked for.
+            ValueError: If a picture cannot be read or is empty, floats from 0 to 1 would be rescaled, a map is no
+                integer map or not of its image's size, or sizes differ after resizing and tensors were asked for.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
@@ -213,13 +230,15 @@ class LDVCImageProcessor(PilBackend):
         """
         if isinstance(image, Image.Image):
             image = to_rgb(image) if do_convert_rgb else load_pixels(image)
+        elif do_convert_rgb and isinstance(image, (np.ndarray, Tensor)):
+            image = to_8_bits_with_alpha(np.asarray(image), input_data_format)
         try:
             array = super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
         except ValueError as error:
             shape = tuple(getattr(image, "shape", ()))
             raise ValueError(
-                f"an image of shape {shape} has no first or last axis of 1, 3 or 4 channels ({error}); pass a PIL "
-                "image or an array of (height, width, 3)."
+                f"an image of shape {shape} cannot be read ({error}); pass a PIL image or an array of 1, 3 or 4 "
+                "channels on its first or last axis."
             ) from error
         if 0 in array.shape:
             raise ValueError(f"an image has shape {array.shape}; it needs at least one pixel.")
@@ -261,8 +280,11 @@ class LDVCImageProcessor(PilBackend):
         source = image_url_or_urls
         try:
             return Image.open(source) if os.path.isfile(source) else load_image(str(source))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{str(source)[:200]!r} cannot be read as an image: {str(error)[:200]}") from error
+        except Exception as error:  # of PIL, or of the network
+            reason = str(error)[:200]
+            if not os.path.exists(source) and not str(source).startswith(("http://", "https://", "data:")):
+                reason = "no such file."
+            raise ValueError(f"{str(source)[:200]!r} cannot be read as an image: {reason}") from error
 
     def _preprocess_image_like_inputs(
         self, images, segmentation_maps, do_convert_rgb, input_data_format, return_tensors=None, **kwargs
@@ -270,13 +292,20 @@ class LDVCImageProcessor(PilBackend):
         """Resize and normalise images; resize label maps by nearest neighbour.
 
         Raises:
-            ValueError: If there are no images, or their sizes differ and a tensor was asked for.
+            ValueError: If there are no images, floats from 0 to 1 would be rescaled, or sizes differ and a tensor was
+                asked for.
         """
         images = self._prepare_image_like_inputs(
             images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format
         )
         if not images:
             raise ValueError("`images` is an empty list; give at least one image.")
+        for index, array in enumerate(images):
+            if kwargs.get("do_rescale") and array.dtype.kind == "f" and array.any() and array.max() <= 1:
+                raise ValueError(
+                    f"image {index} holds floats from {array.min():.3g} to {array.max():.3g}, which `do_rescale` "
+                    "would divide by 255 once more; pass do_rescale=False, or values from 0 to 255."
+                )
         reduce_labels, ignore_index = kwargs.pop("reduce_labels"), kwargs.pop("ignore_index")
         pixel_values = self._preprocess(images, return_tensors=None, **kwargs)["pixel_values"]
         sizes = {array.shape[1:] for array in pixel_values}
@@ -344,7 +373,7 @@ class LDVCImageProcessor(PilBackend):
             outputs: Output of [`LDVCForSemanticSegmentation`].
             target_sizes: (height, width) per image, or a (batch_size, 2) tensor; `None` keeps the token grid.
             threshold: A probability, 0 to 1; pixels whose best class is below it become `other_label`.
-            other_label: Id of "other"; `None` is one past the last class.
+            other_label: Id of "other"; `None` is one past the last class, see the model's `set_vocabulary`.
             return_segmentation_scores: Return probabilities too.
 
         Returns:
@@ -352,8 +381,8 @@ class LDVCImageProcessor(PilBackend):
             `segmentation_scores`, (num_classes, height, width) probabilities less the offset of seen classes.
 
         Raises:
-            ValueError: If the number of sizes is not the number of images, a size is none, or the threshold is no
-                probability.
+            ValueError: If sizes and images differ in number, a size is none, or the threshold is no probability.
+            TypeError: If `other_label` is no integer.
         """
         logits, offsets = outputs["logits"], outputs.get("class_score_offsets")
         if target_sizes is None:
@@ -362,6 +391,11 @@ class LDVCImageProcessor(PilBackend):
             raise ValueError(f"there are {len(target_sizes)} target sizes for {len(logits)} images; give one each.")
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` is {threshold}; it is a probability, 0 to 1.")
+        if not isinstance(other_label, (int, np.integer, type(None))):
+            raise TypeError(
+                f"`other_label` is {other_label!r}; it is an integer id, by default one past the last class. Give "
+                "that id a name with set_vocabulary(class_names, processor, other_label=...)."
+            )
         results = []
         for index, size in enumerate(target_sizes):
             size = tuple(int(side) for side in size)

@@ -15,6 +15,8 @@ Departures from ZegCLIP: CLIP's class embedding is added once to its token, as C
 twice); any image size; class names are an argument of the call.
 """
 
+import difflib
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +26,8 @@ from transformers import AutoModel, AutoModelForImageSegmentation, AutoModelForS
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPModel, CLIPVisionEmbeddings
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPModel
+from transformers.utils import ModelOutput, can_return_tuple, logging
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 
@@ -41,15 +43,15 @@ try:
         LDVCSimilarity,
     )
     from .loss_ldvc import segmentation_loss
+    from .prompts_ldvc import LDVCTextAdapter, LDVCTextPrompts, LDVCVisionEmbeddings, LDVCVisionPrompts
     from .regions_ldvc import fit_to_image
     from .weights_ldvc import (
+        build_config,
         check_clip_is_complete,
-        clip_config_of,
         load_adapter,
         quiet_loading,
         save_adapter,
         split_options,
-        template_token_ids,
     )
 except ImportError:
     if __package__:  # a dynamic module: this is a real error, not the fallback's
@@ -65,17 +67,19 @@ except ImportError:
         LDVCSimilarity,
     )
     from loss_ldvc import segmentation_loss
+    from prompts_ldvc import LDVCTextAdapter, LDVCTextPrompts, LDVCVisionEmbeddings, LDVCVisionPrompts
     from regions_ldvc import fit_to_image
     from weights_ldvc import (
+        build_config,
         check_clip_is_complete,
-        clip_config_of,
         load_adapter,
         quiet_loading,
         save_adapter,
         split_options,
-        template_token_ids,
     )
 
+
+logger = logging.get_logger(__name__)
 
 # Logit of a padded entry of a per-image class list: probability 0 in every dtype, and finite, so that 0 * logit is 0.
 MASKED_LOGIT = -1e4
@@ -89,15 +93,11 @@ class LDVCImageFeatures(ModelOutput):
         feature_map: (batch_size, projection_dim, grid_height, grid_width), unit-length patch tokens on the grid.
         image_embeds: (batch_size, projection_dim), unit-length global feature.
         image_size: (height, width) of the image in pixels, before padding to whole patches.
-        hidden_states: Inputs and outputs of the vision layers, where asked for.
-        attentions: Attention weights of the vision layers, where asked for (eager attention only).
     """
 
     feature_map: Tensor | None = None
     image_embeds: Tensor | None = None
     image_size: tuple[int, int] | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -135,106 +135,21 @@ class LDVCSemanticSegmenterOutput(ModelOutput):
     routes: tuple[Tensor, ...] | None = None
 
 
-# ---- prompts
-
-
-class LDVCVisionEmbeddings(CLIPVisionEmbeddings):
-    """CLIP's patch embeddings for any image size: positions resized bilinearly (ZegCLIP) or bicubically (library)."""
-
-    interpolation_mode = "bilinear"
-
-    def interpolate_pos_encoding(self, embeddings: Tensor, height: int, width: int) -> Tensor:
-        """Resize the position embeddings to the image's grid: (1, 1 + num_patches, hidden_size)."""
-        positions = self.position_embedding(self.position_ids)
-        side = self.image_size // self.patch_size
-        grid_size = (height // self.patch_size, width // self.patch_size)
-        if grid_size == (side, side):
-            return positions
-        # (1, side * side, hidden_size) -> (1, hidden_size, side, side), resized, and back
-        grid = positions[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, size=grid_size, mode=self.interpolation_mode, align_corners=False)
-        return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
-
-
-class LDVCVisionPrompts(nn.Module):
-    """Deep visual prompts: fresh prompt tokens between summary token and patches, in front of every layer.
-
-    Source: VPT-Deep (arXiv 2203.12119) as in ZegCLIP: one shared projection, dropout, no position embedding, and a
-    trained LayerNorm over all tokens after the last layer.
-    """
-
-    def __init__(self, config: LDVCConfig):
-        super().__init__()
-        width = config.vision_config.hidden_size
-        self.depth = config.vision_prompt_depth or config.vision_config.num_hidden_layers
-        self.num_prompts = config.num_vision_prompts
-        # VPT's range: Xavier-uniform of the patch embedding
-        patch_inputs = config.vision_config.num_channels * config.vision_config.patch_size**2
-        self.init_range = (6 / (patch_inputs + width)) ** 0.5
-        self.tokens = nn.Parameter(torch.empty(self.depth, self.num_prompts, width))
-        self.projection = nn.Linear(width, width)
-        self.dropout = nn.Dropout(config.vision_prompt_dropout)
-
-    def forward(self, hidden_states: Tensor, layer: int) -> Tensor:
-        """Put layer `layer`'s prompts at positions 1 to num_prompts, in place of the previous layer's."""
-        prompts = self.dropout(self.projection(self.tokens[layer])).to(hidden_states.dtype)
-        patches = hidden_states[:, 1 if layer == 0 else 1 + self.num_prompts :]
-        return torch.cat([hidden_states[:, :1], prompts.expand(hidden_states.shape[0], -1, -1), patches], dim=1)
-
-
-class LDVCTextPrompts(nn.Module):
-    """Deep language prompts at the positions of the template's words, in every layer of the text tower.
-
-    Source: LDVC (arXiv 2403.08426): prompts in every layer, started from the encoder's own embeddings of a
-    hand-crafted prompt. The tower is causal, so the states at these positions do not depend on the name behind them:
-    overwriting them with the frozen encoder's values leaves every text feature as CLIP's at step 0.
-    """
-
-    def __init__(self, config: LDVCConfig):
-        super().__init__()
-        self.depth = config.text_prompt_depth or config.text_config.num_hidden_layers
-        self.num_prompts = config.num_text_prompts
-        self.tokens = nn.Parameter(torch.empty(self.depth, self.num_prompts, config.text_config.hidden_size))
-
-    def forward(self, hidden_states: Tensor, layer: int) -> Tensor:
-        """Overwrite positions 1 to num_prompts of (num_prompts, sequence_length, hidden_size) states."""
-        prompts = self.tokens[layer].to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
-        return torch.cat([hidden_states[:, :1], prompts, hidden_states[:, 1 + self.num_prompts :]], dim=1)
-
-
-# ---- text adapter
-
-
-class LDVCTextAdapter(nn.Module):
-    """Fuse the image's global feature g into the class embeddings: `Linear([g * t, t])`.
-
-    Source: ZegCLIP's relationship descriptor, which LDVC's text adapter equals. `"linear"` drops g, `"none"` also the
-    projection.
-    """
-
-    def __init__(self, config: LDVCConfig):
-        super().__init__()
-        self.kind = config.text_adapter
-        inputs = {"relation": 2, "linear": 1, "none": 0}[self.kind] * config.projection_dim
-        self.projection = nn.Linear(inputs, config.projection_dim) if inputs else nn.Identity()
-
-    def forward(self, image_embeds: Tensor, class_embeds: Tensor) -> Tensor:
-        """Adapt the class embeddings to each image.
-
-        Args:
-            image_embeds: (batch_size, projection_dim), unit length.
-            class_embeds: (1 or batch_size, num_classes, projection_dim), unit length.
-
-        Returns:
-            (batch_size, num_classes, projection_dim).
-        """
-        class_embeds = class_embeds.expand(image_embeds.shape[0], -1, -1)
-        if self.kind == "relation":
-            class_embeds = torch.cat([image_embeds.unsqueeze(1) * class_embeds, class_embeds], dim=-1)
-        return self.projection(class_embeds)
-
-
 # ---- the model
+
+
+def check_tensors(**arguments) -> None:
+    """Check that each argument is a tensor or `None`.
+
+    Raises:
+        TypeError: If one is something else.
+    """
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(
+                f"`{name}` is a {type(value).__name__}, not a tensor; call the processor with return_tensors='pt', or "
+                "make a tensor of it."
+            )
 
 
 class LDVCBakedVocabulary(nn.Module):
@@ -257,6 +172,7 @@ class LDVCPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean per step, so `Trainer` divides it by the accumulation steps
     _no_split_modules = ["LDVCDecoderLayer", "LDVCClassQueryLayer", "CLIPEncoderLayer", "LDVCVisionEmbeddings"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -270,6 +186,8 @@ class LDVCPreTrainedModel(PreTrainedModel):
         "cross_attentions": OutputRecorder(LDVCAttention, index=1, layer_name="cross_attn"),
         "routes": OutputRecorder(LDVCRouteAttention, index=2),
     }
+    # `cross_attentions` come with `output_attentions`, the library's rule, and have no option of their own.
+    _forward_options = frozenset(f"output_{name}" for name in _can_record_outputs if name != "cross_attentions")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -314,6 +232,7 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
     """
 
     def __init__(self, config: LDVCConfig):
+        config.validate_architecture()  # fields may have been assigned since the configuration was made
         super().__init__(config)
         self.clip = CLIPModel(config)
         self.clip.vision_model.embeddings = LDVCVisionEmbeddings(config.vision_config)
@@ -351,36 +270,21 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
             tokenizer: CLIP's tokenizer; loaded from the id or folder where not given. It gives the token ids of the
                 template's words for the handcrafted text prompts.
             config_fields: Fields of [`LDVCConfig`], and options of `from_pretrained` such as `revision`, `dtype`
-                (float32 by default: new weights are trained).
+                (float32 by default: new weights are trained). Beside a `CLIPModel`, whose device is kept, the only
+                options are `dtype` and `attn_implementation`.
 
         Returns:
-            The model, CLIP frozen; `model.newly_initialized` names the weights that did not come from CLIP.
+            The model in eval mode, CLIP frozen; `model.newly_initialized` names the weights that are not CLIP's.
 
         Raises:
             ValueError: If `clip` is no CLIP or not a whole one, widths do not fit, or `num_text_prompts` is not the
                 number of tokens of the template's words.
-            TypeError: If an argument is neither a configuration field nor a loading option.
+            TypeError: If an argument is neither a configuration field nor a loading option that applies.
         """
-        fields, options = split_options(config_fields)
-        clip_config = clip_config_of(clip, options)
-        if fields.get("projection_dim", clip_config.projection_dim) != clip_config.projection_dim:
-            raise ValueError(
-                f"`projection_dim` is {fields['projection_dim']}, but this CLIP's is {clip_config.projection_dim}; "
-                "leave it out, it is CLIP's."
-            )
-        config = LDVCConfig(
-            text_config=clip_config.text_config.to_dict(),
-            vision_config=clip_config.vision_config.to_dict(),
-            projection_dim=clip_config.projection_dim,
-            logit_scale_init_value=clip_config.logit_scale_init_value,
-            **{"clip_name_or_path": None if isinstance(clip, nn.Module) else str(clip), **fields},
-        )
-        is_handcrafted = config.num_text_prompts > 0 and config.text_prompt_init == "handcrafted"
-        if config.num_text_prompts > 0 and (is_handcrafted or tokenizer is not None):
-            config.prompt_token_ids = template_token_ids(config.prompt_template, clip, tokenizer, options)
-            config.validate_architecture()
+        fields, options = split_options(clip, config_fields)
+        config = build_config(clip, tokenizer, fields, options)
         if isinstance(clip, nn.Module):
-            model = cls._from_config(config, **{"dtype": torch.float32, **options})
+            model = cls._from_config(config, **{"dtype": torch.float32, **options}).to(clip.device)
             model.clip.load_state_dict(clip.state_dict())
         else:
             with quiet_loading():  # its report would list LDVC's own weights as missing, which they are meant to be
@@ -389,9 +293,9 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
                 )
             check_clip_is_complete(clip, info["missing_keys"])
         model.newly_initialized = tuple(name for name in model.state_dict() if not name.startswith("clip."))
-        if is_handcrafted:
+        if model.text_prompts is not None and config.text_prompt_init == "handcrafted":
             model.initialize_text_prompts()
-        return model
+        return model.eval()
 
     @torch.no_grad()
     def initialize_text_prompts(self) -> None:
@@ -456,11 +360,13 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         Raises:
             ValueError: If the text tower was left out, ids have a wrong shape or value, are padded on the left, have
                 no end token, or do not begin with the template's words while text prompts are on.
+            TypeError: If an argument is no tensor.
         """
+        check_tensors(input_ids=input_ids, attention_mask=attention_mask, prompt_class_ids=prompt_class_ids)
         if self.baked_vocabulary is not None:
             raise ValueError(
-                f"this checkpoint has a baked vocabulary ({self.config.num_labels} names) and no text tower; leave "
-                "`input_ids` out, or load the checkpoint it was baked from."
+                f"this checkpoint has a baked vocabulary ({self.config.num_default_classes} names) and no text tower; "
+                "leave `input_ids` out, or load the checkpoint it was baked from."
             )
         end_positions = self._check_prompts(input_ids, attention_mask)
         if not torch.compiler.is_compiling():
@@ -542,7 +448,7 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
                 f"`input_ids` is {input_ids.shape[1]} tokens long, the text tower reads {longest}; shorten the names."
             )
 
-    def set_vocabulary(self, class_names, processor, bake: bool = False) -> None:
+    def set_vocabulary(self, class_names, processor, bake: bool = False, other_label: str | None = None) -> None:
         """Make these names the default vocabulary, used by calls without class inputs and saved with the checkpoint.
 
         Args:
@@ -550,10 +456,13 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
             processor: The checkpoint's [`LDVCProcessor`], whose templates are used.
             bake: Store the embeddings in the checkpoint and drop the text tower: smaller and faster to load, but the
                 vocabulary is then fixed.
+            other_label: A name for what is no class, such as "other": `id2label` gets it one past the last class, the
+                id that post-processing gives to pixels below its `threshold`. It has no channel in the logits.
 
         Raises:
-            ValueError: If names are empty or repeated, the processor's template is not the one of the text prompts, or
-                a vocabulary is baked in already.
+            ValueError: If names are empty, repeated or given per image, the processor's template is not the one of the
+                text prompts, or a vocabulary is baked in already; the model is then unchanged.
+            TypeError: If a name is no string.
         """
         if self.baked_vocabulary is not None:
             raise ValueError(
@@ -561,6 +470,15 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
                 "checkpoint it was baked from."
             )
         encoded = processor(class_names=class_names, return_tensors="pt").to(self._input_device)
+        if "class_index" in encoded:
+            raise ValueError(
+                f"`class_names` {class_names!r} is a list per image; a default vocabulary is one list, or one dict of "
+                "synonyms, for all images."
+            )
+        names = list(class_names)
+        if other_label is not None:
+            processor(class_names=[*names, other_label])  # for its checks: a name, and not that of a class
+            names.append(other_label)
         self._check_prompts(encoded["input_ids"], encoded["attention_mask"])
         embeds = None
         if bake:
@@ -570,8 +488,9 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         rows = [row[:length] for row, length in zip(encoded["input_ids"].tolist(), lengths, strict=True)]
         self.config.class_token_ids = rows
         self.config.prompt_class_ids = encoded["prompt_class_ids"].tolist() if "prompt_class_ids" in encoded else None
-        self.config.id2label = dict(enumerate(class_names))
-        self.config.label2id = {name: index for index, name in enumerate(class_names)}
+        self.config.id2label = dict(enumerate(names))
+        self.config.label2id = {name: index for index, name in enumerate(names)}
+        self.config.other_label = other_label
         self._cached_vocabulary = None
         if bake:
             self.config.baked_vocabulary = True
@@ -585,8 +504,7 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
 
     def _drop_text_tower(self) -> None:
         """Put a table of class embeddings in the place of the text tower."""
-        num_classes = len(set(self.config.prompt_class_ids or range(len(self.config.class_token_ids))))
-        self.baked_vocabulary = LDVCBakedVocabulary(num_classes, self.config.projection_dim)
+        self.baked_vocabulary = LDVCBakedVocabulary(self.config.num_default_classes, self.config.projection_dim)
         self.clip.text_model = self.clip.text_projection = self.text_prompts = None
 
     def _default_class_embeds(self) -> Tensor:
@@ -644,7 +562,9 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
 
         Raises:
             ValueError: If the shape is wrong or a side is shorter than a patch.
+            TypeError: If `pixel_values` is no tensor.
         """
+        check_tensors(pixel_values=pixel_values)
         vision_model, patch_size = self.clip.vision_model, self.config.vision_config.patch_size
         num_channels = self.config.vision_config.num_channels
         if pixel_values.dim() != 4 or pixel_values.shape[1] != num_channels:
@@ -718,29 +638,62 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
             seen_class_mask: (num_classes,) or (batch_size, num_classes), 1 for classes that trained with masks, whose
                 probability `seen_score_offset` lowers; known by name for the default vocabulary.
             kwargs: `output_hidden_states`, `output_attentions` (vision tower, and the decoder's cross-attention),
-                `output_decoder_hidden_states`, `output_decoder_attentions`, `output_routes`, `return_dict`.
+                `output_decoder_hidden_states`, `output_decoder_attentions`, `output_routes`, `return_dict`; no others.
 
         Returns:
             [`LDVCSemanticSegmenterOutput`]. Padded classes have probability 0.
 
         Raises:
             ValueError: If sources are missing or doubled, or shapes do not fit.
+            TypeError: If an argument is unknown or no tensor.
         """
+        self._check_options(kwargs)
+        check_tensors(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+        check_tensors(class_embeds=class_embeds, class_mask=class_mask, class_index=class_index)
         if (pixel_values is None) == (image_features is None):
             raise ValueError("give exactly one of `pixel_values` and `image_features`.")
         embeds = self._resolve_classes(input_ids, attention_mask, class_embeds, prompt_class_ids, class_index)
         if seen_class_mask is None and input_ids is None and class_embeds is None:
             seen_class_mask = self._seen_default_classes(embeds)
-        outputs, extras = self._segment(pixel_values, embeds, class_mask, image_features, **kwargs), {}
-        if self.config.seen_score_offset and seen_class_mask is not None and not self.training:
-            offsets = seen_class_mask.to(outputs.logits) * self.config.seen_score_offset
-            extras["class_score_offsets"] = offsets.expand(outputs.logits.shape[:2])
+        outputs = self._segment(pixel_values, embeds, class_mask, image_features, **kwargs)
+        extras = {"class_score_offsets": self._score_offsets(outputs.logits, seen_class_mask)}
         if labels is not None:
             size = pixel_values.shape[-2:] if image_features is None else image_features.image_size
             self._check_labels(labels, (outputs.logits.shape[0], *size), class_mask)
             extras["loss"], terms = self._loss(outputs.logits, labels)
             extras |= {"focal_loss": terms["focal"], "dice_loss": terms["dice"]}
         return LDVCSemanticSegmenterOutput(**outputs, **extras)
+
+    def _check_options(self, options: dict) -> None:
+        """Check the names of further arguments of `forward`, so that none is ignored in silence.
+
+        Raises:
+            TypeError: If one is unknown; names the nearest.
+        """
+        for name in options:
+            if name in self._forward_options:
+                continue
+            if name == "class_names":
+                hint = "class names belong to the processor: model(**processor(images=..., class_names=...))"
+            else:
+                known = [*inspect.signature(type(self).forward).parameters, *self._forward_options]
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean `{near[0]}`?" if near else "see the docstring of `forward`"
+            raise TypeError(f"`{name}` is no argument of this model; {hint}")
+
+    def _score_offsets(self, logits: Tensor, seen_class_mask: Tensor | None) -> Tensor | None:
+        """What `seen_score_offset` takes from probabilities, (batch_size, num_classes); `None` for nothing."""
+        if not self.config.seen_score_offset or self.training:
+            return None
+        if seen_class_mask is not None:
+            return (seen_class_mask.to(logits) * self.config.seen_score_offset).expand(logits.shape[:2])
+        if not torch.compiler.is_compiling():
+            logger.warning_once(
+                f"`seen_score_offset` {self.config.seen_score_offset} is not applied: the call does not say which of "
+                "its classes trained with masks. Pass `seen_class_mask`, or make the names the default vocabulary "
+                "with `set_vocabulary` and list the trained ones in `config.seen_classes`."
+            )
+        return None
 
     def _check_labels(self, labels: Tensor, shape: tuple[int, int, int], class_mask: Tensor | None) -> None:
         """Check that label maps fit their images, and their ids the images' own class lists.

@@ -4,7 +4,6 @@
 import unicodedata
 from collections.abc import Mapping
 
-import torch
 from transformers import AutoProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.auto.image_processing_auto import get_image_processor_config
@@ -58,7 +57,7 @@ def read_classes(class_names) -> Classes:
 
     Raises:
         TypeError: If it is no list or dict, or a name is no string.
-        ValueError: If it is empty, or a name is empty, repeated or holds control characters.
+        ValueError: If it is empty, or a name is empty, repeated, another class's synonym or holds control characters.
     """
     if isinstance(class_names, Mapping):
         pairs = [(name, [words] if isinstance(words, str) else words) for name, words in class_names.items()]
@@ -75,6 +74,12 @@ def read_classes(class_names) -> Classes:
             raise ValueError(f"class {name!r} has no synonym; give at least one word for it.")
     check_distinct([name for name, _ in pairs])
     check_distinct([word for _, synonyms in pairs for word in synonyms])
+    owners = {name_key(word): name for name, synonyms in pairs for word in synonyms}
+    for name, _ in pairs:
+        if (owner := owners.get(name_key(name), name)) != name:
+            raise ValueError(
+                f"the class name {name!r} is a synonym of the class {owner!r} too; a word stands for one class only."
+            )
     return {name: list(synonyms) for name, synonyms in pairs}
 
 
@@ -109,6 +114,25 @@ def check_templates(templates) -> list[str]:
         if not isinstance(template, str) or template.count("{}") != 1:
             raise ValueError(f"the prompt template {template!r} needs exactly one {{}} for the class name.")
     return templates
+
+
+def check_text(text) -> list[str]:
+    """Check raw prompts and return them as a list.
+
+    Raises:
+        ValueError: If there is none.
+        TypeError: If one is no string.
+    """
+    prompts = list(text) if isinstance(text, (list, tuple)) else [text]
+    if not prompts:
+        raise ValueError("`text` is empty; give at least one prompt.")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise TypeError(
+                f"`text` holds {prompt!r}, a {type(prompt).__name__}; it is a string or a list of strings for all "
+                "images (a list per image goes to `class_names`)."
+            )
+    return prompts
 
 
 class LDVCProcessor(ProcessorMixin):
@@ -196,7 +220,7 @@ class LDVCProcessor(ProcessorMixin):
         Raises:
             ValueError: If nothing was given, both `text` and `class_names`, bad names or templates, a prompt is longer
                 than the text tower, or lists and images differ in number.
-            TypeError: If names are no strings.
+            TypeError: If names or prompts are no strings.
         """
         if images is None and text is None and class_names is None:
             raise ValueError("give `images`, `class_names` or `text`.")
@@ -213,9 +237,9 @@ class LDVCProcessor(ProcessorMixin):
         elif segmentation_maps is not None:
             raise ValueError("`segmentation_maps` came without `images`; give both, so that they stay aligned.")
         if text is not None:
-            data |= self._tokenize([text] if isinstance(text, str) else list(text), options["text_kwargs"])
+            data |= self._tokenize(check_text(text), options["text_kwargs"])
         if class_names is not None:
-            templates = self.prompt_templates if prompt_templates is None else check_templates(prompt_templates)
+            templates = check_templates(self.prompt_templates if prompt_templates is None else prompt_templates)
             num_images = len(data["pixel_values"]) if images is not None else None
             data |= self._encode_classes(class_names, templates, num_images, options["text_kwargs"])
         return BatchFeature(data, tensor_type=TensorType(return_tensors) if return_tensors else None)
@@ -270,9 +294,18 @@ class LDVCProcessor(ProcessorMixin):
                 )
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
-    def post_process_semantic_segmentation(self, outputs, target_sizes=None, **kwargs) -> list[torch.Tensor]:
+    def post_process_semantic_segmentation(
+        self,
+        outputs,
+        target_sizes=None,
+        threshold: float | None = None,
+        other_label: int | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list:
         """As [`LDVCImageProcessor.post_process_semantic_segmentation`]."""
-        return self.image_processor.post_process_semantic_segmentation(outputs, target_sizes, **kwargs)
+        return self.image_processor.post_process_semantic_segmentation(
+            outputs, target_sizes, threshold, other_label, return_segmentation_scores
+        )
 
     @property
     def model_input_names(self) -> list[str]:

@@ -44,6 +44,7 @@ DERIVED_MODEL_FIELDS = (
     "prompt_token_ids",
     "class_token_ids",
     "prompt_class_ids",
+    "other_label",
     "baked_vocabulary",
     "seen_classes",
     "seen_score_offset",

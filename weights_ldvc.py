@@ -58,7 +58,15 @@ ADAPTER_FIELDS = (
     "position_interpolation",
 )
 # What a load adopts from the adapter: it belongs to the trained weights, not to the shapes.
-ADOPTED_FIELDS = ("seen_classes", "seen_score_offset", "id2label", "label2id", "class_token_ids", "prompt_class_ids")
+ADOPTED_FIELDS = (
+    "seen_classes",
+    "seen_score_offset",
+    "id2label",
+    "label2id",
+    "class_token_ids",
+    "prompt_class_ids",
+    "other_label",
+)
 LOADING_OPTIONS = (
     "attn_implementation",
     "cache_dir",
@@ -73,6 +81,9 @@ LOADING_OPTIONS = (
     "token",
     "variant",
 )
+# The loading options that mean something for a CLIP that is loaded already, and those that its other files share.
+MODULE_OPTIONS = ("attn_implementation", "dtype")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 @contextlib.contextmanager
@@ -86,11 +97,13 @@ def quiet_loading() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_options(
+    clip: str | os.PathLike | nn.Module, options: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split keyword arguments into configuration fields and options of `from_pretrained`.
 
     Raises:
-        TypeError: If a name is neither; names the nearest.
+        TypeError: If a name is neither, naming the nearest, or an option means nothing for a loaded CLIP.
     """
     fields = {field.name for field in dataclasses.fields(LDVCConfig)} - {"text_config", "vision_config"}
     fields -= set(LOADING_OPTIONS)  # `dtype` is both
@@ -99,6 +112,11 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
             near = difflib.get_close_matches(name, [*fields, *LOADING_OPTIONS], n=1)
             hint = f"; did you mean `{near[0]}`?" if near else "; see LDVCConfig for the fields."
             raise TypeError(f"`{name}` is neither a field of LDVCConfig nor a loading option{hint}")
+        if isinstance(clip, nn.Module) and name in set(LOADING_OPTIONS).difference(MODULE_OPTIONS):
+            raise TypeError(
+                f"`{name}` is an option of loading, but `clip` is a module in memory, on whose device the result "
+                f"stays; leave it out (only {' and '.join(MODULE_OPTIONS)} apply), or give a folder or Hub id."
+            )
     config_fields = {name: value for name, value in options.items() if name in fields}
     return config_fields, {name: value for name, value in options.items() if name not in fields}
 
@@ -114,7 +132,7 @@ def clip_config_of(clip: str | os.PathLike | nn.Module, loading_options: dict[st
         return clip.config
     if isinstance(clip, nn.Module):
         raise ValueError(f"`clip` is a {type(clip).__name__}, not a CLIPModel; give one, or its folder or Hub id.")
-    hub_options = {k: v for k, v in loading_options.items() if k in ("cache_dir", "revision", "subfolder", "token")}
+    hub_options = {k: v for k, v in loading_options.items() if k in HUB_OPTIONS}
     try:
         config, _ = PreTrainedConfig.get_config_dict(clip, **hub_options)
     except OSError as error:
@@ -133,7 +151,7 @@ def template_token_ids(template: str, clip: str | os.PathLike | nn.Module, token
     The start token is the tokenizer's: published CLIP configurations carry a wrong `bos_token_id`.
 
     Raises:
-        ValueError: If no tokenizer is at hand, or no word stands before `{}`.
+        ValueError: If no tokenizer is at hand, it is empty, or no word stands before `{}`.
     """
     if tokenizer is None:
         if isinstance(clip, nn.Module):
@@ -141,7 +159,7 @@ def template_token_ids(template: str, clip: str | os.PathLike | nn.Module, token
                 "a bare CLIPModel has no tokenizer, which the handcrafted text prompts need for the words of "
                 f"{template!r}; pass tokenizer=..., or num_text_prompts=0, or text_prompt_init='random'."
             )
-        hub_options = {k: v for k, v in options.items() if k in ("cache_dir", "revision", "subfolder", "token")}
+        hub_options = {k: v for k, v in options.items() if k in HUB_OPTIONS}
         tokenizer = AutoTokenizer.from_pretrained(clip, **hub_options)
     words = template.split("{}")[0].strip()
     start, *token_ids, _ = tokenizer(words)["input_ids"]
@@ -150,7 +168,41 @@ def template_token_ids(template: str, clip: str | os.PathLike | nn.Module, token
             f"the template {template!r} has no word before {{}} to start text prompts from; put words before it, as "
             "in 'a photo of a {}', or set num_text_prompts=0."
         )
+    if set(token_ids) == {tokenizer.unk_token_id}:  # the library makes an empty tokenizer of a folder without one
+        raise ValueError(
+            f"the tokenizer of {str(clip)[:200]!r} knows none of the words {words!r}; its files may be missing: pass "
+            "tokenizer=..., or set num_text_prompts=0."
+        )
     return [start, *token_ids]
+
+
+def build_config(clip: str | os.PathLike | nn.Module, tokenizer: Any, fields: dict, options: dict) -> LDVCConfig:
+    """Make the configuration of an LDVC on this CLIP, with the token ids of the template's words.
+
+    Raises:
+        ValueError: If `clip` is no CLIP, widths do not fit, or `num_text_prompts` is not the number of tokens of the
+            template's words.
+    """
+    clip_config = clip_config_of(clip, options)
+    if fields.get("projection_dim", clip_config.projection_dim) != clip_config.projection_dim:
+        raise ValueError(
+            f"`projection_dim` is {fields['projection_dim']}, but this CLIP's is {clip_config.projection_dim}; "
+            "leave it out, it is CLIP's."
+        )
+    is_module = isinstance(clip, nn.Module)
+    config = LDVCConfig(
+        text_config=clip_config.text_config.to_dict(),
+        vision_config=clip_config.vision_config.to_dict(),
+        projection_dim=clip_config.projection_dim,
+        logit_scale_init_value=clip_config.logit_scale_init_value,
+        **{"clip_name_or_path": None if is_module else str(clip), **fields},
+    )
+    # Random prompts replace the template's words too, so that these are checked wherever a tokenizer can be had.
+    has_tokenizer = tokenizer is not None or not is_module
+    if config.num_text_prompts > 0 and (has_tokenizer or config.text_prompt_init == "handcrafted"):
+        config.prompt_token_ids = template_token_ids(config.prompt_template, clip, tokenizer, options)
+        config.validate_architecture()
+    return config
 
 
 def check_clip_is_complete(clip: str | os.PathLike, missing_keys: Iterable[str]) -> None:
@@ -234,12 +286,11 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
 
 
 __all__ = [
+    "build_config",
     "check_clip_is_complete",
-    "clip_config_of",
     "clip_fingerprint",
     "load_adapter",
     "quiet_loading",
     "save_adapter",
     "split_options",
-    "template_token_ids",
 ]

@@ -1,6 +1,7 @@
 """Bad calls: each raises the right error, and the message names the value and the remedy."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +45,7 @@ NAMES = [
     ({3: ["sofa"]}, TypeError, ("3", "int", "strings")),
     ({"": ["sofa"]}, ValueError, ("''", "empty")),
     ({"sofa": ["a"], "Sofa": ["b"]}, ValueError, ("'Sofa'", "twice")),
+    ({"sofa": ["couch"], "Couch": ["settee"]}, ValueError, ("'Couch'", "synonym", "'sofa'", "one class only")),
     ([["cat"], "dog"], TypeError, ("'dog'", "list of names")),
     ([["cat"], []], ValueError, ("empty", "at least one")),
     (["x" * 200], ValueError, ("xxx", "tokens", "77", "shorten")),
@@ -82,6 +84,16 @@ def test_bad_templates_are_refused(tiny_processor, templates, mentions):
     )
 
 
+def test_a_bad_template_that_was_assigned_is_refused_at_use(tiny_processor, clip_folder):
+    processor = LDVCProcessor.from_clip_pretrained(clip_folder)
+    for templates, mentions in TEMPLATES:
+        processor.prompt_templates = templates
+        assert_raises(lambda: processor(class_names=["cat"]), ValueError, mentions)
+    processor.prompt_templates = "the {}"
+    expected = tiny_processor(class_names=["cat"], prompt_templates=["the {}"])
+    assert processor(class_names=["cat"])["input_ids"] == expected["input_ids"]
+
+
 PICTURE = Image.new("RGB", (12, 10))
 CALLS = {
     "nothing": ({}, ("images", "class_names", "text")),
@@ -92,6 +104,7 @@ CALLS = {
         ("2 lists", "1 images", "one list each"),
     ),
     "long text": ({"text": ["x" * 100]}, ("102 tokens", "77", "shorten")),
+    "no text": ({"text": []}, ("`text` is empty", "at least one")),
 }
 
 
@@ -99,6 +112,11 @@ CALLS = {
 def test_bad_calls_of_the_processor_are_refused(tiny_processor, case):
     arguments, mentions = CALLS[case]
     assert_raises(lambda: tiny_processor(**arguments, return_tensors="pt"), ValueError, mentions)
+
+
+@pytest.mark.parametrize("text", [[["a"], ["b"]], [3], 3], ids=str)
+def test_text_that_is_no_list_of_strings_is_refused(tiny_processor, text):
+    assert_raises(lambda: tiny_processor(text=text), TypeError, ("`text`", "list of strings", "`class_names`"))
 
 
 # ---- pictures and label maps
@@ -138,7 +156,12 @@ PICTURES = {
     "no pixel": (np.zeros((0, 5, 3), np.uint8), ("(3, 0, 5)", "at least one pixel")),
     "five channels": (np.zeros((9, 9, 5), np.uint8), ("(9, 9, 5)", "1, 3 or 4 channels", "PIL image")),
     "NaN": (np.full((9, 9, 3), np.nan, np.float32), ("NaN", "clean")),
-    "missing file": ("no/such/file.png", ("no/such/file.png", "cannot be read")),
+    "missing file": ("no/such/file.png", ("no/such/file.png", "cannot be read", "no such file")),
+    "missing path": (Path("no/such/file.png"), ("no/such/file.png", "no such file")),
+    "no server": ("http://localhost:1/a.png", ("http://localhost:1/a.png", "cannot be read")),
+    "floats to 1": (np.full((9, 9, 3), 0.5), ("image 0", "0.5 to 0.5", "do_rescale=False", "0 to 255")),
+    "tensor to 1": ([PICTURE, torch.ones(3, 9, 9)], ("image 1", "1 to 1", "do_rescale=False")),
+    "floats with alpha": (np.full((9, 9, 4), 1.0, np.float32), ("image 0", "do_rescale=False")),
 }
 
 
@@ -197,6 +220,13 @@ def test_bad_post_processing_is_refused(tiny_processor, case):
     options, mentions = POST_PROCESSING[case]
     outputs = {"logits": torch.randn(2, 3, 4, 4)}
     assert_raises(lambda: tiny_processor.post_process_semantic_segmentation(outputs, **options), ValueError, mentions)
+
+
+@pytest.mark.parametrize("other", ["other", 1.5], ids=str)
+def test_an_id_of_other_that_is_no_integer_is_refused(tiny_processor, other):
+    outputs = {"logits": torch.randn(2, 3, 4, 4)}
+    call = lambda: tiny_processor.post_process_semantic_segmentation(outputs, None, 0.5, other)  # noqa: E731
+    assert_raises(call, TypeError, ("`other_label`", repr(other), "integer id", "set_vocabulary"))
 
 
 def test_unknown_statistics_are_refused(clip_folder):
@@ -269,6 +299,41 @@ def test_bad_calls_of_the_model_are_refused(tiny_model, case):
     assert_raises(lambda: tiny_model(**arguments), ValueError, mentions)
 
 
+UNKNOWN = {
+    "class_names": (["cat"], ("belong to the processor", "model(**processor(")),
+    "class_embed": (EMBEDS, ("did you mean `class_embeds`",)),
+    "image_feature": (None, ("did you mean `image_features`",)),
+    "output_route": (True, ("did you mean `output_routes`",)),
+    "output_cross_attentions": (True, ("did you mean `output_attentions`",)),  # which they come with
+    "zzz": (1, ("see the docstring",)),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_unknown_argument_of_the_model_is_refused(tiny_model, name):
+    value, mentions = UNKNOWN[name]
+    call = lambda: tiny_model(pixel_values=PIXELS, class_embeds=EMBEDS, **{name: value})  # noqa: E731
+    assert_raises(call, TypeError, (f"`{name}`", *mentions))
+
+
+LISTS = {
+    "pixel_values": {"pixel_values": PIXELS.tolist(), "class_embeds": EMBEDS},
+    "class_embeds": {"pixel_values": PIXELS, "class_embeds": EMBEDS.tolist()},
+    "input_ids": {"pixel_values": PIXELS, "input_ids": [[1, 2]]},
+    "class_mask": {"pixel_values": PIXELS, "class_embeds": EMBEDS, "class_mask": [[1] * 4] * 2},
+    "labels": {"pixel_values": PIXELS, "class_embeds": EMBEDS, "labels": LABELS.numpy()},
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_what_is_no_tensor_is_refused(tiny_model, name):
+    mentions = (f"`{name}`", "not a tensor", "return_tensors='pt'")
+    assert_raises(lambda: tiny_model(**LISTS[name]), TypeError, mentions)
+    for method in ({"pixel_values": "get_image_features", "input_ids": "get_class_embeds"}.get(name),):
+        if method is not None:
+            assert_raises(lambda method=method: getattr(tiny_model, method)(LISTS[name][name]), TypeError, mentions)
+
+
 def test_both_images_and_features_are_refused(tiny_model):
     features = tiny_model.get_image_features(PIXELS)
     assert_raises(
@@ -338,6 +403,11 @@ BUILD = {
     "number of text prompts": ({"num_text_prompts": 3}, ValueError, ("3", "a photo of a {}", "num_text_prompts=4")),
     "no words": ({"prompt_template": "{} here"}, ValueError, ("'{} here'", "words before it", "num_text_prompts=0")),
     "width": ({"projection_dim": 64}, ValueError, ("64", "32", "leave it out")),
+    "number of random text prompts": (
+        {"num_text_prompts": 3, "text_prompt_init": "random"},
+        ValueError,
+        ("3", "a photo of a {}", "num_text_prompts=4"),
+    ),
 }
 
 
@@ -374,6 +444,22 @@ def test_a_bare_clip_needs_a_tokenizer_only_for_handcrafted_prompts(clip_model):
     )
     assert build(clip_model, num_text_prompts=0, **fields).text_prompts is None
     assert build(clip_model, text_prompt_init="random", **fields).text_prompts is not None
+
+
+@pytest.mark.parametrize("init", ["handcrafted", "random"])
+def test_a_folder_without_tokenizer_is_refused_while_text_prompts_are_on(clip_model, tmp_path, init):
+    """The library makes an empty tokenizer of it."""
+    clip_model.save_pretrained(tmp_path)
+    build = LDVCForSemanticSegmentation.from_clip_pretrained
+    call = lambda: build(tmp_path, text_prompt_init=init, decoder_attention_heads=4)  # noqa: E731
+    assert_raises(call, ValueError, (str(tmp_path), "'a photo of a'", "tokenizer=", "num_text_prompts=0"))
+
+
+@pytest.mark.parametrize("option", [{"device_map": "cpu"}, {"revision": "main"}], ids=str)
+def test_an_option_of_loading_is_refused_beside_a_clip_in_memory(clip_model, tokenizer, option):
+    build = LDVCForSemanticSegmentation.from_clip_pretrained
+    mentions = (f"`{next(iter(option))}`", "leave it out", "attn_implementation and dtype", "folder or Hub id")
+    assert_raises(lambda: build(clip_model, tokenizer, **option), TypeError, mentions)
 
 
 def test_a_folder_without_adapter_is_refused(tiny_model, tmp_path):

@@ -69,6 +69,14 @@ IMPOSSIBLE = [
     ({"prompt_template": "a photo"}, ("prompt_template", "a photo", "exactly one {}")),
     ({"prompt_template": "{} and {}"}, ("prompt_template", "{} and {}", "exactly one {}")),
     ({"prompt_class_ids": [0, 1], "class_token_ids": [[1]]}, ("prompt_class_ids", "2", "1", "set_vocabulary")),
+    ({"class_token_ids": [[1], [2]], "id2label": {0: "a", 1: "b", 2: "c"}}, ("id2label", "3", "2", "set_vocabulary")),
+    ({"class_token_ids": [[1], [2]], "id2label": {1: "a", 2: "b"}}, ("id2label", "ids from 1", "from 0")),
+    ({"class_token_ids": [[1]], "prompt_class_ids": [0]}, ("id2label", "1 classes", "set_vocabulary")),
+    ({"class_token_ids": [[1]], "id2label": {0: "a"}, "other_label": "x"}, ("1 classes", "2 names", "set_vocabulary")),
+    (
+        {"class_token_ids": [[1]], "id2label": {0: "a", 1: "b"}, "other_label": "x"},
+        ("other_label", "'x'", "'b'", "set_vocabulary"),
+    ),
     ({"seen_classes": ["cat", "cat"]}, ("seen_classes", "cat", "once")),
 ]
 WRONG_TYPES = [

@@ -24,7 +24,7 @@ from decoder_ldvc import (
 )
 from image_processing_ldvc import best_classes, resize_nearest, upsampled_rows
 from loss_ldvc import one_hot_targets, segmentation_loss
-from modeling_ldvc import LDVCTextAdapter
+from prompts_ldvc import LDVCTextAdapter
 from regions_ldvc import fit_to_image, merge_regions, partition_regions
 
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from conftest import TINY_FIELDS, build_clip
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, AutoModelForSemanticSegmentation, CLIPModel
+from transformers import AutoModel, AutoModelForSemanticSegmentation, CLIPModel, Trainer, TrainingArguments
 
+import modeling_ldvc
 from configuration_ldvc import LDVCConfig
 from loss_ldvc import segmentation_loss
 from modeling_ldvc import LDVCForSemanticSegmentation
@@ -262,6 +263,25 @@ def test_every_trained_parameter_gets_a_gradient(make_model, inputs, labels, dec
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+def test_dropout_of_vision_prompts_is_drawn_for_every_image(make_model):
+    prompts = make_model(vision_prompt_dropout=0.5).vision_prompts.train()
+    first, second = prompts(torch.zeros(2, 17, 48), 0)[:, 1:4]
+    assert not torch.equal(first == 0, second == 0)
+
+
+def test_the_trainer_divides_the_loss_by_the_accumulation_steps(tiny_model, tmp_path):
+    pytest.importorskip("accelerate")
+    arguments = TrainingArguments(tmp_path, use_cpu=True, report_to=[], gradient_accumulation_steps=2)
+    trainer = Trainer(tiny_model, arguments)
+    trainer.current_gradient_accumulation_steps = 2
+    inputs = {"pixel_values": torch.randn(1, 3, 32, 32), "class_embeds": F.normalize(torch.randn(2, 32), dim=-1)}
+    inputs["labels"] = torch.zeros(1, 32, 32, dtype=torch.long)
+    torch.manual_seed(3)
+    reported = trainer.training_step(tiny_model, inputs, num_items_in_batch=torch.tensor(2))
+    torch.manual_seed(3)
+    torch.testing.assert_close(reported, tiny_model(**inputs).loss.detach() / 2)
+
+
 # ---- the promises
 
 
@@ -425,6 +445,32 @@ def test_promise_4_channel_i_is_name_i_of_the_call(tiny_model, tiny_processor, p
     assert tiny_model.config.num_labels == 4
 
 
+def test_a_vocabulary_names_other_one_past_the_last_class(make_model, tiny_processor, tmp_path, pixel_values):
+    """With more than ten names, so that their order in the file is not their order."""
+    names = [f"thing {index}" for index in range(11)]
+    model = make_model(seen_score_offset=0.25, seen_classes=["thing 3"])
+    for bake in (False, True):
+        model.set_vocabulary(names, tiny_processor, bake=bake, other_label="none of these")
+        model.save_pretrained(tmp_path)
+        for kept in (model, LDVCForSemanticSegmentation.from_pretrained(tmp_path)):
+            assert kept.config.id2label == {**dict(enumerate(names)), 11: "none of these"}
+            assert kept.config.label2id["none of these"] == 11
+            with torch.no_grad():
+                outputs = kept(pixel_values)
+            assert outputs.logits.shape[1] == 11
+            assert outputs.class_score_offsets[0].tolist() == [0.25 * (name == "thing 3") for name in names]
+            maps = tiny_processor.post_process_semantic_segmentation(outputs, threshold=1.0)
+            assert kept.config.id2label[maps[0].max().item()] == "none of these"
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["a", "b", "c"], ["cat", "dog", "other", "d"]], ids=str)
+def test_names_that_do_not_fit_the_vocabulary_are_refused_on_loading(tiny_model, tiny_processor, tmp_path, names):
+    tiny_model.set_vocabulary(["cat", "dog"], tiny_processor, other_label="other")
+    tiny_model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="set_vocabulary"):
+        LDVCForSemanticSegmentation.from_pretrained(tmp_path, id2label=dict(enumerate(names)))
+
+
 def test_promise_5_training_never_changes_a_clip_weight(make_model, clip_model, inputs, labels):
     model = make_model().train()
     before = {name: weight.clone() for name, weight in own_weights(model).items()}
@@ -557,6 +603,22 @@ def test_the_offset_lowers_seen_classes_of_the_default_vocabulary_by_name(make_m
     assert model.train()(pixel_values).class_score_offsets is None
 
 
+@torch.no_grad()
+def test_an_offset_that_cannot_be_applied_is_told_once(make_model, tiny_processor, pixel_values, monkeypatch):
+    told = []
+    monkeypatch.setattr(modeling_ldvc.logger, "warning_once", told.append)
+    named = tiny_processor(class_names=["cat"], return_tensors="pt")
+    model = make_model(seen_score_offset=0.25, seen_classes=["cat"])
+    model.set_vocabulary(["cat", "dog"], tiny_processor)
+    model(pixel_values)
+    model(pixel_values, **named, seen_class_mask=torch.tensor([1]))
+    model.train()(pixel_values, **named)
+    make_model()(pixel_values, **named)
+    assert told == []
+    model.eval()(pixel_values, **named)
+    assert all(word in told[0] for word in ("0.25", "not applied", "`seen_class_mask`", "`set_vocabulary`"))
+
+
 # ---- saving and loading
 
 
@@ -634,6 +696,15 @@ def test_clip_weights_are_taken_over_bit_for_bit_and_the_others_are_named(clip_f
         assert set(model.newly_initialized) == set(own_weights(model))
         assert model.config.prompt_token_ids == tokenizer("a photo of a")["input_ids"][:-1]
         assert not any(parameter.requires_grad for parameter in model.clip.parameters())
+        assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("init", ["handcrafted", "random"])
+def test_the_device_of_a_clip_in_memory_is_kept(clip_model, tokenizer, init):
+    with torch.device("meta"):
+        clip = CLIPModel(clip_model.config)
+    model = LDVCForSemanticSegmentation.from_clip_pretrained(clip, tokenizer, text_prompt_init=init, **TINY_FIELDS)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("lost", ["vision_model.encoder.layers.1.mlp.fc1.weight", "text_projection.weight"])
@@ -826,8 +897,18 @@ def test_a_refused_vocabulary_leaves_the_old_one(tiny_model, tiny_processor, cli
     before = tiny_model.config.to_json_string()
     with pytest.raises(ValueError, match="a photo of a"):
         tiny_model.set_vocabulary(["sofa"], other)
-    with pytest.raises(ValueError, match="twice"):
-        tiny_model.set_vocabulary(["cat", "cat"], tiny_processor)
+    for names, options, message in (
+        (["cat", "cat"], {}, "twice"),
+        ([["cat"], ["dog"]], {}, "list per image"),
+        ([{"cat": ["cat"]}], {}, "list per image"),
+        (["cat", "sofa"], {"other_label": "Cat"}, "twice"),
+        (["cat", "sofa"], {"other_label": " "}, "empty"),
+    ):
+        for bake in (False, True):
+            with pytest.raises(ValueError, match=message):
+                tiny_model.set_vocabulary(names, tiny_processor, bake=bake, **options)
+    with pytest.raises(TypeError, match="strings"):
+        tiny_model.set_vocabulary(["cat"], tiny_processor, other_label=3)
     assert tiny_model.config.to_json_string() == before
 
 

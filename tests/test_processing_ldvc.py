@@ -1,6 +1,7 @@
 """Pictures of every mode, label maps, class names, and the way back from logits to label maps."""
 
 import base64
+import inspect
 import io
 
 import numpy as np
@@ -148,6 +149,38 @@ def test_transparency_in_an_array_is_white_as_in_a_picture(image_processor):
         array[..., 3] = alpha
         expected = image_processor(Image.fromarray(array), return_tensors="pt")["pixel_values"]
         assert torch.equal(image_processor(array, return_tensors="pt")["pixel_values"], expected), alpha
+
+
+@pytest.mark.parametrize("alpha", [0, 128, 255])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_gray_array_with_alpha_is_read_as_the_picture(image_processor, alpha, dtype):
+    array = np.full((9, 11, 2), 40, dtype=np.uint8)
+    array[..., 1] = alpha
+    expected = image_processor(Image.fromarray(array, "LA"), return_tensors="pt")["pixel_values"]
+    array = array.astype(dtype) * (257 if dtype == np.uint16 else 1)
+    for image in (array, array.transpose(2, 0, 1), torch.from_numpy(array)):
+        assert torch.equal(image_processor(image, return_tensors="pt")["pixel_values"], expected)
+
+
+def test_a_16_bit_array_is_scaled_as_the_picture(image_processor):
+    array = np.random.default_rng(0).integers(0, 65536, (8, 8), dtype=np.uint16)
+    expected = image_processor(Image.fromarray(array), return_tensors="pt")["pixel_values"]
+    for image in (array, array[..., None], np.stack([array] * 3, axis=-1), torch.from_numpy(array)):
+        assert torch.equal(image_processor(image, return_tensors="pt")["pixel_values"], expected)
+
+
+def test_floats_from_0_to_1_are_taken_without_rescaling(image_processor):
+    array = np.full((8, 8, 3), 51, dtype=np.uint8)
+    expected = image_processor(array, return_tensors="pt")["pixel_values"]
+    pixels = image_processor(array.astype(np.float32) / 255, do_rescale=False, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_black_pictures_are_not_taken_for_a_wrong_range(image_processor, dtype):
+    pixels = image_processor(np.zeros((8, 8, 3), dtype=dtype), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels[0, :, 0, 0], normalised((0, 0, 0)))
+    image_processor(np.ones((8, 8, 3), dtype=np.uint8))
 
 
 def test_pictures_of_different_sizes_and_modes_make_one_batch(image_processor):
@@ -416,6 +449,17 @@ def test_image_processor_and_processor_post_process_alike(tiny_processor):
         first = tiny_processor.post_process_semantic_segmentation(outputs, **options)
         second = tiny_processor.image_processor.post_process_semantic_segmentation(outputs, **options)
         assert torch.equal(first[0], second[0])
+
+
+def test_post_processing_has_one_signature_and_takes_arguments_by_position(tiny_processor):
+    method, names = "post_process_semantic_segmentation", ["target_sizes", "threshold", "other_label"]
+    signatures = [inspect.signature(getattr(x, method)) for x in (tiny_processor, tiny_processor.image_processor)]
+    assert signatures[0] == signatures[1]
+    assert list(signatures[0].parameters) == ["outputs", *names, "return_segmentation_scores"]
+    outputs = output_of(torch.full((1, 3, 4, 4), -1.0))
+    (result,) = getattr(tiny_processor, method)(outputs, [(5, 6)], 0.9, 7, True)
+    assert (result.segmentation == 7).all()
+    assert result.segmentation_scores.shape == (3, 5, 6)
 
 
 def test_a_padded_class_never_wins(tiny_processor):

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = (
     "configuration_ldvc",
     "modeling_ldvc",
+    "prompts_ldvc",
     "decoder_ldvc",
     "regions_ldvc",
     "weights_ldvc",
