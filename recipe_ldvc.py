@@ -159,13 +159,24 @@ class Recipe:
             raise RecipeError("`push_to_hub` needs `hub_model_id`, such as your-name/ldvc-vit-base-patch16-voc2012.")
 
     def get_vocabulary(self) -> Vocabulary:
-        """Class names and unseen names; when fully supervised all masks train, but the split is still reported."""
+        """Class names and unseen names; when fully supervised all masks train, but the split is still reported.
+
+        Raises:
+            RecipeError: If an inductive recipe holds no class out.
+            ValueError: If the names do not fit together.
+        """
         if self.vocabulary is None:
-            return Vocabulary("own", tuple(self.class_names), tuple(self.unseen_classes or ()))
-        known = get_vocabulary(self.vocabulary)
-        if self.unseen_classes is None:
-            return known
-        return Vocabulary(known.name, known.class_names, tuple(self.unseen_classes))
+            vocabulary = Vocabulary("own", tuple(self.class_names), tuple(self.unseen_classes or ()))
+        else:
+            vocabulary = get_vocabulary(self.vocabulary)
+            if self.unseen_classes is not None:
+                vocabulary = Vocabulary(vocabulary.name, vocabulary.class_names, tuple(self.unseen_classes))
+        if self.setting == "inductive" and not vocabulary.unseen_names:
+            raise RecipeError(
+                "`unseen_classes` is empty, so that an inductive run would hold nothing out; name the classes whose "
+                "masks must not train, or use --setting fully_supervised."
+            )
+        return vocabulary
 
 
 def model_fields() -> list[str]:

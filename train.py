@@ -206,8 +206,22 @@ def choose_precision(recipe: Recipe) -> str:
 
 
 def build_model(recipe: Recipe) -> tuple[LDVCForSemanticSegmentation, LDVCProcessor]:
-    """Build LDVC on the recipe's CLIP, and its processor."""
+    """Build LDVC on the recipe's CLIP, and its processor.
+
+    Raises:
+        RecipeError: If a crop is smaller than a patch.
+        ValueError: If the CLIP is none, or is not the one that its fingerprint names.
+    """
+    if (Path(recipe.clip) / "fingerprint.json").is_file():
+        from picturebook.clip_folder import check_clip_folder
+
+        check_clip_folder(recipe.clip)
     model = LDVCForSemanticSegmentation.from_clip_pretrained(recipe.clip, **recipe.model)
+    if recipe.crop_size < model.config.vision_config.patch_size:
+        raise RecipeError(
+            f"`crop_size` is {recipe.crop_size} pixels, smaller than one patch of this CLIP "
+            f"({model.config.vision_config.patch_size}); use at least that."
+        )
     if recipe.attn_implementation:
         model.set_attn_implementation(recipe.attn_implementation)
     processor = LDVCProcessor.from_clip_pretrained(

@@ -350,6 +350,8 @@ def test_a_folder_with_another_run_is_refused_and_kept(arguments, tmp_path):
         (["--setting", "magic"], "`setting` is 'magic'; use one of inductive"),
         (["--batch_size", "5", "--gradient_accumulation_steps", "2"], "`batch_size` 5 cannot be shared"),
         (["--unseen_classes", "[zebra]"], "zebra"),
+        (["--unseen_classes", "[]"], "`unseen_classes` is empty"),
+        (["--crop_size", "4"], "`crop_size` is 4 pixels, smaller than one patch"),
         (["--dataset", "nowhere/at/all"], "nowhere/at/all"),
         (["--label_column", "mask"], "mask"),
         (["--eval_split", "tset"], "tset"),
@@ -368,6 +370,15 @@ def test_bad_recipes_end_with_one_line_that_names_the_value(arguments, overrides
     with caplog.at_level("ERROR"):
         assert main([*arguments, *overrides]) == 2
     assert message in caplog.text
+
+
+def test_an_altered_clip_is_refused_before_training(arguments, clip_folder, tmp_path, caplog):
+    altered = tmp_path / "clip"
+    shutil.copytree(clip_folder, altered)
+    (altered / "fingerprint.json").write_text('{"sha256": "0123", "file": "model.safetensors"}')
+    with caplog.at_level("ERROR"):
+        assert main([*arguments, "--clip", str(altered)]) == 2
+    assert "0123" in caplog.text
 
 
 def test_a_missing_recipe_is_named():
