@@ -198,7 +198,9 @@ def provenance(model_config: Any, dataset: Any, seed: int | None = None) -> dict
     """What a score can be traced to: commit, configuration, data, seed and library versions."""
     root = Path(__file__).resolve().parent
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    dirty = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=False)
+    # result files do not make code other code
+    status = ["git", "status", "--porcelain", "--", ".", ":!results"]
+    dirty = subprocess.run(status, cwd=root, capture_output=True, text=True, check=False)
     config = model_config.to_json_string(use_diff=False)
     return {
         "commit": head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "") or None,

@@ -45,7 +45,9 @@ def build_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=list(dict.fromkeys(merges)), model_max_length=77)
 
 
-def build_clip(tokenizer: CLIPTokenizer, seed: int = 0, **text_fields) -> CLIPModel:
+def build_clip(
+    tokenizer: CLIPTokenizer, seed: int = 0, image_size: int = IMAGE_SIZE, patch_size: int = PATCH_SIZE, **text_fields
+) -> CLIPModel:
     """Build a random CLIP of three layers per tower."""
     text = {
         "vocab_size": len(tokenizer),
@@ -62,8 +64,8 @@ def build_clip(tokenizer: CLIPTokenizer, seed: int = 0, **text_fields) -> CLIPMo
         "intermediate_size": 64,
         "num_hidden_layers": 3,
         "num_attention_heads": 3,
-        "image_size": IMAGE_SIZE,
-        "patch_size": PATCH_SIZE,
+        "image_size": image_size,
+        "patch_size": patch_size,
     }
     # a large initialisation, so that images and names differ by more than rounding
     config = CLIPConfig(

@@ -84,6 +84,18 @@ def test_without_prompts_the_image_features_are_those_of_clip(make_model, clip_m
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("side", [224, 512])
+def test_without_prompts_a_patch_16_clip_sees_as_clip_does_at_224_and_512_pixels(make_model, tokenizer, side):
+    clip = build_clip(tokenizer, image_size=224, patch_size=16)
+    model = make_model(clip, **NO_PROMPTS, position_interpolation="bicubic")
+    pixel_values = torch.randn(1, 3, side, side)
+    whole = clip.get_image_features(pixel_values, interpolate_pos_encoding=True).pooler_output
+    features = model.get_image_features(pixel_values)
+    torch.testing.assert_close(features.image_embeds, F.normalize(whole, dim=-1), **CLIP_CLOSE)
+    assert features.feature_map.shape[-2:] == (side // 16, side // 16)
+
+
+@torch.no_grad()
 def test_bilinear_positions_are_those_of_clip_at_the_native_size(make_model, clip_model, pixel_values):
     features = make_model(**NO_PROMPTS).get_image_features(pixel_values)
     whole = clip_model.get_image_features(pixel_values).pooler_output
