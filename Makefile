@@ -18,7 +18,7 @@ record: venv
 	for seed in 0 1 2; do \
 	  $(LAUNCH) train.py --seed $$seed --overwrite_output_dir true \
 	    --output_dir outputs/record/ldvc_$$seed --results_file results/picturebook/ldvc_seed$$seed.json && \
-	  $(LAUNCH) train.py --decoder_query class --seed $$seed --overwrite_output_dir true \
+	  $(LAUNCH) train.py --decoder_query class --controls false --seed $$seed --overwrite_output_dir true \
 	    --output_dir outputs/record/class_query_$$seed --results_file results/picturebook/class_query_seed$$seed.json \
 	  || exit 1; done
 	$(BIN)/python report.py
