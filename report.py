@@ -36,6 +36,11 @@ def load_runs(name: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in paths]
 
 
+def load_oracle() -> Scores:
+    """Scores of perfect tokens, from `python -m picturebook.oracle`."""
+    return json.loads((ROOT / "results" / "picturebook_oracle.json").read_text())["scores"]
+
+
 def spread(values: Sequence[float | None], factor: float = 100.0, digits: int = 1) -> str:
     """Mean and standard deviation over seeds, in percent; one run has no deviation."""
     numbers = np.array([value for value in values if value is not None], dtype=float) * factor
@@ -69,6 +74,7 @@ def picturebook_scores() -> str:
         score_row("class-query decoder", [run["scores"]["0.0"] for run in class_query]),
         score_row("class-query decoder, 0.1 off", [run["scores"]["0.1"] for run in class_query]),
         score_row("CLIP without training", [ldvc[0]["controls"]["training_free_clip"]]),
+        score_row("oracle: perfect 16 x 16 tokens", [load_oracle()]),
     ]
     note = (
         f"{len(ldvc)} seeds, {ldvc[0]['num_images']} held-out scenes, {ldvc[0]['recipe']['max_steps']} steps; "
