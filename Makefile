@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 export OMP_WAIT_POLICY ?= passive
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: train record test test-slow style quality venv clean
+.PHONY: train record embedded test test-slow style quality venv clean
 
 train: venv
 	$(LAUNCH) train.py $(ARGS)
@@ -21,6 +21,18 @@ record: venv
 	  $(LAUNCH) train.py --decoder_query class --controls false --seed $$seed --overwrite_output_dir true \
 	    --output_dir outputs/record/class_query_$$seed --results_file results/picturebook/class_query_seed$$seed.json \
 	  || exit 1; done
+	$(MAKE) embedded
+
+# What the repository shows and ships of the record: seed 0's checkpoint (without a copy of the code, which is here),
+# its pictures, and the tables of README and cards.
+embedded: venv
+	rm -rf picturebook/ldvc && mkdir -p picturebook/ldvc assets
+	cd outputs/record/ldvc_0 && cp config.json model.safetensors processor_config.json tokenizer.json \
+	  tokenizer_config.json protocol.json recipe.yaml $(CURDIR)/picturebook/ldvc
+	cp outputs/record/ldvc_0/predictions.png outputs/record/ldvc_0/curves.png assets
+	$(BIN)/python -m picturebook.preview --output assets/picturebook.png
+	$(BIN)/python -m picturebook.oracle
+	$(BIN)/python -c "from picturebook import draw_scene; draw_scene('test', 0, 592).image.save('assets/page.png')"
 	$(BIN)/python report.py
 
 test: venv

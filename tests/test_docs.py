@@ -40,6 +40,15 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(monkeypatch):
     assert names["label_map"].shape == names["image"].size[::-1]
 
 
+def test_the_python_of_the_model_card_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = {}
+    for block in blocks((ROOT / "model_cards" / "ldvc-picturebook.md").read_text(), "python"):
+        exec(compile(block, "ldvc-picturebook.md", "exec"), names)
+    assert names["label_map"].shape == names["image"].size[::-1]
+    assert {mask["label"] for mask in names["masks"]} <= set(names["model"].config.label2id)
+
+
 def test_the_first_import_of_the_readme_is_on_the_first_screen():
     lines = README.splitlines()
     assert min(number for number, line in enumerate(lines, 1) if line.startswith("from ")) <= 30

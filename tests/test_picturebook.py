@@ -26,6 +26,7 @@ from picturebook.clip_folder import (
     resize_positions,
     save_clip_folder,
 )
+from picturebook.oracle import score_oracle
 from picturebook.pages import Views, draw_pool, sample_views
 from picturebook.pretrain_clip import PretrainConfig, Stage, Trainer, contrastive_loss, find_true_pairs
 from picturebook.vocabulary import STUFF_NAMES, THING_NAMES, write_caption
@@ -258,3 +259,10 @@ def test_committed_clip_knows_the_things():
         predicted = model(**text, pixel_values=pixels).logits_per_image.argmax(1).numpy()
     expected = np.array([page.label[page.label < NUM_THINGS][0] for page in pages])
     assert (predicted == expected).mean() >= 0.9
+
+
+def test_perfect_tokens_score_high_and_coarser_ones_lower():
+    fine, coarse = score_oracle(8, patch_size=8), score_oracle(8, patch_size=32)
+    assert 0.8 < fine["hiou"] < 1
+    assert coarse["miou"] < fine["miou"]
+    assert set(fine["groups"]) == {"things_seen", "things_unseen", "stuff_seen", "stuff_unseen"}
