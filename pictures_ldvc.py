@@ -184,7 +184,10 @@ def save_curves(log_records: Sequence[Mapping[str, Any]], path: str | PathLike) 
     """
     from matplotlib.figure import Figure
 
-    panels = [panel for panel in CURVE_PANELS if any(_points(log_records, key)[0] for key in panel["curves"])]
+    lengths = [max(len(_points(log_records, key)[0]) for key in panel["curves"]) for panel in CURVE_PANELS]
+    # one point is no curve, unless there is nothing else
+    least = 2 if max(lengths) > 1 else 1
+    panels = [panel for panel, length in zip(CURVE_PANELS, lengths, strict=True) if length >= least]
     if not panels:
         raise ValueError(f"none of the {len(log_records)} log records has a step and a loss, learning rate or score")
     figure = Figure(figsize=(4.6 * len(panels), 3.4), layout="constrained", facecolor="white")
