@@ -158,13 +158,15 @@ def test_a_label_map_that_needs_more_than_eight_bits_is_refused(tmp_path):
 
 def test_curves_are_drawn_from_training_and_evaluation_records(tmp_path):
     records = [{"step": step, "loss": 1 / step, "focal": 0.5, "lr": 1e-3, "note": "text"} for step in range(1, 101)]
-    records += [{"step": 100, "hiou": 0.3, "miou_seen": 0.4, "miou_unseen": math.nan}, {"event": "end"}]
+    scores = [{"step": step, "hiou": 0.3, "miou_seen": 0.4, "miou_unseen": math.nan} for step in (50, 100)]
+    records += [*scores, {"event": "end"}]
     widths = []
-    for name, shown in (("all", records), ("scores", records[100:])):
+    for name, shown in (("all", records), ("scores", records[100:]), ("one score", [*records[:100], scores[0]])):
         save_curves(shown, tmp_path / f"{name}.png")
         with Image.open(tmp_path / f"{name}.png") as picture:
             widths.append(picture.width)
     assert widths[0] == 3 * widths[1]  # a panel only for what was logged
+    assert widths[2] == 2 * widths[1]  # and one point is no curve
 
 
 def test_a_log_with_nothing_to_plot_is_refused(tmp_path):
