@@ -180,18 +180,28 @@ def evaluate_model(
             metrics[offset].add(prediction=prediction, reference=reference)
             areas[offset].append((index, image_areas(prediction, reference, num_classes)))
     model.train(was_training)
-    results = {}
-    for offset in offsets:
-        table = metrics[offset].compute(
-            num_labels=num_classes, unseen_ids=vocabulary.unseen_class_ids, across_processes=True
-        )
-        everywhere = gather_object(areas[offset])
-        stacked = np.stack([counts for _, counts in sorted(everywhere, key=lambda pair: pair[0])])
-        table["intervals"] = bootstrap_intervals(stacked, vocabulary.unseen_class_ids)
-        if groups:
-            table["groups"] = group_scores(table["per_class_iou"], vocabulary.unseen_class_ids, groups)
-        results[str(offset)] = table
-    return {"num_images": len(dataset), "scores": results}
+    scores = {str(offset): finish_table(metrics[offset], areas[offset], vocabulary, groups) for offset in offsets}
+    return {"num_images": len(dataset), "scores": scores}
+
+
+def finish_table(
+    metric: evaluate.Metric, areas: list, vocabulary: Vocabulary, groups: Mapping[str, Sequence[int]] | None
+) -> dict[str, Any]:
+    """Sum one score table over all processes, which must all call this, and add intervals and groups.
+
+    Args:
+        metric: This process's counts.
+        areas: This process's pairs of image index and `image_areas`.
+        vocabulary: Class list and unseen names.
+        groups: Groups of class ids that are reported apart.
+    """
+    num_classes, unseen_ids = len(vocabulary.class_names), vocabulary.unseen_class_ids
+    table = metric.compute(num_labels=num_classes, unseen_ids=unseen_ids, across_processes=True)
+    everywhere = sorted(gather_object(areas), key=lambda pair: pair[0])
+    table["intervals"] = bootstrap_intervals(np.stack([counts for _, counts in everywhere]), unseen_ids)
+    if groups:
+        table["groups"] = group_scores(table["per_class_iou"], unseen_ids, groups)
+    return table
 
 
 def provenance(model_config: Any, dataset: Any, seed: int | None = None) -> dict[str, Any]:
