@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# PyTorch takes one thread per physical core; a second per core, waiting passively, shortens a step by about a quarter.
+# PyTorch takes one thread per physical core; a second one, waiting passively, shortens a step.
 export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 export OMP_WAIT_POLICY ?= passive
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no

@@ -61,7 +61,7 @@ def prepare_image(image: PIL.Image.Image, settings: InferenceSettings, mean: lis
     """Resize and normalise a picture.
 
     Args:
-        image: Any picture.
+        image: RGB, upright; see `to_rgb`.
         settings: Decides the size.
         mean: Per RGB channel, as a fraction of full range.
         std: Per RGB channel, as a fraction of full range.
@@ -69,7 +69,6 @@ def prepare_image(image: PIL.Image.Image, settings: InferenceSettings, mean: lis
     Returns:
         (3, height, width) float32.
     """
-    image = to_rgb(image)
     if settings.short_side:
         scale = settings.short_side / min(image.size)
         image = image.resize([max(1, round(side * scale)) for side in image.size], PIL.Image.Resampling.BILINEAR)
@@ -137,12 +136,12 @@ def segment_image(
     Returns:
         (height, width) int64 class ids at the picture's own size.
     """
-    device = class_embeds.device
-    scores = class_scores(model, prepare_image(image, settings, mean, std).to(device), class_embeds, settings)
+    image = to_rgb(image)  # upright, so that its size is the label map's
+    pixels = prepare_image(image, settings, mean, std).to(class_embeds.device)
+    scores = class_scores(model, pixels, class_embeds, settings)
     if offsets is not None:
         scores = scores - offsets.to(scores)[:, None, None]
-    width, height = to_rgb(image).size
-    return best_classes(scores, (height, width)).cpu().numpy()
+    return best_classes(scores, (image.height, image.width)).cpu().numpy()
 
 
 class TrainingFreeCLIP(nn.Module):

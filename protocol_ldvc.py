@@ -36,6 +36,7 @@ class ProtocolAudit:
         self.counts = torch.zeros(num_classes + 1, num_classes + 1, dtype=torch.int64)
         self.num_draws = 0
         self.given_names: list[str] | None = None
+        self._given_rows: list[list[int]] | None = None
         self._source_labels: Tensor | None = None
 
     def watch(self, model: nn.Module) -> None:
@@ -57,10 +58,12 @@ class ProtocolAudit:
             return
         if self._source_labels is None or self._source_labels.shape != labels.shape:
             raise RuntimeError("a training call came without its original labels; call `expect` before the model.")
-        names = [self._name(row) for row in kwargs["input_ids"].tolist()]
-        if self.given_names not in (None, names):
-            raise RuntimeError(f"the classes of this run changed from {self.given_names} to {names}; start a new run.")
-        self.given_names = names
+        rows = kwargs["input_ids"].tolist()
+        if rows != self._given_rows:  # the names are read once, not at every step
+            names = [self._name(row) for row in rows]
+            if self.given_names not in (None, names):
+                raise RuntimeError(f"the run's classes changed from {self.given_names} to {names}; start a new run.")
+            self.given_names, self._given_rows = names, rows
         num_classes = len(self.vocabulary.class_names)
         # target id -> class id, by the names that the model was given; every other label is "none"
         class_of_target = torch.full((256,), num_classes, dtype=torch.int64)

@@ -121,7 +121,7 @@ def check_same_run(recipe: Recipe, state: Path) -> None:
     if not path.is_file():
         return
     before, now = yaml.safe_load(path.read_text()), asdict(recipe)
-    for key in before.keys() | now.keys():
+    for key in sorted(before.keys() | now.keys()):
         if key not in FREE_ON_RESUME and before.get(key) != now.get(key):
             raise RecipeError(
                 f"the state in {state} was made with {key}={before.get(key)!r}, this run says {now.get(key)!r}; "

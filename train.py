@@ -44,6 +44,7 @@ from data_ldvc import (
     read_sample,
 )
 from evaluate_ldvc import (
+    REPORTED,
     encode_vocabulary,
     evaluate_model,
     format_table,
@@ -333,9 +334,9 @@ def class_groups(recipe: Recipe) -> dict[str, list[int]] | None:
     """Things and stuff of the embedded world, which are reported apart."""
     if recipe.dataset != "picturebook":
         return None
-    from picturebook import CLASS_NAMES, NUM_THINGS
+    from picturebook import CLASS_GROUPS
 
-    return {"things": list(range(NUM_THINGS)), "stuff": list(range(NUM_THINGS, len(CLASS_NAMES)))}
+    return CLASS_GROUPS
 
 
 def set_up(recipe: Recipe, accelerator: Accelerator) -> Run:
@@ -394,12 +395,7 @@ def train(run: Run) -> Log:
         log_step(run, log, bar, progress.step, rate, terms)
         if recipe.eval_every and progress.step % recipe.eval_every == 0 and progress.step < recipe.max_steps:
             scores = run.evaluate(show_progress=False)["scores"]["0.0"]
-            log.write(
-                {
-                    "step": progress.step,
-                    **{name: scores[name] for name in ("pixel_accuracy", "miou_seen", "miou_unseen", "hiou")},
-                }
-            )
+            log.write({"step": progress.step, **{name: scores[name] for name in REPORTED}})
         if recipe.save_every and progress.step % recipe.save_every == 0:
             run.audit.bring_together(accelerator)
             save_state(accelerator, run.folder, progress.step, recipe.keep_states)
@@ -512,9 +508,7 @@ def finish(run: Run, log: Log, started: float) -> dict[str, Any]:
     rows = {f"LDVC, offset {offset}": scores for offset, scores in result["scores"].items()}
     controls = score_controls(run, rows) if recipe.controls else {}
     scores = result["scores"]["0.0"]
-    log.write(
-        {"step": recipe.max_steps, **{k: scores[k] for k in ("pixel_accuracy", "miou_seen", "miou_unseen", "hiou")}}
-    )
+    log.write({"step": recipe.max_steps, **{name: scores[name] for name in REPORTED}})
     if accelerator.is_main_process:
         result |= {
             "recipe": asdict(recipe),

@@ -121,7 +121,7 @@ def split_options(
     return config_fields, {name: value for name, value in options.items() if name not in fields}
 
 
-def clip_config_of(clip: str | os.PathLike | nn.Module, loading_options: dict[str, Any]) -> CLIPConfig:
+def clip_config_of(clip: str | os.PathLike | nn.Module, hub_options: dict[str, Any]) -> CLIPConfig:
     """Read the configuration of a `CLIPModel`, given as a model, a folder or a Hub id.
 
     Raises:
@@ -132,7 +132,6 @@ def clip_config_of(clip: str | os.PathLike | nn.Module, loading_options: dict[st
         return clip.config
     if isinstance(clip, nn.Module):
         raise ValueError(f"`clip` is a {type(clip).__name__}, not a CLIPModel; give one, or its folder or Hub id.")
-    hub_options = {k: v for k, v in loading_options.items() if k in HUB_OPTIONS}
     try:
         config, _ = PreTrainedConfig.get_config_dict(clip, **hub_options)
     except OSError as error:
@@ -145,7 +144,9 @@ def clip_config_of(clip: str | os.PathLike | nn.Module, loading_options: dict[st
     return CLIPConfig.from_dict(config)
 
 
-def template_token_ids(template: str, clip: str | os.PathLike | nn.Module, tokenizer: Any, options: dict) -> list[int]:
+def template_token_ids(
+    template: str, clip: str | os.PathLike | nn.Module, tokenizer: Any, hub_options: dict[str, Any]
+) -> list[int]:
     """Token ids of the start token and the template's words before `{}`.
 
     The start token is the tokenizer's: published CLIP configurations carry a wrong `bos_token_id`.
@@ -159,7 +160,6 @@ def template_token_ids(template: str, clip: str | os.PathLike | nn.Module, token
                 "a bare CLIPModel has no tokenizer, which the handcrafted text prompts need for the words of "
                 f"{template!r}; pass tokenizer=..., or num_text_prompts=0, or text_prompt_init='random'."
             )
-        hub_options = {k: v for k, v in options.items() if k in HUB_OPTIONS}
         tokenizer = AutoTokenizer.from_pretrained(clip, **hub_options)
     words = template.split("{}")[0].strip()
     start, *token_ids, _ = tokenizer(words)["input_ids"]
@@ -183,7 +183,8 @@ def build_config(clip: str | os.PathLike | nn.Module, tokenizer: Any, fields: di
         ValueError: If `clip` is no CLIP, widths do not fit, or `num_text_prompts` is not the number of tokens of the
             template's words.
     """
-    clip_config = clip_config_of(clip, options)
+    hub_options = {name: value for name, value in options.items() if name in HUB_OPTIONS}
+    clip_config = clip_config_of(clip, hub_options)
     if fields.get("projection_dim", clip_config.projection_dim) != clip_config.projection_dim:
         raise ValueError(
             f"`projection_dim` is {fields['projection_dim']}, but this CLIP's is {clip_config.projection_dim}; "
@@ -200,7 +201,7 @@ def build_config(clip: str | os.PathLike | nn.Module, tokenizer: Any, fields: di
     # Random prompts replace the template's words too, so that these are checked wherever a tokenizer can be had.
     has_tokenizer = tokenizer is not None or not is_module
     if config.num_text_prompts > 0 and (has_tokenizer or config.text_prompt_init == "handcrafted"):
-        config.prompt_token_ids = template_token_ids(config.prompt_template, clip, tokenizer, options)
+        config.prompt_token_ids = template_token_ids(config.prompt_template, clip, tokenizer, hub_options)
         config.validate_architecture()
     return config
 

@@ -6,13 +6,14 @@ python -m picturebook.oracle        writes results/picturebook_oracle.json
 import argparse
 from collections.abc import Sequence
 
+import evaluate
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from evaluate_ldvc import METRIC_PATH, group_scores, write_json
 from image_processing_ldvc import best_classes
-from picturebook.vocabulary import CLASS_NAMES, NUM_THINGS, UNSEEN_NAMES
+from picturebook.vocabulary import CLASS_GROUPS, CLASS_NAMES, UNSEEN_NAMES
 from picturebook.world import PATCH_SIZE, draw_scene
 
 
@@ -28,8 +29,6 @@ def score_oracle(num_images: int, patch_size: int = PATCH_SIZE, split: str = "te
     Returns:
         The metric's scores, and things and stuff apart.
     """
-    import evaluate
-
     metric = evaluate.load(METRIC_PATH)
     for index in range(num_images):
         label = torch.from_numpy(draw_scene(split, seed, index).label.astype(np.int64))
@@ -38,8 +37,7 @@ def score_oracle(num_images: int, patch_size: int = PATCH_SIZE, split: str = "te
         metric.add(prediction=best_classes(tokens, tuple(label.shape)).numpy(), reference=label.numpy())
     unseen = [CLASS_NAMES.index(name) for name in UNSEEN_NAMES]
     scores = metric.compute(num_labels=len(CLASS_NAMES), unseen_ids=unseen)
-    groups = {"things": range(NUM_THINGS), "stuff": range(NUM_THINGS, len(CLASS_NAMES))}
-    return scores | {"groups": group_scores(scores["per_class_iou"], unseen, groups)}
+    return scores | {"groups": group_scores(scores["per_class_iou"], unseen, CLASS_GROUPS)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

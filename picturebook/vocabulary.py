@@ -93,6 +93,8 @@ def _draw_split() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 CLASS_NAMES = WORLDS["plain"].class_names
 NUM_THINGS = len(THING_NAMES)
+# Ids of what scores are reported apart for.
+CLASS_GROUPS = {"things": list(range(NUM_THINGS)), "stuff": list(range(NUM_THINGS, len(CLASS_NAMES)))}
 UNSEEN_NAMES, TUNING_UNSEEN_NAMES = _draw_split()
 
 # A caption that names one class is a CLIP prompt: the bare name behind "a", whatever the grammar says.
