@@ -31,9 +31,10 @@ from tqdm import tqdm
 from transformers import CLIPModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from baseline_ldvc import TrainingFreeCLIP
 from data_ldvc import dataset_fingerprint, load_split, map_labels, read_sample
 from image_processing_ldvc import best_classes
-from inference_ldvc import InferenceSettings, TrainingFreeCLIP, class_scores, prepare_image
+from inference_ldvc import InferenceSettings, class_scores, prepare_image
 from modeling_ldvc import LDVCForSemanticSegmentation
 from processing_ldvc import LDVCProcessor, check_templates
 from recipe_ldvc import model_fields

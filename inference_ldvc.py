@@ -1,4 +1,4 @@
-"""Class scores of whole pictures: resizing, sliding windows, averaging; and CLIP without any training as a baseline.
+"""Class scores of whole pictures: resizing, sliding windows, averaging.
 
 Source: the inference of ZegCLIP on mmsegmentation 0.x: short side to 512 pixels, windows of 512 every 426 pixels, the
 last one flush with the border, sigmoid probabilities averaged where windows overlap.
@@ -11,13 +11,11 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.clip.modeling_clip import CLIPModel
 
 from image_processing_ldvc import best_classes, to_rgb
-from modeling_ldvc import LDVCForSemanticSegmentation
 
 
-__all__ = ["InferenceSettings", "TrainingFreeCLIP", "class_scores", "prepare_image", "segment_image", "window_starts"]
+__all__ = ["InferenceSettings", "class_scores", "prepare_image", "segment_image", "window_starts"]
 
 
 @dataclass(frozen=True)
@@ -142,38 +140,3 @@ def segment_image(
     if offsets is not None:
         scores = scores - offsets.to(scores)[:, None, None]
     return best_classes(scores, (image.height, image.width)).cpu().numpy()
-
-
-class TrainingFreeCLIP(nn.Module):
-    """CLIP as it is: the similarity of its patch tokens with the class embeddings; the floor that training must beat.
-
-    Args:
-        clip: A `CLIPModel`, or the one inside an LDVC model.
-        patch_features: "value" as in MaskCLIP (arXiv 2112.01071), or "tokens", see [`LDVCConfig`].
-    """
-
-    def __init__(self, clip: CLIPModel, patch_features: str = "value"):
-        super().__init__()
-        # An LDVC model without prompts is the unchanged CLIP, with positions of any size and text features.
-        self.encoder = LDVCForSemanticSegmentation.from_clip_pretrained(
-            clip, num_vision_prompts=0, num_text_prompts=0, patch_features=patch_features
-        )
-
-    def get_class_embeds(self, *args, **kwargs) -> Tensor:
-        """As [`LDVCForSemanticSegmentation.get_class_embeds`]."""
-        return self.encoder.get_class_embeds(*args, **kwargs)
-
-    @torch.no_grad()
-    def forward(self, pixel_values: Tensor, class_embeds: Tensor) -> "TrainingFreeCLIP.Output":
-        """Compare patch tokens with class embeddings: cosines (batch_size, num_classes, grid_height, grid_width).
-
-        CLIP's temperature is left out: times 100, cosines would saturate the sigmoid of `class_scores` and tie.
-        """
-        feature_map = self.encoder.get_image_features(pixel_values).feature_map
-        return self.Output(logits=torch.einsum("bdhw,cd->bchw", feature_map, class_embeds))
-
-    @dataclass
-    class Output:
-        """Logits of the training-free baseline, (batch_size, num_classes, grid_height, grid_width)."""
-
-        logits: Tensor

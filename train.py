@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.utils import logging
 
+from baseline_ldvc import TrainingFreeCLIP
 from data_ldvc import (
     JointAugmentation,
     StreamingTrainingSet,
@@ -52,7 +53,7 @@ from evaluate_ldvc import (
     provenance,
     write_json,
 )
-from inference_ldvc import InferenceSettings, TrainingFreeCLIP, segment_image
+from inference_ldvc import InferenceSettings, segment_image
 from modeling_ldvc import LDVCForSemanticSegmentation
 from pictures_ldvc import draw_comparison, save_curves
 from processing_ldvc import LDVCProcessor

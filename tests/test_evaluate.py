@@ -12,6 +12,7 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from baseline_ldvc import TrainingFreeCLIP
 from evaluate_ldvc import (
     bootstrap_intervals,
     encode_vocabulary,
@@ -26,7 +27,6 @@ from evaluate_ldvc import (
 )
 from inference_ldvc import (
     InferenceSettings,
-    TrainingFreeCLIP,
     class_scores,
     prepare_image,
     segment_image,
