@@ -5,6 +5,9 @@ Source: LDVC (arXiv 2403.08426). The paper's own hyper-parameters are not public
 (vision prompts, adapter, decoder widths, loss) and BiFormer's 512-pixel setting (regions), the closest published code.
 """
 
+import copy
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
@@ -18,6 +21,14 @@ AUTO_MAP = {
     "AutoModelForImageSegmentation": "modeling_ldvc.LDVCForSemanticSegmentation",
     "AutoProcessor": "processing_ldvc.LDVCProcessor",
     "AutoImageProcessor": "image_processing_ldvc.LDVCImageProcessor",
+}
+# How `pipeline(task, model=folder, trust_remote_code=True)` finds the task's class in a published folder.
+CUSTOM_PIPELINES = {
+    "zero-shot-image-segmentation": {
+        "impl": "pipeline_ldvc.ZeroShotImageSegmentationPipeline",
+        "pt": ["AutoModelForSemanticSegmentation"],
+        "type": "multimodal",
+    }
 }
 
 # Field -> allowed values, checked by `validate_architecture`.
@@ -110,6 +121,8 @@ class LDVCConfig(PreTrainedConfig):
             it is in `id2label`, one past the last class. Written by `set_vocabulary`.
         baked_vocabulary (`bool`, *optional*, defaults to `False`): The default vocabulary's embeddings are stored in
             the checkpoint and the text tower is left out.
+        text_fingerprint (`str`, *optional*): SHA-256 of the text weights that a baked vocabulary was encoded with, to
+            which another vocabulary must belong. Written by `set_vocabulary`.
 
     Raises:
         StrictDataclassError: If a field has the wrong type or an impossible value; names field, value and remedy.
@@ -173,21 +186,30 @@ class LDVCConfig(PreTrainedConfig):
     prompt_class_ids: list[int] | None = None
     other_label: str | None = None
     baked_vocabulary: bool = False
+    text_fingerprint: str | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any):
         if self.vision_config is None:
             self.vision_config = {"patch_size": 16}  # the paper's ViT-B/16; CLIPVisionConfig's own default is 32
         kwargs["auto_map"] = {**AUTO_MAP, **(kwargs.get("auto_map") or {})}
+        # Where the task is registered, seeing it here would make the library ask for remote code.
+        kwargs.pop("custom_pipelines", None)
+        if __name__.startswith("transformers_modules."):
+            kwargs["custom_pipelines"] = copy.deepcopy(CUSTOM_PIPELINES)  # the library writes into it
         super().__post_init__(**kwargs)
         if self.id2label is not None and self.label2id is None:
             self.label2id = {name: index for index, name in self.id2label.items()}
+
+    def to_dict(self) -> dict:
+        """As the library's, with the custom pipeline."""
+        return {**super().to_dict(), "custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES)}
 
     @property
     def num_default_classes(self) -> int:
         """Classes of the default vocabulary, `other_label` not among them; 0 where there is none."""
         return len(set(self.prompt_class_ids or range(len(self.class_token_ids or []))))
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Check values and their combinations; called by `@strict` at construction and on saving.
 
         Raises:
@@ -209,7 +231,7 @@ class LDVCConfig(PreTrainedConfig):
         self._validate_decoder()
         self._validate_vocabulary()
 
-    def _validate_prompts(self):
+    def _validate_prompts(self) -> None:
         if self.prompt_template.count("{}") != 1:
             raise ValueError(f"`prompt_template` is {self.prompt_template!r}; it needs exactly one {{}} for the name.")
         for field, tower in (("vision_prompt_depth", self.vision_config), ("text_prompt_depth", self.text_config)):
@@ -232,7 +254,7 @@ class LDVCConfig(PreTrainedConfig):
                 "change the template."
             )
 
-    def _validate_decoder(self):
+    def _validate_decoder(self) -> None:
         if self.projection_dim % self.decoder_attention_heads:
             raise ValueError(
                 f"`decoder_attention_heads` is {self.decoder_attention_heads}, which does not divide `projection_dim` "
@@ -244,7 +266,7 @@ class LDVCConfig(PreTrainedConfig):
                 f"{self.num_regions**2} regions; use at most that many."
             )
 
-    def _validate_vocabulary(self):
+    def _validate_vocabulary(self) -> None:
         if self.prompt_class_ids is not None and len(self.prompt_class_ids) != len(self.class_token_ids or []):
             raise ValueError(
                 f"`prompt_class_ids` has {len(self.prompt_class_ids)} entries for {len(self.class_token_ids or [])} "
@@ -254,7 +276,7 @@ class LDVCConfig(PreTrainedConfig):
         if self.seen_classes is not None and len(set(self.seen_classes)) != len(self.seen_classes):
             raise ValueError(f"`seen_classes` names a class twice: {self.seen_classes}; name each once.")
 
-    def _validate_names(self):
+    def _validate_names(self) -> None:
         id2label, num_classes = self.id2label or {}, self.num_default_classes
         num_names = num_classes + (self.other_label is not None)
         if self.class_token_ids is not None and set(id2label) != set(range(num_names)):

@@ -2,12 +2,12 @@
 """Images and label maps to tensors, logits to label maps, without torchvision; all that the stock pipeline loads."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import AutoImageProcessor
@@ -85,7 +85,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # `exif_transpose` has made a copy
 
 
 def to_8_bits_with_alpha(array: np.ndarray, input_data_format: str | ChannelDimension | None = None) -> np.ndarray:
@@ -102,6 +102,19 @@ def to_8_bits_with_alpha(array: np.ndarray, input_data_format: str | ChannelDime
         is_first = input_data_format == ChannelDimension.FIRST or ends[-1] != 2
         array = array.take([0, 0, 0, 1], axis=0 if is_first else -1)
     return array
+
+
+def check_range(array: np.ndarray, index: int) -> None:
+    """Check that an image that will be divided by 255 was not divided before.
+
+    Raises:
+        ValueError: If it holds floats from 0 to 1.
+    """
+    if array.dtype.kind == "f" and array.any() and array.max() <= 1:
+        raise ValueError(
+            f"image {index} holds floats from {array.min():.3g} to {array.max():.3g}, which `do_rescale` would divide "
+            "by 255 once more; pass do_rescale=False, or values from 0 to 255."
+        )
 
 
 def resize_nearest(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -122,6 +135,62 @@ def nearest_indices(source: int, target: int) -> np.ndarray:
     return np.cumsum(np.concatenate([step[:1] / 2, step[1:]])).astype(np.int64)
 
 
+class BilinearTaps(NamedTuple):
+    """What pixels of a side are made of when it is resized bilinearly.
+
+    Attributes:
+        span: The source pixels that are read at all.
+        before: (pixels,) int64, the source pixel before each pixel, counted from the start of the span.
+        after: (pixels,) int64, the one after it.
+        weights: (pixels,) float32, the share of the latter.
+    """
+
+    span: slice
+    before: Tensor
+    after: Tensor
+    weights: Tensor
+
+
+def bilinear_taps(source: int, target: int, part: slice) -> BilinearTaps:
+    """Find where pixels of a side of `target` pixels lie on one of `source` pixels, as `F.interpolate` does.
+
+    Args:
+        source: Pixels to read from.
+        target: Pixels of the whole resized side.
+        part: The pixels of it that are wanted, start and stop given.
+    """
+    pixels = torch.arange(part.start, part.stop, dtype=torch.float32)
+    positions = ((pixels + 0.5) * (source / target) - 0.5).clamp(min=0)
+    before = positions.long().clamp(max=source - 1)
+    after = (before + 1).clamp(max=source - 1)
+    first = int(before[0])
+    return BilinearTaps(slice(first, int(after[-1]) + 1), before - first, after - first, positions - before)
+
+
+def blend(scores: Tensor, rows: BilinearTaps, columns: BilinearTaps) -> Tensor:
+    """Resize bilinearly: (num_classes, height, width) scores of both spans to (num_classes, rows, columns)."""
+    # Bilinear resizing is separable: widths first, at the few source rows, then rows.
+    for axis, taps in ((2, columns), (1, rows)):
+        before, after, weights = (tensor.to(scores.device) for tensor in taps[1:])
+        weights = weights[:, None] if axis == 1 else weights
+        scores = torch.lerp(scores.index_select(axis, before), scores.index_select(axis, after), weights)
+    return scores
+
+
+def upsampled_part(scores: Tensor, size: tuple[int, int], rows: slice, columns: slice) -> Tensor:
+    """Upsample bilinearly, a part only: `F.interpolate(scores, size, align_corners=False)[:, rows, columns]`.
+
+    Args:
+        scores: (num_classes, height, width) float32.
+        size: (height, width) of the whole target.
+        rows: Rows of the target, start and stop given.
+        columns: Columns of the target, start and stop given.
+    """
+    row_taps = bilinear_taps(scores.shape[1], size[0], rows)
+    column_taps = bilinear_taps(scores.shape[2], size[1], columns)
+    return blend(scores[:, row_taps.span, column_taps.span], row_taps, column_taps)
+
+
 def upsampled_rows(scores: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
     """Upsample bilinearly, a block of rows at a time: all of `F.interpolate(..., align_corners=False)`, never at once.
 
@@ -133,45 +202,142 @@ def upsampled_rows(scores: Tensor, size: tuple[int, int]) -> Iterator[tuple[slic
         Row slices of the target and their (num_classes, rows, width) values.
     """
     height, width = size
-    # Bilinear resizing is separable: widths first, at the few source rows, then rows block by block.
-    scores = F.interpolate(scores[None], size=(scores.shape[1], width), mode="bilinear", align_corners=False)[0]
-    source_rows = scores.shape[1]
-    positions = ((torch.arange(height, device=scores.device) + 0.5) * (source_rows / height) - 0.5).clamp(min=0)
-    above = positions.long().clamp(max=source_rows - 1)
-    below = (above + 1).clamp(max=source_rows - 1)
-    weights = (positions - above).to(scores.dtype)[:, None]
     block = max(1, SCORES_PER_BLOCK // (len(scores) * width))
     for start in range(0, height, block):
         rows = slice(start, min(start + block, height))
-        yield rows, torch.lerp(scores[:, above[rows]], scores[:, below[rows]], weights[rows])
+        yield rows, upsampled_part(scores, size, rows, slice(0, width))
 
 
-def best_classes(
-    scores: Tensor,
-    size: tuple[int, int],
-    to_probabilities: Callable[[Tensor], Tensor] | None = None,
-    threshold: float | None = None,
-    other_label: int | None = None,
-) -> Tensor:
+class PixelClasses:
+    """Label map, best classes and scores of one picture, filled block by block from the scores of its classes.
+
+    Args:
+        num_classes: Channels of each block.
+        size: (height, width) of the picture.
+        threshold: See `check_threshold`; pixels whose best class is below its own threshold become `other_label`, so
+            that a threshold never turns one class into another.
+        other_label: Id of "other"; `None` is `num_classes`.
+        top_k: Keep so many best classes of every pixel, whatever the threshold; more than there are means all.
+        keep_scores: Keep the scores of all classes, which takes `num_classes` floats per pixel.
+        device: Where the results are kept.
+
+    Attributes:
+        label_map: (height, width) int64.
+        top_ids: (top_k, height, width) int64, best first, or `None`.
+        top_scores: (top_k, height, width) float32, probabilities, or `None`.
+        scores: (num_classes, height, width) float32, probabilities, or `None`.
+
+    Raises:
+        ValueError: If the threshold is no probability, or `top_k` is not positive.
+        TypeError: If `other_label` is no integer.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        size: tuple[int, int],
+        threshold: float | Sequence[float] | Tensor | None = None,
+        other_label: int | None = None,
+        top_k: int | None = None,
+        keep_scores: bool = False,
+        device: torch.device | str = "cpu",
+    ):
+        if not isinstance(other_label, (int, np.integer, type(None))):
+            raise TypeError(
+                f"`other_label` is {other_label!r}; it is an integer id, by default one past the last class. Give "
+                "that id a name with set_vocabulary(class_names, processor, other_label=...)."
+            )
+        if top_k is not None and (not isinstance(top_k, (int, np.integer)) or top_k < 1):
+            raise ValueError(f"`top_k` is {top_k!r}; it is how many classes to keep per pixel, 1 or more.")
+        self.threshold = None if threshold is None else check_threshold(threshold, num_classes).to(device)
+        self.other_label = num_classes if other_label is None else other_label
+        top = None if top_k is None else min(top_k, num_classes)
+        self.label_map = torch.empty(size, dtype=torch.int64, device=device)
+        self.top_ids = None if top is None else torch.empty(top, *size, dtype=torch.int64, device=device)
+        self.top_scores = None if top is None else torch.empty(top, *size, device=device)
+        self.scores = torch.empty(num_classes, *size, device=device) if keep_scores else None
+
+    def add(
+        self,
+        rows: slice,
+        columns: slice,
+        block: Tensor,
+        to_probabilities: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Fill one block.
+
+        Args:
+            rows: Where it lies.
+            columns: Where it lies.
+            block: (num_classes, rows, columns); the highest wins.
+            to_probabilities: Element by element and rising; `None` where the block holds probabilities. Logits are
+                compared as they are, since they do not saturate.
+        """
+        if self.top_ids is None or len(self.top_ids) == 1:
+            best, labels = block.max(dim=0, keepdim=True)
+        else:
+            best, labels = block.topk(len(self.top_ids), dim=0)
+        if to_probabilities is not None and not (self.threshold is None and self.top_ids is None):
+            best = to_probabilities(best)
+        best, labels = best.to(self.label_map.device), labels.to(self.label_map.device)
+        label_map = labels[0]
+        if self.top_ids is not None:
+            self.top_ids[:, rows, columns], self.top_scores[:, rows, columns] = labels, best
+        if self.threshold is not None:
+            threshold = self.threshold if self.threshold.dim() == 0 else self.threshold[label_map]
+            label_map = label_map.masked_fill(best[0] < threshold, self.other_label)
+        self.label_map[rows, columns] = label_map
+        if self.scores is not None:
+            block = block if to_probabilities is None else to_probabilities(block)
+            self.scores[:, rows, columns] = block.to(self.scores.device)
+
+    def as_output(self) -> Tensor | SemanticSegmentationPostProcessorOutput:
+        """The label map alone, or an object with everything that was asked for beside it."""
+        data = {"segmentation_scores": self.scores, "top_ids": self.top_ids, "top_scores": self.top_scores}
+        data = {name: value for name, value in data.items() if value is not None}
+        if not data:
+            return self.label_map
+        return SemanticSegmentationPostProcessorOutput(data={"segmentation": self.label_map, **data})
+
+
+def check_threshold(threshold: float | Sequence[float] | Tensor, num_classes: int) -> Tensor:
+    """Check a probability, or one per class, and return it as a float32 tensor of no or of one dimension.
+
+    Raises:
+        ValueError: If it is none, or their number is not that of the classes.
+    """
+    try:
+        values = torch.as_tensor(threshold, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"`threshold` is {threshold!r}; it is a probability, 0 to 1, or a list of one per class."
+        ) from error
+    if values.dim() and values.shape != (num_classes,):
+        raise ValueError(
+            f"`threshold` has shape {tuple(values.shape)} for {num_classes} classes; give one probability, or one per "
+            "class in their order."
+        )
+    is_wrong = ~((values >= 0) & (values <= 1))  # true for NaN
+    if is_wrong.any():
+        value = threshold if values.dim() == 0 else values[is_wrong][0].item()
+        raise ValueError(f"`threshold` is {value}; it is a probability, 0 to 1.")
+    return values
+
+
+def best_classes(scores: Tensor, size: tuple[int, int]) -> Tensor:
     """Upsample class scores and take the best class of every pixel, in memory that does not grow with the picture.
 
     Args:
         scores: (num_classes, height, width); logits or probabilities.
         size: (height, width) of the result.
-        to_probabilities: Applied to each upsampled block, shape kept; `None` compares the scores themselves.
-        threshold: Pixels whose best value is below it get `other_label`.
-        other_label: Their id; `None` is `num_classes`.
 
     Returns:
         (height, width) int64.
     """
-    label_map = torch.empty(size, dtype=torch.int64, device=scores.device)
+    pixels = PixelClasses(len(scores), size, device=scores.device)
     for rows, block in upsampled_rows(scores.float(), size):
-        best, labels = (block if to_probabilities is None else to_probabilities(block)).max(dim=0)
-        if threshold is not None:
-            labels = labels.masked_fill(best < threshold, len(scores) if other_label is None else other_label)
-        label_map[rows] = labels
-    return label_map
+        pixels.add(rows, slice(None), block)
+    return pixels.label_map
 
 
 class LDVCImageProcessor(PilBackend):
@@ -267,21 +433,43 @@ class LDVCImageProcessor(PilBackend):
                 f"a {kind} is no image; give PIL images, arrays, tensors, paths or URLs, alone or in a list."
             ) from error
 
-    def fetch_images(self, image_url_or_urls):
+    def load_rgb(self, image, timeout: float | None = None) -> Image.Image:
+        """Open one picture of any kind that a call takes, as upright 8-bit RGB; floats of 0 to 255 are rounded.
+
+        Args:
+            image: PIL image, array or tensor, path or URL.
+            timeout: Seconds to wait for a URL; `None` waits for ever.
+
+        Raises:
+            ValueError: If it cannot be read as one picture.
+        """
+        image = self.fetch_images(image, timeout)
+        if isinstance(image, Image.Image):
+            return to_rgb(image)
+        arrays = self._prepare_image_like_inputs(images=image, do_convert_rgb=True, input_data_format=None)
+        if len(arrays) != 1:
+            raise ValueError(f"there are {len(arrays)} pictures where one is expected; give them one at a time.")
+        check_range(arrays[0], 0)
+        pixels = np.clip(arrays[0].round(), 0, 255).astype(np.uint8)
+        return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))  # channels first -> last
+
+    def fetch_images(self, image_url_or_urls, timeout: float | None = None):
         """Open paths (in the file's own mode, so that palette label maps keep their ids) and load URLs.
 
         Raises:
             ValueError: If one cannot be read as an image.
         """
         if isinstance(image_url_or_urls, (list, tuple)):
-            return [self.fetch_images(image) for image in image_url_or_urls]
+            return [self.fetch_images(image, timeout) for image in image_url_or_urls]
         if not isinstance(image_url_or_urls, (str, Path)):
             return image_url_or_urls
         source = image_url_or_urls
         try:
-            return Image.open(source) if os.path.isfile(source) else load_image(str(source))
+            return Image.open(source) if os.path.isfile(source) else load_image(str(source), timeout)
         except Exception as error:  # of PIL, or of the network
             reason = str(error)[:200]
+            if isinstance(error, Image.DecompressionBombError):
+                reason += " Resize it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
             if not os.path.exists(source) and not str(source).startswith(("http://", "https://", "data:")):
                 reason = "no such file."
             raise ValueError(f"{str(source)[:200]!r} cannot be read as an image: {reason}") from error
@@ -300,12 +488,9 @@ class LDVCImageProcessor(PilBackend):
         )
         if not images:
             raise ValueError("`images` is an empty list; give at least one image.")
-        for index, array in enumerate(images):
-            if kwargs.get("do_rescale") and array.dtype.kind == "f" and array.any() and array.max() <= 1:
-                raise ValueError(
-                    f"image {index} holds floats from {array.min():.3g} to {array.max():.3g}, which `do_rescale` "
-                    "would divide by 255 once more; pass do_rescale=False, or values from 0 to 255."
-                )
+        if kwargs.get("do_rescale"):
+            for index, array in enumerate(images):
+                check_range(array, index)
         reduce_labels, ignore_index = kwargs.pop("reduce_labels"), kwargs.pop("ignore_index")
         pixel_values = self._preprocess(images, return_tensors=None, **kwargs)["pixel_values"]
         sizes = {array.shape[1:] for array in pixel_values}
@@ -361,9 +546,10 @@ class LDVCImageProcessor(PilBackend):
         self,
         outputs,
         target_sizes=None,
-        threshold: float | None = None,
+        threshold: float | Sequence[float] | Tensor | None = None,
         other_label: int | None = None,
         return_segmentation_scores: bool = False,
+        top_k: int | None = None,
     ) -> list:
         """Turn the model's output into label maps.
 
@@ -372,16 +558,20 @@ class LDVCImageProcessor(PilBackend):
         Args:
             outputs: Output of [`LDVCForSemanticSegmentation`].
             target_sizes: (height, width) per image, or a (batch_size, 2) tensor; `None` keeps the token grid.
-            threshold: A probability, 0 to 1; pixels whose best class is below it become `other_label`.
+            threshold: A probability, 0 to 1, or one per class; pixels whose best class is below its threshold become
+                `other_label`.
             other_label: Id of "other"; `None` is one past the last class, see the model's `set_vocabulary`.
             return_segmentation_scores: Return probabilities too.
+            top_k: Return so many best classes of every pixel too, at most all.
 
         Returns:
-            Per image a (height, width) int64 tensor; with scores an object with `segmentation` and
-            `segmentation_scores`, (num_classes, height, width) probabilities less the offset of seen classes.
+            Per image a (height, width) int64 tensor; with scores or `top_k` an object that has it as `segmentation`,
+            beside `segmentation_scores`, (num_classes, height, width), or `top_ids` and `top_scores`, (top_k, height,
+            width), best first, "other" not among them. Scores are probabilities less the offset of seen classes.
 
         Raises:
-            ValueError: If sizes and images differ in number, a size is none, or the threshold is no probability.
+            ValueError: If sizes and images differ in number, a size is none, the threshold is no probability or not
+                one per class, or `top_k` is not positive.
             TypeError: If `other_label` is no integer.
         """
         logits, offsets = outputs["logits"], outputs.get("class_score_offsets")
@@ -389,33 +579,20 @@ class LDVCImageProcessor(PilBackend):
             target_sizes = [logits.shape[-2:]] * len(logits)
         if len(target_sizes) != len(logits):
             raise ValueError(f"there are {len(target_sizes)} target sizes for {len(logits)} images; give one each.")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"`threshold` is {threshold}; it is a probability, 0 to 1.")
-        if not isinstance(other_label, (int, np.integer, type(None))):
-            raise TypeError(
-                f"`other_label` is {other_label!r}; it is an integer id, by default one past the last class. Give "
-                "that id a name with set_vocabulary(class_names, processor, other_label=...)."
-            )
         results = []
         for index, size in enumerate(target_sizes):
             size = tuple(int(side) for side in size)
             if len(size) != 2 or min(size) < 1:
                 raise ValueError(f"a target size is {size}; it is (height, width) in pixels, at least 1 each.")
-            offset = None if offsets is None else offsets[index].float()[:, None, None]
-
-            def to_probabilities(block: Tensor, offset: Tensor | None = offset) -> Tensor:
-                return block.sigmoid() if offset is None else block.sigmoid() - offset
-
-            # The sigmoid keeps the order, so that plain maps compare logits, which do not saturate.
-            needs_probabilities = threshold is not None or offset is not None
-            label_map = best_classes(
-                logits[index], size, to_probabilities if needs_probabilities else None, threshold, other_label
+            pixels = PixelClasses(
+                logits.shape[1], size, threshold, other_label, top_k, return_segmentation_scores, logits.device
             )
-            if return_segmentation_scores:
-                blocks = [to_probabilities(block) for _, block in upsampled_rows(logits[index].float(), size)]
-                data = {"segmentation": label_map, "segmentation_scores": torch.cat(blocks, dim=1)}
-                label_map = SemanticSegmentationPostProcessorOutput(data=data)
-            results.append(label_map)
+            for rows, block in upsampled_rows(logits[index].float(), size):
+                if offsets is None:
+                    pixels.add(rows, slice(None), block, torch.sigmoid)
+                else:
+                    pixels.add(rows, slice(None), block.sigmoid() - offsets[index].float()[:, None, None])
+            results.append(pixels.as_output())
         return results
 
 
@@ -423,4 +600,4 @@ LDVCImageProcessor.register_for_auto_class()
 if not __name__.startswith("transformers_modules."):  # remote code is found through `auto_map`
     AutoImageProcessor.register(LDVCConfig, image_processor_classes={"pil": LDVCImageProcessor}, exist_ok=True)
 
-__all__ = ["LDVCImageProcessor", "LDVCImageProcessorKwargs", "best_classes", "to_rgb"]
+__all__ = ["LDVCImageProcessor", "LDVCImageProcessorKwargs", "PixelClasses", "best_classes", "to_rgb"]

@@ -1,21 +1,58 @@
-"""Class scores of whole pictures: resizing, sliding windows, averaging.
+# Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
+"""Class scores of whole pictures: resizing, sliding windows, averaging; and `segment`, one call for one picture.
 
 Source: the inference of ZegCLIP on mmsegmentation 0.x: short side to 512 pixels, windows of 512 every 426 pixels, the
 last one flush with the border, sigmoid probabilities averaged where windows overlap.
+
+Memory: a window leaves behind its logits on the token grid, some 256 times fewer numbers than its scores, and these
+only until the picture has been read past it. Scores are upsampled from there, a block at a time.
 """
 
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.utils import logging
 
-from image_processing_ldvc import best_classes, to_rgb
+
+try:
+    from .image_processing_ldvc import (
+        SCORES_PER_BLOCK,
+        PixelClasses,
+        best_classes,
+        bilinear_taps,
+        blend,
+        to_rgb,
+        upsampled_part,
+    )
+    from .processing_ldvc import LDVCProcessor, read_classes
+except ImportError:
+    if __package__:
+        raise
+    from image_processing_ldvc import (
+        SCORES_PER_BLOCK,
+        PixelClasses,
+        best_classes,
+        bilinear_taps,
+        blend,
+        to_rgb,
+        upsampled_part,
+    )
+    from processing_ldvc import LDVCProcessor, read_classes
 
 
-__all__ = ["InferenceSettings", "class_scores", "prepare_image", "segment_image", "window_starts"]
+# Class names go through the text tower this many at a time, so that memory does not grow with their number.
+NAMES_PER_CALL = 256
+
+# Classes of a call: names, or names and synonyms; `None` is the model's default vocabulary.
+ClassNames = Sequence[str] | Mapping[str, str | Sequence[str]] | None
+# A probability for all classes, one per class in order, or some by name.
+Threshold = float | Sequence[float] | Mapping[str, float] | Tensor | None
 
 
 @dataclass(frozen=True)
@@ -47,6 +84,28 @@ class InferenceSettings:
             raise ValueError(f"window_batch_size is {self.window_batch_size}; use at least 1.")
 
 
+@dataclass(frozen=True)
+class Segmentation:
+    """What `segment` finds in a picture; every tensor is on the CPU and has the size of the upright picture.
+
+    Attributes:
+        label_map: (height, width) int64, positions in `class_names`.
+        class_names: In the order of the ids; with a threshold the name of "other" comes last.
+        scores: (num_classes, height, width) float32 probabilities, "other" not among them; `None` if not asked for.
+        top_ids: (top_k, height, width) int64, the best classes of every pixel, best first; `None` if not asked for.
+        top_scores: (top_k, height, width) float32, their probabilities.
+    """
+
+    label_map: Tensor
+    class_names: list[str]
+    scores: Tensor | None = None
+    top_ids: Tensor | None = None
+    top_scores: Tensor | None = None
+
+
+# ---- pictures and windows
+
+
 def window_starts(side: int, window: int, stride: int) -> list[int]:
     """First pixels of the windows along one side; the last window ends flush with the border."""
     if window >= side:
@@ -55,7 +114,23 @@ def window_starts(side: int, window: int, stride: int) -> list[int]:
     return [min(index * stride, side - window) for index in range(count)]
 
 
-def prepare_image(image: PIL.Image.Image, settings: InferenceSettings, mean: list[float], std: list[float]) -> Tensor:
+def resize_short_side(image: PIL.Image.Image, short_side: int) -> PIL.Image.Image:
+    """Bring the shorter side of a picture to so many pixels, aspect kept; 0 keeps the size."""
+    if not short_side:
+        return image
+    scale = short_side / min(image.size)
+    return image.resize([max(1, round(side * scale)) for side in image.size], PIL.Image.Resampling.BILINEAR)
+
+
+def normalise(image: PIL.Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Make an RGB picture a (3, height, width) float32 tensor of normalised pixels."""
+    pixels = (np.asarray(image, dtype=np.float32) / 255 - np.float32(mean)) / np.float32(std)
+    return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1).contiguous()
+
+
+def prepare_image(
+    image: PIL.Image.Image, settings: InferenceSettings, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
     """Resize and normalise a picture.
 
     Args:
@@ -67,11 +142,133 @@ def prepare_image(image: PIL.Image.Image, settings: InferenceSettings, mean: lis
     Returns:
         (3, height, width) float32.
     """
-    if settings.short_side:
-        scale = settings.short_side / min(image.size)
-        image = image.resize([max(1, round(side * scale)) for side in image.size], PIL.Image.Resampling.BILINEAR)
-    pixels = (np.asarray(image, dtype=np.float32) / 255 - np.float32(mean)) / np.float32(std)
-    return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1).contiguous()
+    return normalise(resize_short_side(image, settings.short_side), mean, std)
+
+
+def overlap(part: slice, start: int, length: int) -> tuple[slice, slice] | None:
+    """Where the window of `length` pixels from `start` meets a part of the side, or `None` where it does not.
+
+    Returns:
+        The pixels in common, counted in the window and counted in the part.
+    """
+    first, last = max(part.start, start), min(part.stop, start + length)
+    if first >= last:
+        return None
+    return slice(first - start, last - start), slice(first - part.start, last - part.start)
+
+
+class WindowScores:
+    """Class probabilities of a picture, to be read from top to bottom.
+
+    Windows go through the model when they are first needed and are dropped when the reading has passed them.
+
+    Args:
+        model: Called as `model(pixel_values=..., class_embeds=...)`, gives `logits`.
+        read_window: From the top and left pixel of a window to its (3, height, width) normalised pixels.
+        size: (height, width) of the picture.
+        class_embeds: (num_classes, projection_dim), or `None` for the model's default vocabulary.
+        settings: Window, stride and batch size; a window of 0 is the whole picture.
+        show_progress: Draw a progress bar over the windows.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        read_window: Callable[[int, int], Tensor],
+        size: tuple[int, int],
+        class_embeds: Tensor | None,
+        settings: InferenceSettings,
+        show_progress: bool = False,
+    ):
+        self.size = size
+        self.window_size = tuple(min(settings.window or side, side) for side in size)
+        tops, lefts = (window_starts(size[axis], self.window_size[axis], settings.stride) for axis in (0, 1))
+        self._waiting = [(top, left) for top in tops for left in lefts]
+        self._scored: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
+        self._model, self._read_window, self._class_embeds = model, read_window, class_embeds
+        self._batch_size = settings.window_batch_size
+        self._progress = logging.tqdm(total=len(self._waiting), desc="windows", disable=not show_progress)
+
+    def __enter__(self) -> "WindowScores":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._progress.close()
+
+    def read(self, rows: slice, columns: slice) -> Tensor:
+        """Return the scores of one block, averaged over windows.
+
+        Args:
+            rows: Must not start above the rows of an earlier call.
+            columns: Any.
+
+        Returns:
+            (num_classes, rows, columns) float32: probabilities, less the offset of seen classes where the model has
+            one.
+        """
+        height, width = self.window_size
+        while self._waiting and self._waiting[0][0] < rows.stop:
+            self._run_windows()
+        for corner in [corner for corner in self._scored if corner[0] + height <= rows.start]:
+            del self._scored[corner]
+        logits = next(iter(self._scored.values()))[0]
+        totals = logits.new_zeros(len(logits), rows.stop - rows.start, columns.stop - columns.start)
+        counts = torch.zeros_like(totals[0])
+        for (top, left), (logits, offset) in self._scored.items():
+            vertical, horizontal = overlap(rows, top, height), overlap(columns, left, width)
+            if vertical and horizontal:
+                scores = upsampled_part(logits, self.window_size, vertical[0], horizontal[0]).sigmoid_()
+                totals[:, vertical[1], horizontal[1]] += scores if offset is None else scores.sub_(offset)
+                counts[vertical[1], horizontal[1]] += 1
+        return totals.div_(counts)
+
+    def _run_windows(self) -> None:
+        """Send the next batch of windows through the model and keep their logits on the token grid."""
+        batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
+        windows = torch.stack([self._read_window(top, left) for top, left in batch])
+        outputs = self._model(pixel_values=windows, class_embeds=self._class_embeds)
+        offsets = getattr(outputs, "class_score_offsets", None)
+        for index, corner in enumerate(batch):
+            # a copy, so that dropping a window frees its memory whatever becomes of its batch
+            logits = outputs.logits[index].float().clone()
+            self._scored[corner] = (logits, None if offsets is None else offsets[index].float()[:, None, None])
+        self._progress.update(len(batch))
+
+
+def image_blocks(size: tuple[int, int], pixels_per_block: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a picture of (height, width) pixels into blocks, from top to bottom: rows and columns of each.
+
+    Blocks are about square, so that each meets few windows.
+    """
+    height, width = size
+    num_columns = min(width, max(1, math.isqrt(pixels_per_block)))
+    num_rows = max(1, pixels_per_block // num_columns)
+    for top in range(0, height, num_rows):
+        for left in range(0, width, num_columns):
+            yield slice(top, min(top + num_rows, height)), slice(left, min(left + num_columns, width))
+
+
+def resized_blocks(
+    scores: WindowScores, size: tuple[int, int], num_classes: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Read all scores of a picture at another size, resized bilinearly, a block at a time.
+
+    Args:
+        scores: Not read before.
+        size: (height, width) of the result.
+        num_classes: Decides how many pixels make a block.
+
+    Yields:
+        Rows and columns of a block, and its (num_classes, rows, columns) scores.
+    """
+    shrinkage = max(1.0, scores.size[0] * scores.size[1] / (size[0] * size[1]))  # a block must fit before resizing too
+    for rows, columns in image_blocks(size, int(SCORES_PER_BLOCK / num_classes / shrinkage)):
+        if size == scores.size:
+            yield rows, columns, scores.read(rows, columns)
+        else:
+            row_taps = bilinear_taps(scores.size[0], size[0], rows)
+            column_taps = bilinear_taps(scores.size[1], size[1], columns)
+            yield rows, columns, blend(scores.read(row_taps.span, column_taps.span), row_taps, column_taps)
 
 
 @torch.no_grad()
@@ -90,25 +287,16 @@ def class_scores(model: nn.Module, pixels: Tensor, class_embeds: Tensor, setting
     """
     if not settings.window:
         return model(pixel_values=pixels[None], class_embeds=class_embeds).logits[0].float().sigmoid()
+
+    def read_window(top: int, left: int) -> Tensor:
+        return pixels[:, top : top + settings.window, left : left + settings.window]
+
     height, width = pixels.shape[-2:]
-    size = (min(settings.window, height), min(settings.window, width))
-    corners = [
-        (top, left)
-        for top in window_starts(height, size[0], settings.stride)
-        for left in window_starts(width, size[1], settings.stride)
-    ]
-    totals = pixels.new_zeros(len(class_embeds), height, width)
-    counts = pixels.new_zeros(height, width)
-    for first in range(0, len(corners), settings.window_batch_size):
-        batch = corners[first : first + settings.window_batch_size]
-        windows = torch.stack([pixels[:, top : top + size[0], left : left + size[1]] for top, left in batch])
-        logits = model(pixel_values=windows, class_embeds=class_embeds).logits.float()
-        for (top, left), window_logits in zip(batch, logits, strict=True):
-            # one window at a time: (num_classes, grid) -> (num_classes, window)
-            scores = F.interpolate(window_logits[None], size=size, mode="bilinear", align_corners=False)[0].sigmoid()
-            totals[:, top : top + size[0], left : left + size[1]] += scores
-            counts[top : top + size[0], left : left + size[1]] += 1
-    return totals / counts
+    scores = WindowScores(model, read_window, (height, width), class_embeds, settings)
+    result = pixels.new_empty(len(class_embeds), height, width)
+    for rows, columns, block in resized_blocks(scores, (height, width), len(class_embeds)):
+        result[:, rows, columns] = block
+    return result
 
 
 def segment_image(
@@ -116,8 +304,8 @@ def segment_image(
     image: PIL.Image.Image,
     class_embeds: Tensor,
     settings: InferenceSettings,
-    mean: list[float],
-    std: list[float],
+    mean: Sequence[float],
+    std: Sequence[float],
     offsets: Tensor | None = None,
 ) -> np.ndarray:
     """Label every pixel of a picture.
@@ -140,3 +328,217 @@ def segment_image(
     if offsets is not None:
         scores = scores - offsets.to(scores)[:, None, None]
     return best_classes(scores, (image.height, image.width)).cpu().numpy()
+
+
+# ---- one call for one picture
+
+
+@torch.no_grad()
+def encode_classes(
+    model: nn.Module, processor: LDVCProcessor, class_names: ClassNames, show_progress: bool = False
+) -> tuple[list[str], Tensor]:
+    """Encode class names for `class_embeds`, in memory that does not grow with their number.
+
+    Args:
+        model: [`LDVCForSemanticSegmentation`].
+        processor: Its processor, whose templates are used.
+        class_names: List of names, or dict of synonyms.
+        show_progress: Draw a progress bar.
+
+    Returns:
+        The names, and their (num_classes, projection_dim) embeddings.
+
+    Raises:
+        ValueError: If names are empty, repeated or too long, or the model has a baked vocabulary.
+        TypeError: If they are neither list nor dict, or a name is no string.
+    """
+    check_text_tower(model)
+    classes = read_classes(class_names)
+    names, device = list(classes), compute_device(model)
+    starts = range(0, len(names), NAMES_PER_CALL)
+    embeds = []
+    for start in logging.tqdm(starts, desc="class names", disable=not show_progress or len(starts) == 1):
+        part = {name: classes[name] for name in names[start : start + NAMES_PER_CALL]}
+        encoded = processor(class_names=part, return_tensors="pt").to(device)
+        embeds.append(model.get_class_embeds(**encoded))
+    return names, torch.cat(embeds)
+
+
+def check_eval_mode(model: nn.Module) -> None:
+    """Check that a model gives the same answer twice.
+
+    Raises:
+        ValueError: If it is in training mode.
+    """
+    if model.training:
+        raise ValueError("the model is in training mode, in which dropout changes its answers; call model.eval().")
+
+
+def check_text_tower(model: nn.Module) -> None:
+    """Check that a model can encode names.
+
+    Raises:
+        ValueError: If its vocabulary is baked in.
+    """
+    if getattr(model, "baked_vocabulary", None) is not None:
+        raise ValueError(
+            "the call names classes, but this checkpoint has a baked vocabulary and no text tower for them; leave "
+            "the names out, or load the checkpoint it was baked from."
+        )
+
+
+def compute_device(model: nn.Module) -> torch.device:
+    """Where inputs are made; under offload, where a model's own `device` is "meta", the CPU."""
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def threshold_per_class(threshold: Threshold, class_names: Sequence[str]) -> float | Sequence[float] | Tensor | None:
+    """Bring a dict of thresholds to one per class, in order; classes that it does not name get 0. Others pass.
+
+    Raises:
+        ValueError: If the dict names what is no class.
+    """
+    if not isinstance(threshold, Mapping):
+        return threshold
+    if strangers := [name for name in threshold if name not in class_names]:
+        raise ValueError(
+            f"`threshold` names {strangers[0]!r}, which is no class of this call; use names among "
+            f"{', '.join(map(repr, class_names[:8]))}{', ...' if len(class_names) > 8 else ''}."
+        )
+    return [threshold.get(name, 0.0) for name in class_names]
+
+
+def resolve_classes(
+    model: nn.Module,
+    processor: LDVCProcessor,
+    class_names: ClassNames,
+    class_embeds: Tensor | None,
+    show_progress: bool = False,
+) -> tuple[list[str], Tensor | None, str]:
+    """Turn the classes of a call into names, embeddings and the name of "other".
+
+    The embeddings are `None` for the model's default vocabulary, of which the model takes care itself.
+
+    Raises:
+        ValueError: If there are neither names nor a default vocabulary, or names and embeddings do not fit.
+    """
+    if class_names is None and class_embeds is not None:
+        raise ValueError("`class_embeds` came without `class_names`; give both, in the same order.")
+    if class_names is None:
+        config = model.config
+        if not config.num_default_classes:
+            raise ValueError(
+                "the call names no classes and the model has no default vocabulary; pass `class_names` (to a pipeline "
+                "`candidate_labels`), or call model.set_vocabulary(class_names, processor) first."
+            )
+        names = [config.id2label[index] for index in range(config.num_default_classes)]
+        return names, None, config.other_label or "other"
+    if class_embeds is None:
+        return *encode_classes(model, processor, class_names, show_progress), "other"
+    names = list(read_classes(class_names))
+    if len(names) != len(class_embeds):
+        raise ValueError(
+            f"there are {len(names)} class names for {len(class_embeds)} class embeddings; give one each."
+        )
+    return names, class_embeds, "other"
+
+
+def open_windows(
+    model: nn.Module,
+    processor: LDVCProcessor,
+    image: PIL.Image.Image,
+    class_embeds: Tensor | None,
+    settings: InferenceSettings | None,
+    show_progress: bool = False,
+) -> WindowScores:
+    """Prepare a picture as the settings say: see `segment`."""
+    image_processor, device = processor.image_processor, compute_device(model)
+    if settings is None:
+        pixel_values = image_processor(image, return_tensors="pt")["pixel_values"][0].to(device)
+        settings = InferenceSettings(short_side=0, window=0)
+        size = (image.height, image.width)
+        return WindowScores(model, lambda top, left: pixel_values, size, class_embeds, settings, show_progress)
+    picture = resize_short_side(image, settings.short_side)
+    height, width = (min(settings.window or side, side) for side in (picture.height, picture.width))
+
+    def read_window(top: int, left: int) -> Tensor:
+        window = picture.crop((left, top, left + width, top + height))
+        return normalise(window, image_processor.image_mean, image_processor.image_std).to(device)
+
+    return WindowScores(model, read_window, (picture.height, picture.width), class_embeds, settings, show_progress)
+
+
+@torch.no_grad()
+def segment(
+    model: nn.Module,
+    processor: LDVCProcessor,
+    image: Any,
+    class_names: ClassNames = None,
+    *,
+    class_embeds: Tensor | None = None,
+    settings: InferenceSettings | None = None,
+    threshold: Threshold = None,
+    other_label: str | None = None,
+    return_scores: bool = False,
+    top_k: int | None = None,
+    show_progress: bool = False,
+) -> Segmentation:
+    """Label every pixel of one picture of any size.
+
+    Memory is bounded by the window and the results, not by the picture, as long as the picture keeps its size
+    (`short_side=0`); with a `short_side`, the resized picture is held in memory too.
+
+    Args:
+        model: [`LDVCForSemanticSegmentation`] in eval mode.
+        processor: Its [`LDVCProcessor`].
+        image: What the image processor opens: PIL image, array, tensor, path or URL.
+        class_names: List of names, or dict of synonyms; `None` is the model's default vocabulary.
+        class_embeds: (num_classes, projection_dim) from `encode_classes`; `class_names` then only gives the names.
+        settings: Size and sliding windows, whose probabilities are averaged where they overlap; `None` takes the whole
+            picture at the processor's own size.
+        threshold: A probability, or one per class: a list in order, or a dict by name, 0 where left out. Pixels whose
+            best class is below its threshold become "other", id `num_classes`; none becomes another class.
+        other_label: Name of "other"; `None` is that of the default vocabulary, or "other".
+        return_scores: Return the probabilities of all classes too: `num_classes` floats per pixel.
+        top_k: Return so many best classes of every pixel too, at most all.
+        show_progress: Draw progress bars over class names and windows.
+
+    Returns:
+        The [`Segmentation`].
+
+    Raises:
+        ValueError: If the picture cannot be read, names are bad or missing, the threshold is no probability, "other"
+            is a class, or the model is in training mode.
+
+    Example:
+    ```python
+    >>> result = segment(model, processor, "street.jpg", ["car", "road"], settings=InferenceSettings(short_side=0))
+    >>> result.class_names[result.label_map[120, 40]]
+    ```
+    """
+    check_eval_mode(model)
+    names, class_embeds, default_other = resolve_classes(model, processor, class_names, class_embeds, show_progress)
+    threshold = threshold_per_class(threshold, names)
+    other = [] if threshold is None else [other_label or default_other]
+    if other and other[0] in names:
+        raise ValueError(f"{other[0]!r} is a class of this call; pass another `other_label` for what is no class.")
+    image = processor.image_processor.load_rgb(image)
+    size = (image.height, image.width)
+    pixels = PixelClasses(len(names), size, threshold, None, top_k, return_scores)
+    with open_windows(model, processor, image, class_embeds, settings, show_progress) as scores:
+        for rows, columns, block in resized_blocks(scores, size, len(names)):
+            pixels.add(rows, columns, block)
+    return Segmentation(pixels.label_map, names + other, pixels.scores, pixels.top_ids, pixels.top_scores)
+
+
+__all__ = [
+    "InferenceSettings",
+    "Segmentation",
+    "class_scores",
+    "encode_classes",
+    "prepare_image",
+    "segment",
+    "segment_image",
+    "window_starts",
+]

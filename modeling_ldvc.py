@@ -17,7 +17,9 @@ twice); any image size; class names are an argument of the call.
 
 import difflib
 import inspect
+import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +45,10 @@ try:
         LDVCSimilarity,
     )
     from .loss_ldvc import segmentation_loss
+    from .pipeline_ldvc import ZeroShotImageSegmentationPipeline  # registers the task; saved with the model
     from .prompts_ldvc import LDVCTextAdapter, LDVCTextPrompts, LDVCVisionEmbeddings, LDVCVisionPrompts
     from .regions_ldvc import fit_to_image
+    from .vocabulary_ldvc import LDVCBakedVocabulary, LDVCVocabularyMixin
     from .weights_ldvc import (
         build_config,
         check_clip_is_complete,
@@ -67,8 +71,10 @@ except ImportError:
         LDVCSimilarity,
     )
     from loss_ldvc import segmentation_loss
+    from pipeline_ldvc import ZeroShotImageSegmentationPipeline  # noqa: F401
     from prompts_ldvc import LDVCTextAdapter, LDVCTextPrompts, LDVCVisionEmbeddings, LDVCVisionPrompts
     from regions_ldvc import fit_to_image
+    from vocabulary_ldvc import LDVCBakedVocabulary, LDVCVocabularyMixin
     from weights_ldvc import (
         build_config,
         check_clip_is_complete,
@@ -83,6 +89,8 @@ logger = logging.get_logger(__name__)
 
 # Logit of a padded entry of a per-image class list: probability 0 in every dtype, and finite, so that 0 * logit is 0.
 MASKED_LOGIT = -1e4
+# Ten thousand class names must not need ten thousand times the memory of one: ViT-B/16's tower, under 1 GB.
+PROMPTS_PER_PASS = 1024
 
 
 @dataclass
@@ -98,6 +106,17 @@ class LDVCImageFeatures(ModelOutput):
     feature_map: Tensor | None = None
     image_embeds: Tensor | None = None
     image_size: tuple[int, int] | None = None
+
+    def to(self, *args: Any, **kwargs: Any) -> "LDVCImageFeatures":
+        """The same features on another device or in another dtype, as `Tensor.to`."""
+        return LDVCImageFeatures(
+            self.feature_map.to(*args, **kwargs), self.image_embeds.to(*args, **kwargs), self.image_size
+        )
+
+    def select(self, images: int | slice | list[int] | Tensor) -> "LDVCImageFeatures":
+        """The features of some images of the batch; one image stays a batch, of one."""
+        images = [images] if isinstance(images, int) else images
+        return LDVCImageFeatures(self.feature_map[images], self.image_embeds[images], self.image_size)
 
 
 @dataclass
@@ -138,7 +157,7 @@ class LDVCSemanticSegmenterOutput(ModelOutput):
 # ---- the model
 
 
-def check_tensors(**arguments) -> None:
+def check_tensors(**arguments: Any) -> None:
     """Check that each argument is a tensor or `None`.
 
     Raises:
@@ -150,18 +169,6 @@ def check_tensors(**arguments) -> None:
                 f"`{name}` is a {type(value).__name__}, not a tensor; call the processor with return_tensors='pt', or "
                 "make a tensor of it."
             )
-
-
-class LDVCBakedVocabulary(nn.Module):
-    """Class embeddings of the default vocabulary, stored in the checkpoint in place of the text tower."""
-
-    def __init__(self, num_classes: int, projection_dim: int):
-        super().__init__()
-        self.register_buffer("class_embeds", torch.empty(num_classes, projection_dim))
-
-    def forward(self) -> Tensor:
-        """Return the (num_classes, projection_dim) embeddings, unit length."""
-        return self.class_embeds
 
 
 class LDVCPreTrainedModel(PreTrainedModel):
@@ -216,7 +223,7 @@ class LDVCPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
-class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
+class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
     """LDVC: a frozen CLIP with deep prompts in both towers, a text adapter and the LCTD decoder.
 
     Example:
@@ -247,7 +254,6 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         self.baked_vocabulary = None
         if config.baked_vocabulary:
             self._drop_text_tower()
-        self._cached_vocabulary = None
         self.newly_initialized = ()
         self.post_init()
         self.freeze_clip()
@@ -255,14 +261,16 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
     # ---- starting from CLIP, freezing, saving the small part
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "LDVCForSemanticSegmentation | tuple":
         """As the library's; CLIP comes back frozen, since loading makes every weight trainable again."""
         result = super().from_pretrained(*args, **kwargs)
         (result[0] if isinstance(result, tuple) else result).freeze_clip()
         return result
 
     @classmethod
-    def from_clip_pretrained(cls, clip, tokenizer=None, **config_fields) -> "LDVCForSemanticSegmentation":
+    def from_clip_pretrained(
+        cls, clip: str | os.PathLike | CLIPModel, tokenizer: Any = None, **config_fields: Any
+    ) -> "LDVCForSemanticSegmentation":
         """Build LDVC on a pretrained CLIP: its weights are taken over bit for bit, the others are initialised.
 
         Args:
@@ -317,11 +325,11 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         """Leave exactly LDVC's own parameters trainable: prompts, prompt norm, text adapter, decoder."""
         self.clip.requires_grad_(False)
 
-    def save_adapter(self, folder) -> None:
+    def save_adapter(self, folder: str | os.PathLike) -> None:
         """Write LDVC's own weights and the fingerprint of their CLIP to `folder` (ViT-B/16: about 40 MB)."""
         save_adapter(self, folder)
 
-    def load_adapter_weights(self, folder) -> None:
+    def load_adapter_weights(self, folder: str | os.PathLike) -> None:
         """Load what `save_adapter` wrote.
 
         Raises:
@@ -371,9 +379,12 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         end_positions = self._check_prompts(input_ids, attention_mask)
         if not torch.compiler.is_compiling():
             input_ids = input_ids[:, : int(end_positions.max()) + 1]
-        hidden_states = self._encode_text(input_ids)
-        rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
-        embeds = F.normalize(self.clip.text_projection(hidden_states[rows, end_positions]), dim=-1)
+        size = input_ids.shape[0] if torch.compiler.is_compiling() else PROMPTS_PER_PASS
+        end_states = [
+            self._encode_text(rows)[torch.arange(rows.shape[0], device=rows.device), ends]
+            for rows, ends in zip(input_ids.split(size), end_positions.split(size), strict=True)
+        ]
+        embeds = F.normalize(self.clip.text_projection(torch.cat(end_states)), dim=-1)
         if prompt_class_ids is not None:
             sums = embeds.new_zeros(int(prompt_class_ids.max()) + 1, embeds.shape[-1])
             embeds = F.normalize(sums.index_add(0, prompt_class_ids.to(embeds.device), embeds), dim=-1)
@@ -394,159 +405,6 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
                 hidden_states = prompts(hidden_states, layer)
             hidden_states = encoder_layer(hidden_states, mask, is_causal=True)
         return text_model.final_layer_norm(hidden_states)
-
-    def _check_prompts(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Check token ids and return the (num_prompts,) positions of their end tokens.
-
-        Raises:
-            ValueError: See `get_class_embeds`.
-        """
-        if not torch.compiler.is_compiling():
-            self._check_token_ids(input_ids)
-        end_token = self.config.text_config.eos_token_id
-        # Published CLIP configurations carry 2, which means "the highest id", see CLIPTextModel.
-        is_end = input_ids == (input_ids.amax(-1, keepdim=True) if end_token == 2 else end_token)
-        if not torch.compiler.is_compiling():
-            if attention_mask is not None and not attention_mask[:, 0].all():
-                raise ValueError("`input_ids` are padded on the left; pad on the right (padding_side='right').")
-            if not is_end.any(-1).all():
-                raise ValueError(
-                    f"row {int((~is_end.any(-1)).nonzero()[0])} of `input_ids` has no end token ({end_token}); "
-                    "tokenise with the checkpoint's own tokenizer and its special tokens."
-                )
-            words = self.config.prompt_token_ids
-            if self.text_prompts is not None and words:
-                begins = input_ids[:, : len(words)]
-                if begins.shape[1] < len(words) or (begins != begins.new_tensor(words)).any():
-                    raise ValueError(
-                        "`input_ids` do not begin with the words of the template "
-                        f"{self.config.prompt_template!r}, whose positions the text prompts replace; pass class names "
-                        "to the processor with this template, or use a model with num_text_prompts=0."
-                    )
-        return is_end.int().argmax(-1)
-
-    def _check_token_ids(self, input_ids: Tensor) -> None:
-        """Check shape and range of token ids.
-
-        Raises:
-            ValueError: If one is wrong.
-        """
-        if input_ids.dim() != 2 or input_ids.numel() == 0:
-            raise ValueError(
-                f"`input_ids` has shape {tuple(input_ids.shape)}; it must be (num_prompts, sequence_length), with at "
-                "least one of each."
-            )
-        vocab_size, longest = self.config.text_config.vocab_size, self.config.text_config.max_position_embeddings
-        highest = int(input_ids.max())
-        if highest >= vocab_size:
-            raise ValueError(
-                f"`input_ids` holds the id {highest}, but the text tower knows {vocab_size} ids; tokenise with the "
-                "checkpoint's own tokenizer."
-            )
-        if input_ids.shape[1] > longest:
-            raise ValueError(
-                f"`input_ids` is {input_ids.shape[1]} tokens long, the text tower reads {longest}; shorten the names."
-            )
-
-    def set_vocabulary(self, class_names, processor, bake: bool = False, other_label: str | None = None) -> None:
-        """Make these names the default vocabulary, used by calls without class inputs and saved with the checkpoint.
-
-        Args:
-            class_names: `list[str]`, or a dict of synonyms as in [`LDVCProcessor`]; the order is the class axis.
-            processor: The checkpoint's [`LDVCProcessor`], whose templates are used.
-            bake: Store the embeddings in the checkpoint and drop the text tower: smaller and faster to load, but the
-                vocabulary is then fixed.
-            other_label: A name for what is no class, such as "other": `id2label` gets it one past the last class, the
-                id that post-processing gives to pixels below its `threshold`. It has no channel in the logits.
-
-        Raises:
-            ValueError: If names are empty, repeated or given per image, the processor's template is not the one of the
-                text prompts, or a vocabulary is baked in already; the model is then unchanged.
-            TypeError: If a name is no string.
-        """
-        if self.baked_vocabulary is not None:
-            raise ValueError(
-                "this checkpoint has a baked vocabulary and no text tower to encode other names with; load the "
-                "checkpoint it was baked from."
-            )
-        encoded = processor(class_names=class_names, return_tensors="pt").to(self._input_device)
-        if "class_index" in encoded:
-            raise ValueError(
-                f"`class_names` {class_names!r} is a list per image; a default vocabulary is one list, or one dict of "
-                "synonyms, for all images."
-            )
-        names = list(class_names)
-        if other_label is not None:
-            processor(class_names=[*names, other_label])  # for its checks: a name, and not that of a class
-            names.append(other_label)
-        self._check_prompts(encoded["input_ids"], encoded["attention_mask"])
-        embeds = None
-        if bake:
-            with torch.no_grad():
-                embeds = self.get_class_embeds(**encoded)
-        lengths = encoded["attention_mask"].sum(-1).tolist()
-        rows = [row[:length] for row, length in zip(encoded["input_ids"].tolist(), lengths, strict=True)]
-        self.config.class_token_ids = rows
-        self.config.prompt_class_ids = encoded["prompt_class_ids"].tolist() if "prompt_class_ids" in encoded else None
-        self.config.id2label = dict(enumerate(names))
-        self.config.label2id = {name: index for index, name in enumerate(names)}
-        self.config.other_label = other_label
-        self._cached_vocabulary = None
-        if bake:
-            self.config.baked_vocabulary = True
-            self._drop_text_tower()
-            self.baked_vocabulary.to(embeds.device, embeds.dtype).class_embeds.copy_(embeds)
-
-    @property
-    def _input_device(self) -> torch.device:
-        """Where class inputs are made; the model's own `device` is "meta" under offload."""
-        return self.device if self.device.type != "meta" else torch.device("cpu")
-
-    def _drop_text_tower(self) -> None:
-        """Put a table of class embeddings in the place of the text tower."""
-        self.baked_vocabulary = LDVCBakedVocabulary(self.config.num_default_classes, self.config.projection_dim)
-        self.clip.text_model = self.clip.text_projection = self.text_prompts = None
-
-    def _default_class_embeds(self) -> Tensor:
-        """Embeddings of the default vocabulary, (num_classes, projection_dim), computed once while nothing changes.
-
-        Raises:
-            ValueError: If there is no default vocabulary.
-        """
-        if self.baked_vocabulary is not None:
-            return self.baked_vocabulary()
-        if self.config.class_token_ids is None:
-            raise ValueError(
-                "the call names no classes and the checkpoint has no default vocabulary; pass class_names to the "
-                "processor, or call model.set_vocabulary(class_names, processor) first."
-            )
-        is_kept = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-        state = self._vocabulary_state() if is_kept else None
-        if state is not None and self._cached_vocabulary is not None and self._cached_vocabulary[0] == state:
-            return self._cached_vocabulary[1]
-        device, rows = self._input_device, self.config.class_token_ids
-        longest = max(map(len, rows))
-        input_ids = torch.tensor([[*row, *row[-1:] * (longest - len(row))] for row in rows], device=device)
-        class_ids = self.config.prompt_class_ids
-        class_ids = None if class_ids is None else torch.tensor(class_ids, device=device)
-        embeds = self.get_class_embeds(input_ids, prompt_class_ids=class_ids)
-        self._cached_vocabulary = (state, embeds) if state is not None else None
-        return embeds
-
-    def _vocabulary_state(self) -> tuple | None:
-        """Everything the cached embeddings depend on: names, and the weights by place, version and (prompts) value.
-
-        `None` where offloading keeps the weights away, so that nothing can be compared. Only a write through `.data`
-        into a CLIP weight, which is frozen, goes unnoticed.
-        """
-        weights = [*self.clip.text_model.parameters(), *self.clip.text_projection.parameters()]
-        prompts = None if self.text_prompts is None else self.text_prompts.tokens.detach()
-        if any(weight.is_meta for weight in weights) or (prompts is not None and prompts.is_meta):
-            return None
-        versions = tuple((w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype, w.device) for w in weights)
-        prompt_values = None if prompts is None else prompts.float().cpu().numpy().tobytes()
-        names = (str(self.config.class_token_ids), str(self.config.prompt_class_ids))
-        return *names, versions, prompt_values, torch.is_autocast_enabled(self._input_device.type)
 
     # ---- images
 
@@ -615,7 +473,7 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         prompt_class_ids: Tensor | None = None,
         class_index: Tensor | None = None,
         seen_class_mask: Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> LDVCSemanticSegmenterOutput:
         """Segment images into classes that are given by name.
 
@@ -654,7 +512,7 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
             raise ValueError("give exactly one of `pixel_values` and `image_features`.")
         embeds = self._resolve_classes(input_ids, attention_mask, class_embeds, prompt_class_ids, class_index)
         if seen_class_mask is None and input_ids is None and class_embeds is None:
-            seen_class_mask = self._seen_default_classes(embeds)
+            seen_class_mask = self._seen_default_classes(embeds.shape[1])
         outputs = self._segment(pixel_values, embeds, class_mask, image_features, **kwargs)
         extras = {"class_score_offsets": self._score_offsets(outputs.logits, seen_class_mask)}
         if labels is not None:
@@ -734,41 +592,6 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
             unlabeled_pixels=config.unlabeled_pixels,
         )
 
-    def _resolve_classes(self, input_ids, attention_mask, class_embeds, prompt_class_ids, class_index) -> Tensor:
-        """Turn the call's one source of classes into (1 or batch_size, num_classes, projection_dim) embeddings.
-
-        Raises:
-            ValueError: If there are two sources, or the embeddings have the wrong shape.
-        """
-        if input_ids is not None and class_embeds is not None:
-            raise ValueError("`input_ids` and `class_embeds` both name the classes; give one of them.")
-        if input_ids is not None:
-            list_shape = input_ids.shape[:2] if input_ids.dim() == 3 else None
-            if list_shape is not None:
-                input_ids = input_ids.flatten(0, 1)
-                attention_mask = None if attention_mask is None else attention_mask.flatten(0, 1)
-            class_embeds = self.get_class_embeds(input_ids, attention_mask, prompt_class_ids)
-            if list_shape is not None:
-                class_embeds = class_embeds.unflatten(0, list_shape)
-        elif class_embeds is None:
-            class_embeds = self._default_class_embeds()
-        width = self.config.projection_dim
-        if class_embeds.dim() not in (2, 3) or class_embeds.shape[-1] != width or class_embeds.shape[-2] == 0:
-            raise ValueError(
-                f"class embeddings have shape {tuple(class_embeds.shape)}; they must be (num_classes, {width}) or "
-                f"(batch_size, num_classes, {width}), from this model's `get_class_embeds`."
-            )
-        if class_index is not None:
-            return class_embeds[class_index]
-        return class_embeds if class_embeds.dim() == 3 else class_embeds.unsqueeze(0)
-
-    def _seen_default_classes(self, embeds: Tensor) -> Tensor | None:
-        """(num_classes,) bool of the default vocabulary's names that trained with masks."""
-        if not self.config.seen_classes:
-            return None
-        seen = set(self.config.seen_classes)
-        return torch.tensor([self.config.id2label[i] in seen for i in range(embeds.shape[1])], device=embeds.device)
-
     @capture_outputs(tie_last_hidden_states=False)
     def _segment(
         self,
@@ -776,7 +599,7 @@ class LDVCForSemanticSegmentation(LDVCPreTrainedModel):
         class_embeds: Tensor,
         class_mask: Tensor | None,
         image_features: LDVCImageFeatures | None,
-        **kwargs,
+        **kwargs: Any,
     ) -> LDVCSemanticSegmenterOutput:
         """Vision tower, text adapter, decoder: the part of the call whose hidden states can be recorded.
 

@@ -1,10 +1,13 @@
 # Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
 """Images, class names and label maps in; tensors out; and logits back to label maps."""
 
+import os
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from transformers import AutoProcessor, AutoTokenizer
+from torch import Tensor
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
@@ -36,7 +39,7 @@ class LDVCProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True}}  # noqa: RUF012
 
 
-def name_key(word) -> str:
+def name_key(word: Any) -> str:
     """Check one class name and return what makes it the same as another: case and spaces do not count.
 
     Raises:
@@ -52,7 +55,7 @@ def name_key(word) -> str:
     return " ".join(word.split()).casefold()
 
 
-def read_classes(class_names) -> Classes:
+def read_classes(class_names: Any) -> Classes:
     """Check one list of class names, or dict of synonyms, and return name -> synonyms in order.
 
     Raises:
@@ -101,7 +104,7 @@ def check_distinct(names: list) -> None:
         first_use[key] = name
 
 
-def check_templates(templates) -> list[str]:
+def check_templates(templates: str | Sequence[str] | None) -> list[str]:
     """Check prompt templates and return them as a list.
 
     Raises:
@@ -116,7 +119,7 @@ def check_templates(templates) -> list[str]:
     return templates
 
 
-def check_text(text) -> list[str]:
+def check_text(text: str | Sequence[str]) -> list[str]:
     """Check raw prompts and return them as a list.
 
     Raises:
@@ -154,13 +157,24 @@ class LDVCProcessor(ProcessorMixin):
 
     valid_processor_kwargs = LDVCProcessorKwargs
 
-    def __init__(self, image_processor=None, tokenizer=None, prompt_templates=DEFAULT_TEMPLATE, **kwargs):
+    def __init__(
+        self,
+        image_processor: LDVCImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        prompt_templates: str | Sequence[str] = DEFAULT_TEMPLATE,
+        **kwargs: Any,
+    ):
         self.prompt_templates = check_templates(prompt_templates)
         super().__init__(image_processor, tokenizer, **kwargs)
 
     @classmethod
     def from_clip_pretrained(
-        cls, clip, image_stats: str = "imagenet", size: int | dict = 512, prompt_templates=DEFAULT_TEMPLATE, **options
+        cls,
+        clip: str | os.PathLike,
+        image_stats: str = "imagenet",
+        size: int | dict[str, int] = 512,
+        prompt_templates: str | Sequence[str] = DEFAULT_TEMPLATE,
+        **options: Any,
     ) -> "LDVCProcessor":
         """Build the processor that goes with `LDVCForSemanticSegmentation.from_clip_pretrained`.
 
@@ -191,13 +205,13 @@ class LDVCProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images=None,
-        text=None,
-        class_names=None,
-        segmentation_maps=None,
-        prompt_templates=None,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        class_names: Sequence[str] | Classes | Sequence[Sequence[str] | Classes] | None = None,
+        segmentation_maps: Any = None,
+        prompt_templates: str | Sequence[str] | None = None,
         return_tensors: str | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Prepare a call of the model.
 
@@ -244,7 +258,9 @@ class LDVCProcessor(ProcessorMixin):
             data |= self._encode_classes(class_names, templates, num_images, options["text_kwargs"])
         return BatchFeature(data, tensor_type=TensorType(return_tensors) if return_tensors else None)
 
-    def _encode_classes(self, class_names, templates: list[str], num_images: int | None, text_options: dict) -> dict:
+    def _encode_classes(
+        self, class_names: Any, templates: list[str], num_images: int | None, text_options: dict[str, Any]
+    ) -> dict[str, Any]:
         """Tokenise class names, one list for all images or one per image.
 
         Raises:
@@ -279,7 +295,7 @@ class LDVCProcessor(ProcessorMixin):
             data["class_mask"] = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
         return data
 
-    def _tokenize(self, prompts: list[str], options: dict) -> dict:
+    def _tokenize(self, prompts: list[str], options: dict[str, Any]) -> dict[str, list[list[int]]]:
         """Tokenise and pad to the longest prompt.
 
         Raises:
@@ -298,13 +314,14 @@ class LDVCProcessor(ProcessorMixin):
         self,
         outputs,
         target_sizes=None,
-        threshold: float | None = None,
+        threshold: float | Sequence[float] | Tensor | None = None,
         other_label: int | None = None,
         return_segmentation_scores: bool = False,
+        top_k: int | None = None,
     ) -> list:
         """As [`LDVCImageProcessor.post_process_semantic_segmentation`]."""
         return self.image_processor.post_process_semantic_segmentation(
-            outputs, target_sizes, threshold, other_label, return_segmentation_scores
+            outputs, target_sizes, threshold, other_label, return_segmentation_scores, top_k
         )
 
     @property

@@ -7,13 +7,13 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from transformers import AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
@@ -66,6 +66,7 @@ ADOPTED_FIELDS = (
     "class_token_ids",
     "prompt_class_ids",
     "other_label",
+    "text_fingerprint",
 )
 LOADING_OPTIONS = (
     "attn_implementation",
@@ -219,29 +220,40 @@ def check_clip_is_complete(clip: str | os.PathLike, missing_keys: Iterable[str])
         )
 
 
-def clip_fingerprint(clip: nn.Module) -> str:
-    """SHA-256 of a CLIP's weights: names, shapes and values (as float32, so that fp16 storage does not change it)."""
+def weights_fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of weights: names, shapes and values (as float32, so that fp16 storage does not change it)."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(clip.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def save_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
-    """Write LDVC's own weights and a reference to their CLIP; written aside and renamed, so never half a file."""
+def write_files(folder: str | os.PathLike, contents: Mapping[str, bytes]) -> None:
+    """Write files aside and rename them when all are whole, so that no half-written one is ever taken for a whole."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    parts = {name: folder / f"{name}.part" for name in contents}
+    try:
+        for name, content in contents.items():
+            parts[name].write_bytes(content)
+        for name, part in parts.items():
+            os.replace(part, folder / name)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+def save_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
+    """Write LDVC's own weights and a reference to their CLIP."""
     weights = {k: v.detach().contiguous() for k, v in model.state_dict().items() if not k.startswith(CLIP_PREFIX)}
     reference = {
         "clip": model.config.clip_name_or_path,
-        "clip_fingerprint": clip_fingerprint(model.clip),
+        "clip_fingerprint": weights_fingerprint(model.clip.state_dict()),
         "config": json.loads(model.config.to_json_string(use_diff=False)),
     }
-    save_file(weights, folder / (ADAPTER_WEIGHTS + ".part"), metadata={"format": "pt"})
-    (folder / (ADAPTER_CONFIG + ".part")).write_text(json.dumps(reference, indent=2, sort_keys=True) + "\n")
-    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
-        os.replace(folder / (name + ".part"), folder / name)
+    text = json.dumps(reference, indent=2, sort_keys=True) + "\n"
+    write_files(folder, {ADAPTER_WEIGHTS: save(weights, metadata={"format": "pt"}), ADAPTER_CONFIG: text.encode()})
 
 
 def load_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
@@ -267,7 +279,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
                 f"the adapter in {folder} has {field}={saved.get(field)!r}, this model "
                 f"{getattr(model.config, field)!r}; build the model with the adapter's value."
             )
-    if (fingerprint := clip_fingerprint(model.clip)) != expected:
+    if (fingerprint := weights_fingerprint(model.clip.state_dict())) != expected:
         raise ValueError(
             f"the adapter in {folder} belongs to the CLIP {reference.get('clip')!r} with fingerprint "
             f"{expected[:16]}..., this model holds {fingerprint[:16]}...; build the model with from_clip_pretrained "
@@ -289,9 +301,10 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
 __all__ = [
     "build_config",
     "check_clip_is_complete",
-    "clip_fingerprint",
     "load_adapter",
     "quiet_loading",
     "save_adapter",
     "split_options",
+    "weights_fingerprint",
+    "write_files",
 ]

@@ -558,6 +558,47 @@ def test_encode_once_ask_many_gives_the_logits_of_the_full_call(tiny_model, tiny
         assert torch.equal(tiny_model(image_features=features, class_embeds=embeds).logits, full)
 
 
+@torch.no_grad()
+def test_encode_once_ask_many_holds_for_vocabularies_and_lists_per_image(tiny_model, tiny_processor):
+    pixel_values = torch.randn(2, 3, 41, 30)
+    features = tiny_model.get_image_features(pixel_values)
+    per_image = tiny_processor(class_names=[["sky"], NAMES], return_tensors="pt")
+    assert torch.equal(
+        tiny_model(image_features=features, **per_image).logits, tiny_model(pixel_values, **per_image).logits
+    )
+    for names in (["cat"], NAMES, {"sofa": ["sofa", "couch"]}):
+        tiny_model.set_vocabulary(names, tiny_processor)
+        assert torch.equal(tiny_model(image_features=features).logits, tiny_model(pixel_values).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("images", [2, slice(2, 3), [2, 0], torch.tensor([1, 2])], ids=str)
+def test_image_features_are_picked_by_image(tiny_model, tiny_processor, images):
+    pixel_values = torch.randn(3, 3, 41, 30)
+    classes = tiny_processor(class_names=NAMES, return_tensors="pt")
+    picked = tiny_model.get_image_features(pixel_values).select(images)
+    expected = tiny_model(pixel_values, **classes).logits[[images] if isinstance(images, int) else images]
+    torch.testing.assert_close(tiny_model(image_features=picked, **classes).logits, expected, **BATCH_CLOSE)
+
+
+def test_image_features_move_together(tiny_model):
+    features = tiny_model.get_image_features(torch.randn(1, 3, 41, 30)).to("cpu", torch.bfloat16)
+    assert features.feature_map.dtype == features.image_embeds.dtype == torch.bfloat16
+    assert features.image_size == (41, 30)
+    assert features.to("meta").feature_map.is_meta
+
+
+@torch.no_grad()
+def test_many_names_are_encoded_a_block_at_a_time(tiny_model, tiny_processor, monkeypatch):
+    names = ["cat", "a very long name", "dog", "x", "sofa grass sky"]
+    classes = tiny_processor(class_names=names, return_tensors="pt")
+    expected, blocks = tiny_model.get_class_embeds(**classes), []
+    tiny_model.clip.text_model.final_layer_norm.register_forward_hook(lambda _, args, out: blocks.append(len(out)))
+    monkeypatch.setattr(modeling_ldvc, "PROMPTS_PER_PASS", 2)
+    torch.testing.assert_close(tiny_model.get_class_embeds(**classes), expected, **CLIP_CLOSE)
+    assert blocks == [2, 2, 1]
+
+
 def test_image_features_keep_the_loss(tiny_model, tiny_processor):
     pixel_values, labels = torch.randn(2, 3, 41, 30), torch.randint(0, 4, (2, 41, 30))
     classes = tiny_processor(class_names=NAMES, return_tensors="pt")
@@ -1045,16 +1086,35 @@ def test_compiling_the_whole_forward_gives_the_same_logits(tiny_model, tiny_proc
     torch.testing.assert_close(compiled(pixel_values, class_embeds=embeds).logits, expected, **CLIP_CLOSE)
 
 
+class Exported(nn.Module):
+    """Logits of pixels and class embeddings, as a program without Python takes them."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values, class_embeds):
+        return self.model(pixel_values, class_embeds=class_embeds).logits
+
+
+@torch.no_grad()
+@pytest.mark.slow
+def test_one_export_serves_all_sizes_of_whole_regions(tiny_model):
+    """The branches for padding and for the native grid are fixed by the example; the program refuses other sizes."""
+    dynamic = torch.export.Dim.DYNAMIC
+    example = (torch.randn(2, 3, 64, 48), F.normalize(torch.randn(3, 32), dim=-1))
+    shapes = ({0: dynamic, 2: dynamic, 3: dynamic}, {0: dynamic})
+    program = torch.export.export(Exported(tiny_model), example, dynamic_shapes=shapes, strict=False).module()
+    for size in ((64, 48), (96, 128), (48, 64)):
+        pixel_values, embeds = torch.randn(3, 3, *size), F.normalize(torch.randn(5, 32), dim=-1)
+        expected = tiny_model(pixel_values, class_embeds=embeds).logits
+        torch.testing.assert_close(program(pixel_values, embeds), expected, **CLIP_CLOSE)
+    with pytest.raises(AssertionError, match="Guard failed"):
+        program(torch.randn(2, 3, 41, 30), embeds)
+
+
 @torch.no_grad()
 def test_exporting_gives_the_same_logits_for_other_numbers_of_images_and_classes(tiny_model, pixel_values):
-    class Exported(nn.Module):
-        def __init__(self, model):
-            super().__init__()
-            self.model = model
-
-        def forward(self, pixel_values, class_embeds):
-            return self.model(pixel_values, class_embeds=class_embeds).logits
-
     embeds = F.normalize(torch.randn(3, 32), dim=-1)
     sizes = ({0: torch.export.Dim("images")}, {0: torch.export.Dim("classes")})
     program = torch.export.export(Exported(tiny_model), (pixel_values, embeds), dynamic_shapes=sizes, strict=False)

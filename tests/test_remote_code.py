@@ -25,6 +25,9 @@ SHIPPED = (
     "loss_ldvc",
     "image_processing_ldvc",
     "processing_ldvc",
+    "vocabulary_ldvc",
+    "inference_ldvc",
+    "pipeline_ldvc",
 )
 ALLOWED = {"torch", "transformers", "huggingface_hub", "safetensors", "PIL", "numpy"}
 NAMES = ["cat", "sofa", "grass"]
@@ -84,6 +87,9 @@ found["again processor"] = type(AutoProcessor.from_pretrained(again, **options))
 
 segment = pipeline("image-segmentation", model=folder, trust_remote_code=True)
 found["pipeline"] = {part["label"]: sum(part["mask"].point(bool).get_flattened_data()) for part in segment(image)}
+zero_shot = pipeline("zero-shot-image-segmentation", model=folder, **options)
+answers = zero_shot([image, image], candidate_labels=["dog", "sky"], batch_size=2)
+found["zero-shot labels"] = [mask["label"] for mask in answers[1]]
 found["own modules"] = [name for name in sys.modules if name.endswith("ldvc") and "." not in name]
 with open(result, "w") as file:
     json.dump(found, file)
@@ -178,6 +184,12 @@ def test_the_stock_pipeline_names_labels_and_covers_the_picture_once(fresh_proce
     found, _ = fresh_process
     assert set(found["pipeline"]) <= set(NAMES)
     assert sum(found["pipeline"].values()) == 37 * 50
+
+
+def test_the_zero_shot_pipeline_of_the_folder_takes_any_names(fresh_process):
+    found, _ = fresh_process
+    assert found["zero-shot labels"]
+    assert set(found["zero-shot labels"]) <= {"dog", "sky"}
 
 
 def test_the_folder_holds_all_the_code_and_nothing_unknown(published):
