@@ -1,4 +1,4 @@
-"""Pictures of label maps: overlays with a legend, comparison sheets, training curves and index PNGs.
+"""Pictures of label maps: overlays with a legend, sheets of panels, training curves and index PNGs.
 
 Colours belong to class names, so a class looks the same in every picture. Unseen classes carry a star, in the legend
 and on their regions. Needs Pillow and NumPy; only `save_curves` needs matplotlib.
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 
-PAPER, INK, UNSEEN_INK = (255, 255, 255), (32, 34, 40), (190, 110, 0)  # RGB
+PAPER, INK, UNSEEN_INK = (255, 255, 255), (32, 34, 40), (156, 84, 0)  # RGB
 MIN_OVERLAY_SIDE = 480  # pixels; smaller images are enlarged by a whole factor, so that their legend stays readable
 CELL_SIDE = 300  # pixels of the longer side of each picture in a comparison sheet
 MARGIN = 14  # pixels
@@ -23,6 +23,7 @@ LEGEND_FONT_SIZE, TITLE_FONT_SIZE, STAR_RADIUS = 15, 17, 9  # pixels
 COLOR_DISTANCE = 0.16  # wanted in OKLab between two classes of a list; about the step from orange to yellow
 MAX_COLOR_ATTEMPTS = 64  # per name; long lists do not leave everyone that distance, then the farthest candidate wins
 LIGHTNESS_COUNTS_HALF = np.array([0.5, 1.0, 1.0])  # in that distance, because blending with an image changes it most
+FIXED_COLORS = {"other": np.array([150, 150, 150], dtype=np.uint8)}  # grey, which no class is
 VOID_PALETTE_COLOR = (224, 224, 192)  # PASCAL VOC's colour of label 255
 MAX_MARKED_POINTS = 40  # of a curve; longer ones are plain lines
 CURVE_PANELS = (
@@ -56,7 +57,8 @@ def class_colors(class_names: Sequence[str]) -> np.ndarray:
     """Pick one colour per class name.
 
     The colour is drawn from a hash of the name, so it does not depend on the position in the list. A name whose colour
-    would be too close to that of another name in the list takes a later colour of its own sequence instead.
+    would be too close to that of another name in the list takes a later colour of its own sequence instead. "other" is
+    grey in every list and changes no other colour.
 
     Args:
         class_names: Class names; equal names get equal colours.
@@ -134,7 +136,7 @@ def draw_comparison(
     strips, shown_maps = [], []
     for image, *label_maps in rows:
         image = _as_image(image)
-        cells = [_fit(image)]
+        cells = [fit_to_cell(image)]
         ground = cells[0].convert("L").convert("RGB")  # grey, so that only classes have a colour
         for label_map in label_maps:
             label_map = _as_label_map(label_map, class_names, ignore_index)
@@ -145,6 +147,41 @@ def draw_comparison(
     titles = _draw_titles(column_titles, strips[0].width)
     legend = _draw_legend(strips[0].width, _present_ids(shown_maps), class_names, is_unseen)
     return _stack([titles, *strips, legend], gap=MARGIN // 2, margin=MARGIN)
+
+
+def draw_sheet(
+    panels: Sequence[Image.Image], titles: Sequence[str], *, num_columns: int, captions: Sequence[str] = ()
+) -> Image.Image:
+    """Put panels with titles into rows on paper, captions below.
+
+    Args:
+        panels: Pictures of one size, as `fit_to_cell` makes them.
+        titles: One per panel.
+        num_columns: Panels in a row.
+        captions: Lines of text below; cut where they are wider than the sheet.
+
+    Returns:
+        RGB picture.
+    """
+    num_columns = min(num_columns, len(panels))
+    rows = []
+    for first in range(0, len(panels), num_columns):
+        strip = _place_side_by_side(panels[first : first + num_columns])
+        rows += [_draw_titles(titles[first : first + num_columns], strip.width), strip]
+    width, font = rows[0].width, ImageFont.load_default(LEGEND_FONT_SIZE)
+    for caption in captions:
+        line = Image.new("RGB", (width, round(1.4 * LEGEND_FONT_SIZE)), PAPER)
+        text = _shorten(caption, font, width)
+        ImageDraw.Draw(line).text((0, line.height / 2), text, font=font, fill=INK, anchor="lm")
+        rows.append(line)
+    return _stack(rows, gap=MARGIN // 2, margin=MARGIN)
+
+
+def fit_to_cell(image: Image.Image) -> Image.Image:
+    """Scale an image to `CELL_SIDE` pixels at its longer side."""
+    scale = CELL_SIDE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
 
 
 def save_label_map(label_map: Any, path: str | PathLike, class_names: Sequence[str], ignore_index: int = 255) -> None:
@@ -211,9 +248,11 @@ def save_curves(log_records: Sequence[Mapping[str, Any]], path: str | PathLike) 
 @functools.cache
 def _choose_colors(sorted_names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Return name -> (3,) uint8 RGB, all distinct; cached, because every cell of a sheet asks again."""
-    chosen: dict[str, np.ndarray] = {}
+    chosen: dict[str, np.ndarray] = dict(FIXED_COLORS)
     taken = np.empty((0, 3))  # the same in OKLab, lightness halved
     for name in sorted_names:
+        if name in FIXED_COLORS:
+            continue
         best_distance = -1.0
         for attempt in range(MAX_COLOR_ATTEMPTS):
             candidate = _candidate_color(name, attempt)
@@ -430,13 +469,6 @@ def _draw_star(
         angle = math.pi * (corner / 5 - 0.5)
         corners.append((center[0] + distance * math.cos(angle), center[1] + distance * math.sin(angle)))
     draw.polygon(corners, fill=fill, outline=INK if fill == PAPER else fill)
-
-
-def _fit(image: Image.Image) -> Image.Image:
-    """Scale an image to `CELL_SIDE` pixels at its longer side."""
-    scale = CELL_SIDE / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
 
 
 def _place_side_by_side(cells: Sequence[Image.Image]) -> Image.Image:

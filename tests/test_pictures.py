@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import pictures_ldvc
-from pictures_ldvc import class_colors, draw_comparison, draw_overlay, save_curves, save_label_map
+from pictures_ldvc import class_colors, draw_comparison, draw_overlay, draw_sheet, save_curves, save_label_map
 
 
 NAMES = ["cat", "sofa", "grass", "sky"]
@@ -48,6 +48,14 @@ def test_colours_do_not_depend_on_the_order_of_the_names():
 
 def test_the_colour_of_a_name_is_the_same_in_every_process():
     assert class_colors(["cat"]).tolist() == [[159, 114, 229]]  # a change recolours every published picture
+
+
+def test_other_is_grey_and_changes_the_colour_of_no_class():
+    names = [f"class {index}" for index in range(40)]
+    colors = class_colors([*names, "other"])
+    assert colors[-1].tolist() == [150, 150, 150]
+    np.testing.assert_array_equal(colors[:-1], class_colors(names))
+    assert np.ptp(colors[:-1].astype(int), axis=1).min() > 30
 
 
 @pytest.mark.parametrize("num_classes", [1, 21, 171])
@@ -92,6 +100,19 @@ def test_the_legend_names_only_classes_that_are_present_and_marks_the_unseen(ima
     assert drawn_texts == ["cat", "sky (unseen)"]
 
 
+@pytest.mark.parametrize("unseen_names", [[], ["cat", "sky"]])
+def test_the_text_of_the_legend_has_the_contrast_that_accessible_text_needs(image, label_map, unseen_names):
+    height = draw_overlay(image, label_map, NAMES, legend=False).height * 8
+    legend = np.asarray(draw_overlay(image, label_map, NAMES, unseen_names=unseen_names))[height:]
+    fractions = legend.reshape(-1, 3) / 255
+    linear = np.where(fractions <= 0.04045, fractions / 12.92, ((fractions + 0.055) / 1.055) ** 2.4)
+    luminances = linear @ (0.2126, 0.7152, 0.0722)
+    swatches = [tuple(color) for color in class_colors(["cat", "sky"]).tolist()]
+    is_text = np.array([tuple(color) not in swatches for color in legend.reshape(-1, 3).tolist()])
+    contrast = 1.05 / (luminances[is_text].min() + 0.05)  # WCAG 2.2, against white
+    assert contrast >= 4.5
+
+
 def test_unseen_regions_carry_a_white_star(image, label_map):
     plain = np.asarray(draw_overlay(image, label_map, NAMES, alpha=1.0, legend=False))
     starred = np.asarray(draw_overlay(image, label_map, NAMES, alpha=1.0, unseen_names=["sky"], legend=False))
@@ -121,6 +142,16 @@ def test_a_comparison_sheet_has_a_row_per_scene_a_title_per_column_and_one_legen
 def test_a_comparison_sheet_takes_scenes_of_different_sizes(image, label_map):
     tall = (image.rotate(90, expand=True), label_map.T, label_map.T)
     assert draw_comparison([(image, label_map, label_map), tall], NAMES).height > 300 + 225
+
+
+def test_a_sheet_has_titles_above_its_panels_and_captions_below(drawn_texts):
+    panel = Image.new("RGB", (300, 200), (10, 20, 30))
+    sheet = draw_sheet([panel] * 3, ["one", "two", "three"], num_columns=2, captions=["what is shown"])
+    assert drawn_texts == ["one", "two", "three", "what is shown"]
+    pixels = np.asarray(sheet)
+    is_panel = (pixels == (10, 20, 30)).all(axis=-1)
+    assert is_panel.sum() == 3 * 300 * 200
+    assert sheet.width == 2 * 14 + 2 * 300 + 7
 
 
 @pytest.mark.parametrize("rows", [[], [("image", "ground truth")]])
