@@ -8,32 +8,35 @@ export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 export OMP_WAIT_POLICY ?= passive
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: train record embedded test test-slow style quality venv clean
+.PHONY: train record experiments embedded test test-slow style quality venv clean
 
 train: venv
 	$(LAUNCH) train.py $(ARGS)
 
 # The committed record: three seeds of LDVC and of the class-query decoder, then the tables of README and cards.
 record: venv
-	for seed in 0 1 2; do \
-	  $(LAUNCH) train.py --seed $$seed --overwrite_output_dir true \
-	    --output_dir outputs/record/ldvc_$$seed --results_file results/picturebook/ldvc_seed$$seed.json && \
-	  $(LAUNCH) train.py --decoder_query class --controls false --seed $$seed --overwrite_output_dir true \
-	    --output_dir outputs/record/class_query_$$seed --results_file results/picturebook/class_query_seed$$seed.json \
-	  || exit 1; done
+	$(BIN)/python experiments.py recipes/ablations/picturebook.yaml --only ldvc class_query --replace
 	$(MAKE) embedded
+
+# Every variant of the paper over three seeds: hours; continues where it stopped.
+experiments: venv
+	$(BIN)/python experiments.py recipes/ablations/picturebook.yaml
+	$(BIN)/python report.py --figures
 
 # What the repository shows and ships of the record: seed 0's checkpoint (without a copy of the code, which is here),
 # its pictures, and the tables of README and cards.
+RECORDED := outputs/experiments/picturebook/ldvc_seed0
 embedded: venv
 	rm -rf picturebook/ldvc && mkdir -p picturebook/ldvc assets
-	cd outputs/record/ldvc_0 && cp config.json model.safetensors processor_config.json tokenizer.json \
+	cd $(RECORDED) && cp config.json model.safetensors processor_config.json tokenizer.json \
 	  tokenizer_config.json protocol.json recipe.yaml $(CURDIR)/picturebook/ldvc
-	cp outputs/record/ldvc_0/predictions.png outputs/record/ldvc_0/curves.png assets
+	cp $(RECORDED)/predictions.png $(RECORDED)/curves.png assets
 	$(BIN)/python -m picturebook.preview --output assets/picturebook.png
 	$(BIN)/python -m picturebook.oracle
-	$(BIN)/python -c "from picturebook import draw_scene; draw_scene('test', 0, 592).image.save('assets/page.png')"
-	$(BIN)/python report.py
+	$(BIN)/python -c "from picturebook import draw_scene; draw_scene('test', 0, 0, image_size=512).image.save('assets/demo_page.jpg', quality=88)"
+	$(BIN)/python explain_ldvc.py assets/demo_page.jpg --labels "balloon, cat, grass, sky" --point 400 340 \
+	  --output assets/routing.png
+	$(BIN)/python report.py --figures
 
 test: venv
 	$(BIN)/python -m pytest $(ARGS)

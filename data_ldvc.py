@@ -9,6 +9,7 @@ successor is under the AGPL.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ import torch
 from datasets import Dataset, DatasetDict, Image, IterableDataset, load_dataset, load_from_disk
 from datasets.distributed import split_dataset_by_node
 
+from folders_ldvc import is_image_folder, load_image_folder
 from image_processing_ldvc import load_pixels, nearest_indices, to_rgb
+from pseudo_labels_ldvc import withhold_labels
 
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
     "StreamingTrainingSet",
     "TrainingCollator",
     "TrainingSet",
+    "check_label_convention",
     "dataset_fingerprint",
     "load_split",
     "map_labels",
@@ -68,8 +72,8 @@ def load_split(
     """Load one split of a segmentation dataset with exactly the columns `image` and `label`.
 
     Args:
-        dataset: "picturebook" (the embedded world), a folder written by `save_to_disk`, a folder of Parquet files, or
-            the id of a dataset on the Hub.
+        dataset: "picturebook" (the embedded world), a folder written by `save_to_disk`, a plain folder of pictures and
+            label maps (see folders_ldvc.py), a folder of Parquet files, or the id of a dataset on the Hub.
         split: Name of the split. A folder that holds one unnamed `Dataset` counts as the split "train".
         config_name: Configuration of a dataset that has several.
         image_column: Column of the images.
@@ -97,6 +101,8 @@ def load_split(
         loaded = load_picturebook(split, num_images, seed)
     elif _is_saved_to_disk(Path(dataset).expanduser()):
         loaded = _load_saved(dataset, split)
+    elif is_image_folder(dataset):
+        loaded = load_image_folder(dataset, split)
     else:
         loaded = _load_by_name(dataset, split, config_name, streaming, revision)
     if streaming and isinstance(loaded, Dataset):
@@ -126,6 +132,13 @@ def _load_by_name(
         return load_dataset(path, config_name, split=split, streaming=streaming, revision=revision)
     except ValueError as error:  # the library's message lists the splits or configurations there are
         raise ValueError(f"Dataset '{dataset}', split '{split}': {error}") from error
+    except RuntimeError as error:
+        if "Dataset scripts" not in str(error):
+            raise
+        raise ValueError(
+            f"Dataset '{dataset}' is a loading script ({error}), which no current version of the library runs: make "
+            "the dataset with prepare_data.py, or name one that is stored as Parquet."
+        ) from error
     except (FileNotFoundError, ConnectionError) as error:
         problem = "holds no dataset" if folder.is_dir() else "is neither a folder here nor a Hub dataset in reach"
         remedy = "check the path or id, or make a dataset with prepare_data.py"
@@ -155,6 +168,32 @@ def _keep_columns(
     for name in columns:
         loaded = loaded.cast_column(name, Image())  # files in their own mode: any conversion destroys label ids
     return loaded
+
+
+def check_label_convention(dataset: str, num_classes: int, *, reduce_labels: bool) -> None:
+    """Compare settings with the `classes.json` that `prepare_data.py` leaves in a dataset's folder; others pass.
+
+    The ids alone may not tell: class ids 0 to 58 read with `reduce_labels` are all in range and all off by one.
+
+    Args:
+        dataset: As for `load_split`.
+        num_classes: Length of the class list.
+        reduce_labels: See `map_labels`.
+
+    Raises:
+        ValueError: If the folder was made for another number of classes or the other value of `reduce_labels`.
+    """
+    path = Path(dataset).expanduser() / "classes.json"
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not isinstance(summary, dict) or "reduce_labels" not in summary:
+        return
+    made_for = {"num_classes": len(summary["class_names"]), "reduce_labels": summary["reduce_labels"]}
+    for field, value in {"num_classes": num_classes, "reduce_labels": reduce_labels}.items():
+        if value != made_for[field]:
+            raise ValueError(
+                f"{field} is {value}, but the label maps of '{dataset}' were made for {made_for[field]} ({path}): set "
+                "it so, or convert the dataset anew."
+            )
 
 
 def read_sample(dataset: Dataset, index: int) -> tuple[PIL.Image.Image, np.ndarray]:
@@ -598,6 +637,8 @@ class TrainingCollator:
         image_mean: Per RGB channel, as a fraction of full range. ImageNet's, not CLIP's, is what ZegCLIP trains with.
         image_std: Per RGB channel, as a fraction of full range.
         ignore_index: Id of padding and of pixels without a label.
+        pseudo_region: Where transductive training labels pixels itself, see `withhold_labels`; `None` in every other
+            setting.
 
     Raises:
         ValueError: If the statistics are not three fractions, with positive deviations.
@@ -609,6 +650,7 @@ class TrainingCollator:
     image_mean: Sequence[float] = IMAGENET_MEAN
     image_std: Sequence[float] = IMAGENET_STD
     ignore_index: int = IGNORE_INDEX
+    pseudo_region: str | None = None
 
     def __post_init__(self) -> None:
         for field, lowest in (("image_mean", 0.0), ("image_std", 1e-6)):
@@ -621,20 +663,29 @@ class TrainingCollator:
 
         Returns:
             `pixel_values` (batch_size, 3, height, width) float32, normalised, then padded with 0 at bottom and right;
-            `source_labels` (batch_size, height, width) int64 class ids, padded with `ignore_index`;
-            `labels` (batch_size, height, width) int64 ranks among the seen classes or `ignore_index`.
+            `labels` (batch_size, height, width) int64: the rank among the seen classes, or `ignore_index` (the class
+            id, `WITHHELD` or `ignore_index` with a `pseudo_region`), padded with `ignore_index`;
+            `source_labels` (batch_size, height, width) int64 class ids as labelled, padded alike: for the audit only.
         """
         mean, std = np.float32(self.image_mean), np.float32(self.image_std)
         pixel_values = np.zeros((len(crops), 3, *self.crop_size), dtype=np.float32)
         source_labels = np.full((len(crops), *self.crop_size), self.ignore_index, dtype=np.int64)
-        for pixels, labels, crop in zip(pixel_values, source_labels, crops, strict=True):
+        targets = source_labels.copy()
+        for index, crop in enumerate(crops):
             height, width = crop["label_map"].shape
             # (height, width, 3) -> (3, height, width)
-            pixels[:, :height, :width] = ((crop["image"] / np.float32(255) - mean) / std).transpose(2, 0, 1)
-            labels[:height, :width] = crop["label_map"]
-        targets = training_targets(source_labels, self.seen_class_ids, self.num_classes, self.ignore_index)
+            pixels = ((crop["image"] / np.float32(255) - mean) / std).transpose(2, 0, 1)
+            pixel_values[index, :, :height, :width] = pixels
+            source_labels[index, :height, :width] = crop["label_map"]
+            targets[index, :height, :width] = self._targets(crop["label_map"])
         return {
             "pixel_values": torch.from_numpy(pixel_values),
             "source_labels": torch.from_numpy(source_labels),
             "labels": torch.from_numpy(targets),
         }
+
+    def _targets(self, label_map: np.ndarray) -> np.ndarray:
+        """What one crop, before padding, may tell the loss."""
+        if self.pseudo_region is not None:
+            return withhold_labels(label_map, self.seen_class_ids, self.pseudo_region, self.ignore_index)
+        return training_targets(label_map, self.seen_class_ids, self.num_classes, self.ignore_index)

@@ -3,9 +3,14 @@
     python evaluate_ldvc.py CHECKPOINT --dataset FOLDER_OR_HUB_ID --vocabulary voc2012 --reduce_labels
     accelerate launch --num_processes 4 evaluate_ldvc.py CHECKPOINT --dataset ... --output results.json
     python evaluate_ldvc.py CLIP_FOLDER --training_free --dataset ...       the floor: CLIP without training
+    python evaluate_ldvc.py COCO_CHECKPOINT --setting cross_dataset --vocabulary pascal_context --dataset ...
 
 All classes compete in one arg-max; unlabelled pixels do not count. The table is given without and with 0.1 subtracted
 from the probability of seen classes, as the literature does.
+
+A checkpoint is scored under a setting (default: inductive) only if protocol.json, the audit of its training, agrees:
+same classes, same split, no mask of an unseen class. `--allow_protocol_mismatch` scores it all the same and says in
+the result what does not fit. A checkpoint without an audit is scored and marked "unaudited".
 """
 
 import argparse
@@ -32,13 +37,17 @@ from transformers import CLIPModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from baseline_ldvc import TrainingFreeCLIP
-from data_ldvc import dataset_fingerprint, load_split, map_labels, read_sample
+from check_data import choose_vocabulary
+from data_ldvc import check_label_convention, dataset_fingerprint, load_split, map_labels, read_sample
 from image_processing_ldvc import best_classes
 from inference_ldvc import InferenceSettings, class_scores, prepare_image
 from modeling_ldvc import LDVCForSemanticSegmentation
+from processes_ldvc import process_state
 from processing_ldvc import LDVCProcessor, check_templates
+from protocol_ldvc import PROTOCOL_FILE, names_trained_with_masks, protocol_mismatches, read_protocol, shared_names
 from recipe_ldvc import model_fields
-from vocabularies import VOCABULARIES, Vocabulary, get_vocabulary
+from signatures_ldvc import describe_signatures, find_signatures
+from vocabularies import VOCABULARIES, Vocabulary
 from weights_ldvc import ADAPTER_CONFIG
 
 
@@ -46,6 +55,15 @@ METRIC_PATH = str(Path(__file__).resolve().parent / "metrics" / "zero_shot_miou"
 SEEN_SCORE_OFFSETS = (0.0, 0.1)
 BOOTSTRAP_RESAMPLES = 1000
 REPORTED = ("pixel_accuracy", "miou_seen", "miou_unseen", "hiou")
+COLUMNS = {"pixel_accuracy": "pAcc", "miou_seen": "mIoU(S)", "miou_unseen": "mIoU(U)", "hiou": "hIoU"}
+# On another data set no name is "seen": those whose masks trained the model stand beside the new ones.
+CROSS_COLUMNS = {
+    "pixel_accuracy": "pAcc",
+    "miou": "mIoU",
+    "miou_seen": "mIoU, names in training",
+    "miou_unseen": "mIoU, new names",
+}
+SETTINGS = ("inductive", "transductive", "fully_supervised", "cross_dataset")
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "numpy", "pillow")
 
 
@@ -240,27 +258,53 @@ def write_json(data: Mapping[str, Any], path: str | os.PathLike) -> None:
     os.replace(part, path)
 
 
-def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def format_table(rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str] = COLUMNS) -> str:
     """Render score tables as Markdown, in percent with one decimal.
 
     Args:
         rows: Row title -> scores of `evaluate_model` for one offset.
+        columns: Score -> title of its column.
     """
     groups = sorted({group for scores in rows.values() for group in scores.get("groups", {})})
-    heads = ["", "pAcc", "mIoU(S)", "mIoU(U)", "hIoU", *(group.replace("_", " ") for group in groups), "fragments"]
+    heads = ["", *columns.values(), *(group.replace("_", " ") for group in groups), "fragments"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for title, scores in rows.items():
-        values = [scores[name] for name in REPORTED] + [scores.get("groups", {}).get(group) for group in groups]
+        values = [scores[name] for name in columns] + [scores.get("groups", {}).get(group) for group in groups]
         cells = ["-" if value is None or not np.isfinite(value) else f"{100 * value:.1f}" for value in values]
         fragments = scores["fragmentation"]["components_per_class_and_image"]
         lines.append("| " + " | ".join([title, *cells, f"{fragments:.2f}"]) + " |")
     return "\n".join(lines)
 
 
-def load_checkpoint(path: str, training_free: bool, image_stats: str) -> tuple[nn.Module, LDVCProcessor]:
+def stored_config(checkpoint: str) -> dict[str, Any]:
+    """The configuration of a checkpoint or adapter as written; fields at their default may be left out.
+
+    Raises:
+        OSError: If there is no such checkpoint.
+    """
+    adapter = Path(checkpoint) / ADAPTER_CONFIG
+    if adapter.is_file():
+        return json.loads(adapter.read_text())["config"]
+    try:
+        return PreTrainedConfig.get_config_dict(checkpoint)[0]
+    except OSError as error:
+        raise OSError(
+            f"no LDVC checkpoint can be read from {checkpoint!r}; give a folder or Hub id. {error}"
+        ) from error
+
+
+def load_checkpoint(
+    path: str, training_free: bool = False, image_stats: str = "imagenet", **config_fields: Any
+) -> tuple[nn.Module, LDVCProcessor]:
     """Load an LDVC checkpoint with its processor, or a CLIP as the training-free baseline.
 
     A folder that holds an adapter alone (`save_adapter_only`) is put on the CLIP that it names.
+
+    Args:
+        path: Folder or Hub id.
+        training_free: It is a CLIP.
+        image_stats: Pixel statistics of a CLIP.
+        config_fields: Fields of `LDVCConfig` to change in an LDVC checkpoint.
 
     Raises:
         OSError: If there is no such checkpoint.
@@ -269,7 +313,7 @@ def load_checkpoint(path: str, training_free: bool, image_stats: str) -> tuple[n
     adapter = Path(path) / ADAPTER_CONFIG
     if adapter.is_file() and not training_free:
         reference = json.loads(adapter.read_text())
-        fields = {name: reference["config"][name] for name in model_fields()}
+        fields = {name: reference["config"][name] for name in model_fields()} | config_fields
         model = LDVCForSemanticSegmentation.from_clip_pretrained(reference["clip"], **fields)
         model.load_adapter_weights(path)
         return model, LDVCProcessor.from_pretrained(path)
@@ -282,7 +326,9 @@ def load_checkpoint(path: str, training_free: bool, image_stats: str) -> tuple[n
     if training_free:
         clip = CLIPModel.from_pretrained(path, dtype=torch.float32)
         return TrainingFreeCLIP(clip), LDVCProcessor.from_clip_pretrained(path, image_stats=image_stats)
-    model, info = LDVCForSemanticSegmentation.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    model, info = LDVCForSemanticSegmentation.from_pretrained(
+        path, dtype=torch.float32, output_loading_info=True, **config_fields
+    )
     if info["missing_keys"]:
         raise ValueError(f"{path!r} lacks weights, first {min(info['missing_keys'])}; save the checkpoint again.")
     return model, LDVCProcessor.from_pretrained(path)
@@ -298,7 +344,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--image_column", default="image")
     parser.add_argument("--label_column", default="label")
     parser.add_argument("--num_images", type=int, help="only the first so many images")
-    parser.add_argument("--vocabulary", default="voc2012", help=f"one of {', '.join(VOCABULARIES)}")
+    parser.add_argument("--vocabulary", help=f"one of {', '.join(VOCABULARIES)}; default: voc2012")
+    parser.add_argument("--class_names", help='in place of --vocabulary, in the order of the ids: "[cat, dog]"')
+    parser.add_argument("--unseen_classes", help="those of them whose masks did not train")
+    parser.add_argument("--setting", default="inductive", choices=SETTINGS, help="protocol of the scores")
+    parser.add_argument("--allow_protocol_mismatch", action="store_true", help="score and mark instead of refusing")
     parser.add_argument("--reduce_labels", action="store_true", help="label maps count from 1, 0 is background (VOC)")
     parser.add_argument("--short_side", type=int, default=512, help="pixels; 0 keeps the size")
     parser.add_argument("--window", type=int, default=512, help="pixels; 0 takes the whole picture at once")
@@ -309,16 +359,93 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--permute_unseen_names", action="store_true", help="control: every unseen name is wrong")
     parser.add_argument("--training_free", action="store_true", help="score a CLIP without training")
     parser.add_argument("--image_stats", default="imagenet", help="pixel statistics of --training_free")
+    parser.add_argument("--floor", help="result of --training_free on the same images, for the failure signatures")
     parser.add_argument("--output", help="JSON file for the result")
     return parser.parse_args(argv)
 
 
+def audit_checkpoint(arguments: argparse.Namespace, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Hold a checkpoint's audit against the protocol it is to be scored under.
+
+    Returns:
+        `status`: "matches", "mismatch", "unaudited" (nobody counted which masks trained the weights) or
+        "training_free"; `findings`: sentences; the `setting` of the scores, the setting it was `trained` in, and the
+        names trained with masks.
+
+    Raises:
+        ValueError: If they do not match and `--allow_protocol_mismatch` is not given, or protocol.json is damaged.
+    """
+    audit = {"status": "training_free", "setting": arguments.setting, "trained": None, "findings": []}
+    if arguments.training_free:
+        return audit | {"names_trained_with_masks": []}
+    seen_classes = stored_config(arguments.checkpoint).get("seen_classes")
+    protocol = read_protocol(arguments.checkpoint)
+    if protocol is None:
+        finding = f"{arguments.checkpoint!r} has no {PROTOCOL_FILE}: which masks trained it, nobody counted"
+        return audit | {"status": "unaudited", "findings": [finding], "names_trained_with_masks": seen_classes or []}
+    findings = protocol_mismatches(protocol, arguments.setting, vocabulary, seen_classes)
+    if findings and not arguments.allow_protocol_mismatch:
+        raise ValueError(
+            f"{arguments.checkpoint!r} cannot be scored as {arguments.setting}: {'; '.join(findings)}. Choose the "
+            "--setting and --vocabulary that it was trained with, or mark the result with --allow_protocol_mismatch."
+        )
+    status = "mismatch" if findings else "matches"
+    start = protocol.get("start")
+    if start and not start["is_audited"] and not findings:
+        status, findings = "unaudited", [f"it started from {start['checkpoint']!r}, whose training nobody audited"]
+    return {
+        "status": status,
+        "setting": arguments.setting,
+        "trained": protocol["setting"],
+        "findings": findings,
+        "names_trained_with_masks": names_trained_with_masks(protocol),
+        "training_data_fingerprint": protocol.get("dataset_fingerprint"),
+    }
+
+
+def load_floor(path: str, vocabulary: Vocabulary, fingerprint: str) -> dict[str, Any]:
+    """Read the score table of a training-free result.
+
+    Raises:
+        ValueError: If the file is no result, or one of other images or classes.
+    """
+    try:
+        result = json.loads(Path(path).read_text())
+        scores = result["scores"]["0.0"]
+        found = (result["vocabulary"], result["dataset_fingerprint"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"--floor {path!r} is no result of this command ({error!r}); write it with --output."
+        ) from error
+    if found != (vocabulary.name, fingerprint):
+        raise ValueError(
+            f"--floor {path!r} was scored on {found[0]!r}, data {found[1]}, this run on {vocabulary.name!r}, data "
+            f"{fingerprint}; score CLIP on the same images with --training_free."
+        )
+    return scores
+
+
+def find_history(checkpoint: str) -> list[dict[str, Any]]:
+    """Scores over training, from the log beside a checkpoint; empty without one."""
+    log = Path(checkpoint) / "log.jsonl"
+    records = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    return [record for record in records if "miou_unseen" in record]
+
+
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Load everything, score, print the table, write the result."""
-    state = PartialState()
+    state = process_state()
     started = time.perf_counter()
-    vocabulary = get_vocabulary(arguments.vocabulary)
+    named = arguments.vocabulary or (None if arguments.class_names else "voc2012")
+    vocabulary = choose_vocabulary(arguments.dataset, arguments.class_names, arguments.unseen_classes, named)
     settings = InferenceSettings(arguments.short_side, arguments.window, arguments.stride, arguments.window_batch_size)
+    check_label_convention(arguments.dataset, len(vocabulary.class_names), reduce_labels=arguments.reduce_labels)
+    audit = audit_checkpoint(arguments, vocabulary)
+    is_cross, offsets = arguments.setting == "cross_dataset", arguments.offsets
+    if is_cross:  # one list without a split, so that an offset would lower all alike
+        known = shared_names(vocabulary.class_names, audit["names_trained_with_masks"])
+        new = tuple(name for name in vocabulary.class_names if name not in known)
+        vocabulary, offsets = Vocabulary(vocabulary.name, vocabulary.class_names, new), [0.0]
     dataset = load_split(
         arguments.dataset,
         arguments.split,
@@ -328,6 +455,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         num_images=arguments.num_images,
     )
     model, processor = load_checkpoint(arguments.checkpoint, arguments.training_free, arguments.image_stats)
+    trace = provenance(model.encoder.config if arguments.training_free else model.config, dataset)
+    floor = load_floor(arguments.floor, vocabulary, trace["dataset_fingerprint"]) if arguments.floor else None
     if arguments.prompt_templates:
         processor.prompt_templates = check_templates(arguments.prompt_templates)
     result = evaluate_model(
@@ -337,23 +466,48 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         vocabulary,
         settings,
         reduce_labels=arguments.reduce_labels,
-        offsets=arguments.offsets,
+        offsets=offsets,
         class_names=permute_names(vocabulary) if arguments.permute_unseen_names else None,
     )
-    config = model.encoder.config if arguments.training_free else model.config
+    scores = next(iter(result["scores"].values()))
+    history = [] if is_cross or arguments.training_free else find_history(arguments.checkpoint)
     result |= {
         "checkpoint": arguments.checkpoint,
         "vocabulary": vocabulary.name,
+        "setting": arguments.setting,
+        "audit": audit,
+        "scored_on_training_images": audit.get("training_data_fingerprint") == trace["dataset_fingerprint"],
+        "signatures": describe_signatures(find_signatures(scores, history, floor)),
         "protocol": vars(arguments) | {"inference": asdict(settings)},
         "num_processes": state.num_processes,
         "seconds": round(time.perf_counter() - started, 1),
-        **provenance(config, dataset),
+        **trace,
     }
+    if is_cross:
+        result["names"] = {"in_training": known, "new": list(new)}
     if state.is_main_process:
-        print(format_table({f"offset {offset}": scores for offset, scores in result["scores"].items()}))
+        print_result(result)
         if arguments.output:
             write_json(result, arguments.output)
     return result
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """Show the table, and under it everything that a reader of the numbers must know."""
+    is_cross = result["setting"] == "cross_dataset"
+    rows = {f"offset {offset}": scores for offset, scores in result["scores"].items()}
+    print(format_table(rows, CROSS_COLUMNS if is_cross else COLUMNS))
+    if is_cross:
+        names = result["names"]
+        print(f"names with masks in training: {', '.join(names['in_training']) or 'none'}")
+        print(f"new names: {', '.join(names['new']) or 'none'}")
+    audit = result["audit"]
+    if audit["status"] in ("mismatch", "unaudited"):
+        print(f"{audit['status'].upper()}: {'; '.join(audit['findings'])}")
+    if result["scored_on_training_images"]:
+        print("these label maps are those of the training split")
+    for signature in result["signatures"]:
+        print(signature["message"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

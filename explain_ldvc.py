@@ -1,6 +1,6 @@
 """Why a pixel got its class: probabilities, the regions its attention was routed to, its attention over the classes.
 
-Usage: `python explain_ldvc.py assets/page.png --labels "cat, heart, tree, sand" --point 60 40 --output routing.png`
+Usage: `python explain_ldvc.py assets/demo_page.jpg --labels "cat, grass, sky" --point 400 340 --output routing.png`
 
 Everything shown is read from the outputs of one forward pass over the whole picture; nothing is estimated.
 """

@@ -6,10 +6,13 @@ no softmax across classes, no background channel, absent classes count in the fo
 an unlabelled pixel is a negative of every class.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.configuration_utils import PreTrainedConfig
 
 
 def one_hot_targets(labels: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
@@ -161,4 +164,23 @@ def segmentation_loss(
     return focal_weight * focal + dice_weight * dice, {"focal": focal, "dice": dice}
 
 
-__all__ = ["count_masks", "dice_loss", "one_hot_targets", "segmentation_loss", "sigmoid_focal_loss"]
+def loss_options(config: PreTrainedConfig) -> dict[str, Any]:
+    """The keyword arguments of `segmentation_loss` that an `LDVCConfig` decides."""
+    return {
+        "focal_weight": config.focal_weight,
+        "dice_weight": config.dice_weight,
+        "focal_alpha": config.focal_alpha,
+        "focal_gamma": config.focal_gamma,
+        "ignore_index": config.semantic_loss_ignore_index,
+        "unlabeled_pixels": config.unlabeled_pixels,
+    }
+
+
+__all__ = [
+    "count_masks",
+    "dice_loss",
+    "loss_options",
+    "one_hot_targets",
+    "segmentation_loss",
+    "sigmoid_focal_loss",
+]

@@ -30,7 +30,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPModel
 from transformers.utils import ModelOutput, can_return_tuple, logging
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import OutputRecorder
 
 
 try:
@@ -44,7 +44,7 @@ try:
         LDVCRouteAttention,
         LDVCSimilarity,
     )
-    from .loss_ldvc import segmentation_loss
+    from .loss_ldvc import loss_options, segmentation_loss
     from .pipeline_ldvc import ZeroShotImageSegmentationPipeline  # registers the task; saved with the model
     from .prompts_ldvc import LDVCTextAdapter, LDVCTextPrompts, LDVCVisionEmbeddings, LDVCVisionPrompts
     from .regions_ldvc import fit_to_image
@@ -70,7 +70,7 @@ except ImportError:
         LDVCRouteAttention,
         LDVCSimilarity,
     )
-    from loss_ldvc import segmentation_loss
+    from loss_ldvc import loss_options, segmentation_loss
     from pipeline_ldvc import ZeroShotImageSegmentationPipeline  # noqa: F401
     from prompts_ldvc import LDVCTextAdapter, LDVCTextPrompts, LDVCVisionEmbeddings, LDVCVisionPrompts
     from regions_ldvc import fit_to_image
@@ -580,19 +580,8 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
 
     def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The segmentation loss with the configuration's weights."""
-        config = self.config
-        return segmentation_loss(
-            logits,
-            labels,
-            focal_weight=config.focal_weight,
-            dice_weight=config.dice_weight,
-            focal_alpha=config.focal_alpha,
-            focal_gamma=config.focal_gamma,
-            ignore_index=config.semantic_loss_ignore_index,
-            unlabeled_pixels=config.unlabeled_pixels,
-        )
+        return segmentation_loss(logits, labels, **loss_options(self.config))
 
-    @capture_outputs(tie_last_hidden_states=False)
     def _segment(
         self,
         pixel_values: Tensor | None,

@@ -22,6 +22,7 @@ MARGIN = 14  # pixels
 LEGEND_FONT_SIZE, TITLE_FONT_SIZE, STAR_RADIUS = 15, 17, 9  # pixels
 COLOR_DISTANCE = 0.16  # wanted in OKLab between two classes of a list; about the step from orange to yellow
 MAX_COLOR_ATTEMPTS = 64  # per name; long lists do not leave everyone that distance, then the farthest candidate wins
+MAX_DISTINCT_COLORS = 256  # later names take their first colour: nobody tells more apart, 10,000 would take minutes
 LIGHTNESS_COUNTS_HALF = np.array([0.5, 1.0, 1.0])  # in that distance, because blending with an image changes it most
 FIXED_COLORS = {"other": np.array([150, 150, 150], dtype=np.uint8)}  # grey, which no class is
 VOID_PALETTE_COLOR = (224, 224, 192)  # PASCAL VOC's colour of label 255
@@ -254,7 +255,7 @@ def _choose_colors(sorted_names: tuple[str, ...]) -> dict[str, np.ndarray]:
         if name in FIXED_COLORS:
             continue
         best_distance = -1.0
-        for attempt in range(MAX_COLOR_ATTEMPTS):
+        for attempt in range(MAX_COLOR_ATTEMPTS if len(chosen) < MAX_DISTINCT_COLORS else 1):
             candidate = _candidate_color(name, attempt)
             candidate_lab = _rgb_to_oklab(candidate) * LIGHTNESS_COUNTS_HALF
             distance = np.linalg.norm(taken - candidate_lab, axis=1).min(initial=COLOR_DISTANCE)

@@ -3,7 +3,8 @@
     train.py [recipe.yaml] [--key value ...]
 
 One flat list of keys: the fields of `Recipe` and those of `LDVCConfig` that describe the model. An unknown key fails
-and names the nearest.
+and names the nearest. A recipe file may build on another: `base: other.yaml`, a path beside it, whose keys it takes
+over and then changes.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from typing import Any
 import yaml
 
 from configuration_ldvc import LDVCConfig
+from pseudo_labels_ldvc import PSEUDO_REGIONS
 from vocabularies import Vocabulary, get_vocabulary
 
 
@@ -25,7 +27,8 @@ __all__ = ["Recipe", "RecipeError", "describe_keys", "read_recipe"]
 
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "recipes" / "picturebook_inductive.yaml"
 CHOICES = {
-    "setting": ("inductive", "fully_supervised"),
+    "setting": ("inductive", "transductive", "fully_supervised"),
+    "pseudo_region": PSEUDO_REGIONS,
     "image_stats": ("imagenet", "clip"),
     "mixed_precision": ("no", "fp16", "bf16", "auto"),
 }
@@ -33,6 +36,8 @@ LOWEST = {
     0: ("warmup_steps", "eval_every", "save_every", "num_workers", "num_pictures", "learning_rate", "seed"),
     1: ("max_steps", "batch_size", "gradient_accumulation_steps", "crop_size", "log_every", "keep_states"),
 }
+# Either names the classes; the one that is stated last counts.
+CLASS_KEYS = ("vocabulary", "class_names")
 # Written by the trainer or CLIP, never by a recipe.
 DERIVED_MODEL_FIELDS = (
     "text_config",
@@ -46,6 +51,7 @@ DERIVED_MODEL_FIELDS = (
     "prompt_class_ids",
     "other_label",
     "baked_vocabulary",
+    "text_fingerprint",
     "seen_classes",
     "seen_score_offset",
     "semantic_loss_ignore_index",
@@ -80,9 +86,14 @@ class Recipe:
     class_names: list[str] | None = None
     unseen_classes: list[str] | None = None
     setting: str = "inductive"
+    pseudo_region: str = "unseen_pixels"  # transductive: which pixels the model labels itself, see withhold_labels
+    pseudo_threshold: float | None = None  # transductive: less sure than this probability stays unlabelled
 
     # ---- model; further keys are fields of LDVCConfig
     clip: str = "openai/clip-vit-base-patch16"
+    start_from: str | None = (
+        None  # weights of an LDVC checkpoint or adapter, whose own CLIP then takes the place of `clip`
+    )
     model: dict[str, Any] = field(default_factory=dict)
 
     # ---- images
@@ -95,9 +106,10 @@ class Recipe:
     image_stats: str = "imagenet"  # ZegCLIP normalises with ImageNet's statistics, not CLIP's
 
     # ---- optimisation
-    max_steps: int = 20_000
+    max_steps: int = 20_000  # transductive: of each half, unless the first is there already (`start_from`)
+    schedule_steps: int | None = None  # where the learning rate would end, if not at max_steps
     batch_size: int = 16  # images per step, over all processes and accumulated batches
-    gradient_accumulation_steps: int = 1  # each accumulated batch is normalised by its own number of masks
+    gradient_accumulation_steps: int = 1  # the same step as with 1, in parts that need less memory
     learning_rate: float = 2e-4
     weight_decay: float = 0.01
     text_prompt_weight_decay: float = 0.0  # they start from a meaningful point that decay would pull away from
@@ -151,6 +163,7 @@ class Recipe:
         for key in ("image_scale", "ratio_range"):
             if len(getattr(self, key)) != 2:
                 raise RecipeError(f"`{key}` is {getattr(self, key)}; give two numbers.")
+        self._check_steps_and_threshold()
         if (self.vocabulary is None) == (self.class_names is None):
             raise RecipeError(
                 "give either `vocabulary` or `class_names` (with `unseen_classes`), not both or neither."
@@ -158,11 +171,26 @@ class Recipe:
         if self.push_to_hub and not self.hub_model_id:
             raise RecipeError("`push_to_hub` needs `hub_model_id`, such as your-name/ldvc-vit-base-patch16-voc2012.")
 
+    def _check_steps_and_threshold(self) -> None:
+        """Check numbers that depend on each other.
+
+        Raises:
+            RecipeError: Names key, value and remedy.
+        """
+        if self.pseudo_threshold is not None and not 0 < self.pseudo_threshold < 1:
+            raise RecipeError(
+                f"`pseudo_threshold` is {self.pseudo_threshold}; use a probability inside 0 to 1, or null."
+            )
+        if self.schedule_steps is not None and self.schedule_steps < self.max_steps:
+            raise RecipeError(
+                f"`schedule_steps` is {self.schedule_steps}, less than `max_steps` {self.max_steps}; use that or more."
+            )
+
     def get_vocabulary(self) -> Vocabulary:
         """Class names and unseen names; when fully supervised all masks train, but the split is still reported.
 
         Raises:
-            RecipeError: If an inductive recipe holds no class out.
+            RecipeError: If an inductive or transductive recipe holds no class out, or no class is left.
             ValueError: If the names do not fit together.
         """
         if self.vocabulary is None:
@@ -171,11 +199,15 @@ class Recipe:
             vocabulary = get_vocabulary(self.vocabulary)
             if self.unseen_classes is not None:
                 vocabulary = Vocabulary(vocabulary.name, vocabulary.class_names, tuple(self.unseen_classes))
-        if self.setting == "inductive" and not vocabulary.unseen_names:
+        if self.setting == "fully_supervised":
+            return vocabulary
+        if not vocabulary.unseen_names:
             raise RecipeError(
-                "`unseen_classes` is empty, so that an inductive run would hold nothing out; name the classes whose "
-                "masks must not train, or use --setting fully_supervised."
+                f"`unseen_classes` is empty, so that the {self.setting} run would hold nothing out; name the classes "
+                "whose masks must not train, or use --setting fully_supervised."
             )
+        if not vocabulary.seen_class_ids:
+            raise RecipeError("`unseen_classes` names every class, so that no mask is left to train with; name fewer.")
         return vocabulary
 
 
@@ -200,25 +232,44 @@ def read_recipe(argv: Sequence[str]) -> Recipe:
     Values on the command line are YAML: numbers, true / false, null, or lists such as `[0.5, 2.0]`.
 
     Raises:
-        RecipeError: If the file is missing or no mapping, a key is unknown, or a value has the wrong type.
+        RecipeError: If a file is missing or no mapping, a key is unknown, or a value has the wrong type.
     """
     argv = list(argv)
     path = Path(argv.pop(0)) if argv and not argv[0].startswith("--") else DEFAULT_RECIPE
     if not path.is_file():
         raise RecipeError(f"there is no recipe {str(path)!r}; see the folder recipes/, or give --key value pairs.")
+    return _build_recipe(_merge(_read_file(path), _read_overrides(argv)))
+
+
+def _read_file(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a recipe's values, with those of its `base` below them.
+
+    Raises:
+        RecipeError: If the file is no mapping, or its base is missing or builds on it in turn.
+    """
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path} holds a {type(values).__name__}; a recipe is a mapping of keys to values.")
-    overrides = _read_overrides(argv)
-    # A class list replaces a vocabulary's name and the other way round.
-    if "class_names" in overrides:
-        values.pop("vocabulary", None)
-    if "vocabulary" in overrides:
-        values.pop("class_names", None)
-    return _build_recipe({**values, **overrides})
+    if "base" not in values:
+        return values
+    name, chain = values.pop("base"), (*children, path.resolve())
+    if not isinstance(name, str) or not (path.parent / name).is_file():
+        raise RecipeError(f"{path} builds on `base` {name!r}, which is no file in {path.parent}; correct the path.")
+    base = (path.parent / name).resolve()
+    if base in chain:
+        circle = " -> ".join(str(link) for link in (*chain, base))
+        raise RecipeError(f"the recipes build on each other in a circle: {circle}; take one `base` out.")
+    return _merge(_read_file(base, chain), values)
+
+
+def _merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Put changes over values; a class list replaces a vocabulary's name, and the other way round."""
+    if changes.keys() & set(CLASS_KEYS):
+        values = {key: value for key, value in values.items() if key not in CLASS_KEYS}
+    return {**values, **changes}
 
 
 def _read_overrides(argv: list[str]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Render the result tables of README and model cards from the files in results/.
+"""Render the result tables of README, cards and docs from the files in results/, and the cards from their template.
 
-    python report.py            write the tables between the markers of each document
-    python report.py --check    fail if a document does not show what results/ holds
+    python report.py            write the tables between the markers of each document, and model_cards/
+    python report.py --figures  also draw assets/decoder_swap.png
+    python report.py --check    fail if a document does not show what results/ holds, or names a score outside a table
 
 A document names a table by a pair of comments, `<!-- table: NAME -->` and `<!-- end -->`; what stands between them is
 never written by hand.
@@ -12,77 +13,93 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from ablations_ldvc import Collected, Experiments, Finding, Row, collect, read_list, weigh_claims
+from cards_ldvc import read_cards, render_card
+from ledger_ldvc import REPORTED, Spread, load_results, score_spread
+from published_ldvc import SETTINGS, published_table
 
 
 ROOT = Path(__file__).resolve().parent
-DOCUMENTS = ("README.md", "picturebook/README.md", "model_cards/ldvc-picturebook.md")
+ABLATIONS = ROOT / "recipes" / "ablations" / "picturebook.yaml"
+FIGURE = ROOT / "assets" / "decoder_swap.png"
+CARDS = ROOT / "model_cards"
+DOCUMENTS = ("README.md", "picturebook/README.md", "docs/experiments.md", "model_cards/ldvc-picturebook.md")
 MARKER = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+GROUPS = ("things_seen", "things_unseen", "stuff_seen", "stuff_unseen")
+# A number with one decimal on a line that speaks of scores; prose must not state them, tables are rendered.
+SCORE_WORDS = re.compile(r"[mh]?IoU|pAcc|accuracy|per ?cent|%")
+SCORE_NUMBER = re.compile(r"(?<![\w.])\d{1,3}\.\d(?![\w.]|\d)")
+SWAP_GROUPS = ("reference", "a")  # of the list: LDVC and the class-query decoders
+SWAP_COLORS = ("#d9772b", "#2b7bba", "#20222a", "#6a9a3b", "#9a5bb0")
+SCORE_TITLES = {
+    "pixel_accuracy": "pAcc",
+    "miou_seen": "mIoU(S)",
+    "miou_unseen": "mIoU(U)",
+    "hiou": "hIoU",
+    "fragments": "fragments",
+    "fall_of_unseen": "mIoU(U) lost since its best",
+}
+ABLATION_HEADS = (
+    *("pAcc", "mIoU(S)", "mIoU(U)", "hIoU", "S, 0.1 off", "U, 0.1 off", "hIoU, 0.1 off"),
+    *("fragments", "trained, M", "seeds"),
+)
 Scores = Mapping[str, Any]
 
 
-def load_runs(name: str) -> list[dict[str, Any]]:
-    """Results of one recipe over seeds, `results/picturebook/NAME_seed*.json`.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    paths = sorted((ROOT / "results" / "picturebook").glob(f"{name}_seed*.json"))
-    if not paths:
-        raise FileNotFoundError(f"no results/picturebook/{name}_seed*.json; run `make record` first.")
-    return [json.loads(path.read_text()) for path in paths]
-
-
-def load_oracle() -> Scores:
-    """Scores of perfect tokens, from `python -m picturebook.oracle`."""
-    return json.loads((ROOT / "results" / "picturebook_oracle.json").read_text())["scores"]
-
-
-def spread(values: Sequence[float | None], factor: float = 100.0, digits: int = 1) -> str:
-    """Mean and standard deviation over seeds, in percent; one run has no deviation."""
-    numbers = np.array([value for value in values if value is not None], dtype=float) * factor
-    if not len(numbers):
-        return "-"
-    mean = f"{numbers.mean():.{digits}f}"
-    return mean if len(numbers) == 1 else f"{mean} ± {numbers.std(ddof=1):.{digits}f}"
+# ---- Picturebook
 
 
 def score_row(title: str, tables: Sequence[Scores]) -> str:
     """One row of the Picturebook table: the same scores of several seeds."""
-    main = [[table[key] for table in tables] for key in ("pixel_accuracy", "miou_seen", "miou_unseen", "hiou")]
-    groups = [
-        [table["groups"][key] for table in tables]
-        for key in ("things_seen", "things_unseen", "stuff_seen", "stuff_unseen")
-    ]
+    main = [[table[key] for table in tables] for key in REPORTED]
+    groups = [[table["groups"][key] for table in tables] for key in GROUPS]
     fragments = [table["fragmentation"]["components_per_class_and_image"] for table in tables]
-    cells = [title, *map(spread, main + groups), spread(fragments, 1.0, 2)]
+    cells = [title, *(Spread(values).format() for values in main + groups), Spread(fragments).format(1.0, 2)]
     return "| " + " | ".join(cells) + " |"
 
 
 def picturebook_scores() -> str:
     """LDVC, the class-query decoder and the controls on held-out scenes, mean and spread over seeds."""
-    ldvc, class_query = load_runs("ldvc"), load_runs("class_query")
-    reference = [run["scores"]["0.0"]["fragmentation"]["reference_components_per_class_and_image"] for run in ldvc]
-    heads = "| | pAcc | mIoU(S) | mIoU(U) | hIoU | things S | things U | stuff S | stuff U | fragments |"
+    folder = ROOT / "results" / "picturebook"
+    ldvc, class_query = load_results(folder, "ldvc"), load_results(folder, "class_query")
+    if class_query and ldvc and class_query[0].get("clip_fingerprint") != ldvc[0].get("clip_fingerprint"):
+        class_query = []  # made with another CLIP
+    if not ldvc:
+        return "Not run yet: `python experiments.py recipes/ablations/picturebook.yaml --only ldvc class_query`."
     rows = [
         score_row("**LDVC**", [run["scores"]["0.0"] for run in ldvc]),
         score_row("LDVC, 0.1 off seen scores", [run["scores"]["0.1"] for run in ldvc]),
-        score_row("LDVC, unseen names permuted", [run["controls"]["permuted_unseen_names"] for run in ldvc]),
-        score_row("class-query decoder", [run["scores"]["0.0"] for run in class_query]),
-        score_row("class-query decoder, 0.1 off", [run["scores"]["0.1"] for run in class_query]),
-        score_row("CLIP without training", [ldvc[0]["controls"]["training_free_clip"]]),
-        score_row("oracle: perfect 16 x 16 tokens", [load_oracle()]),
     ]
+    controls = [run["controls"] for run in ldvc if run.get("controls")]
+    if controls:
+        permuted = [control["permuted_unseen_names"] for control in controls]
+        rows.append(score_row("LDVC, unseen names permuted", permuted))
+    if class_query:
+        rows.append(score_row("class-query decoder", [run["scores"]["0.0"] for run in class_query]))
+        rows.append(score_row("class-query decoder, 0.1 off", [run["scores"]["0.1"] for run in class_query]))
+    if controls:
+        rows.append(score_row("CLIP without training", [control["training_free_clip"] for control in controls]))
+    oracle = ROOT / "results" / "picturebook_oracle.json"
+    if oracle.is_file():
+        rows.append(score_row("oracle: perfect 16 x 16 tokens", [json.loads(oracle.read_text())["scores"]]))
+    reference = ldvc[0]["scores"]["0.0"]["fragmentation"]["reference_components_per_class_and_image"]
     note = (
-        f"{len(ldvc)} seeds, {ldvc[0]['num_images']} held-out scenes, {ldvc[0]['recipe']['max_steps']} steps; "
-        f"trained in {spread([run['training_seconds'] for run in ldvc], 1.0, 0)} s on two shared CPU cores; "
-        f"{ldvc[0]['trainable_parameters'] / 1e6:.2f} M trained parameters. Fragments: connected components per "
-        f"predicted class and image (labels: {reference[0]:.2f})."
+        f"{describe_runs(ldvc)}; trained in {score_spread(ldvc, 'training_seconds').format(1.0, 0)} s "
+        f"with PyTorch {ldvc[0]['versions']['torch']}; {ldvc[0]['trainable_parameters'] / 1e6:.2f} M trained "
+        f"parameters. Fragments: connected components per predicted class and image (labels: {reference:.2f})."
     )
+    heads = "| | pAcc | mIoU(S) | mIoU(U) | hIoU | things S | things U | stuff S | stuff U | fragments |"
     return "\n".join([heads, "|" + "---|" * 10, *rows, "", note])
+
+
+def describe_runs(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Seeds, scenes and steps of a row's results."""
+    seeds = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
+    return f"{seeds}, {runs[0]['num_images']} held-out scenes, {runs[0]['recipe']['max_steps']} steps"
 
 
 def picturebook_clip() -> str:
@@ -93,9 +110,230 @@ def picturebook_clip() -> str:
     return "\n".join(["| figure | value |", "|---|---|", *rows])
 
 
+# ---- experiments
+
+
+def ablation_row(row: Row, results: Sequence[Mapping[str, Any]]) -> str:
+    """One row of the table of experiments."""
+    cells = [score_spread(results, score).format() for score in REPORTED]
+    cells += [score_spread(results, score, "0.1").format() for score in ("miou_seen", "miou_unseen", "hiou")]
+    cells.append(score_spread(results, "fragments").format(1.0, 2))
+    parameters = score_spread(results, "trainable_parameters").mean
+    return f"| {row.title} | {' | '.join(cells)} | {parameters / 1e6:.2f} | {len(results)} |"
+
+
+def ablation_tables(
+    experiments: Experiments, folder: Path | None = None, rows: Sequence[Row] | None = None, extra: Sequence[str] = ()
+) -> str:
+    """Render all rows of a list that have results, group by group; the others are named below.
+
+    Args:
+        experiments: The list.
+        folder: Folder of the result files; the ledger's by default.
+        rows: The rows to show; all by default.
+        extra: Keys and values that were handed to every run.
+    """
+    rows = experiments.rows if rows is None else rows
+    collected = collect(experiments, folder, extra)
+    lines = [f"| | {' | '.join(ABLATION_HEADS)} |", "|" + "---|" * (len(ABLATION_HEADS) + 1)]
+    for group, question in experiments.groups.items():
+        shown = [row for row in rows if row.group == group and row.name in collected.results]
+        if shown:
+            lines.append(
+                f"| *{'' if group == 'reference' else f'({group}) '}{question}* |" + " |" * len(ABLATION_HEADS)
+            )
+            lines += [ablation_row(row, collected.results[row.name]) for row in shown]
+    return "\n".join([*lines, "", *ablation_notes(experiments, rows, collected)])
+
+
+def ablation_notes(experiments: Experiments, rows: Sequence[Row], collected: Collected) -> list[str]:
+    """Lines below the table: what the numbers are, and which rows are missing."""
+    shown = [row.name for row in rows if row.name in collected.results]
+    notes = []
+    if shown:
+        runs = collected.results[shown[0]]
+        commits = sorted({run["commit"][:7] + run["commit"][40:] for name in shown for run in collected.results[name]})
+        notes.append(
+            f"Percent, mean ± standard deviation over seeds; {runs[0]['num_images']} held-out scenes per seed. 0.1 "
+            "off: 0.1 subtracted from the probability of seen classes. Fragments: connected components per predicted "
+            f"class and image. Code: {', '.join(commits)}."
+        )
+    missing = [row.title for row in rows if row.name not in collected.results and row.name not in collected.left_out]
+    if missing:
+        notes.append(f"Not run: {'; '.join(missing)}.")
+    titles = {row.name: row.title for row in experiments.rows}
+    notes += [f"Left out: {titles[name]}, {reason}." for name, reason in collected.left_out.items() if name in titles]
+    return [line for note in notes for line in (note, "")][:-1]
+
+
+def picturebook_ablations() -> str:
+    """Every experiment on the embedded world."""
+    return ablation_tables(read_list(ABLATIONS))
+
+
+def picturebook_ablations_short() -> str:
+    """The same rows with the scores alone, for the README."""
+    experiments = read_list(ABLATIONS)
+    collected = collect(experiments)
+    lines = ["| | | mIoU(S) | mIoU(U) | hIoU | hIoU, 0.1 off |", "|---|---|---|---|---|---|"]
+    for row in experiments.rows:
+        results = collected.results.get(row.name)
+        if results:
+            cells = [score_spread(results, score).format() for score in ("miou_seen", "miou_unseen", "hiou")]
+            cells.append(score_spread(results, "hiou", "0.1").format())
+            letter = "" if row.group == "reference" else row.group
+            lines.append(f"| {letter} | {row.title} | {' | '.join(cells)} |")
+    num_missing = len(experiments.rows) - len(collected.results)
+    if num_missing:
+        lines += ["", f"{num_missing} of {len(experiments.rows)} rows have no results yet."]
+    return "\n".join(lines)
+
+
+def finding_row(finding: Finding, calibrated: Finding, titles: Mapping[str, str]) -> str:
+    """One row of the table of findings: the claim, both rows, the difference without and with the offset."""
+    claim = finding.claim
+    is_count = claim.score == "fragments"
+    factor, digits = (1.0, 2) if is_count else (100.0, 1)
+    row, than = (side.format(factor, digits) for side in (finding.row, finding.than))
+    relations = [f"{factor * f.difference:+.{digits}f}: {f.relation}" for f in (finding, calibrated)]
+    return (
+        f"| {claim.claim} ({claim.source}) | {SCORE_TITLES[claim.score]}: {titles[claim.row]} {row} against "
+        f"{titles[claim.than]} {than} | {' | '.join(relations)} | **{finding.verdict}** |"
+    )
+
+
+def picturebook_findings() -> str:
+    """The claims of the paper, and ours, as the seeds decide them."""
+    experiments = read_list(ABLATIONS)
+    collected = collect(experiments)
+    findings, calibrated = (weigh_claims(experiments, collected, offset) for offset in ("0.0", "0.1"))
+    titles = {row.name: row.title for row in experiments.rows}
+    lines = ["| claim | figures | difference | 0.1 off | verdict |", "|---|---|---|---|---|"]
+    pairs = zip(findings, calibrated, strict=True)
+    lines += [finding_row(finding, other, titles) for finding, other in pairs if finding.verdict != "open"]
+    rule = (
+        "Rule: a difference of means counts if it is more than twice the standard deviation of one seed, pooled over "
+        "both rows; less is within the spread. The verdict is that without offset; where the other column disagrees, "
+        "the difference is one of calibration."
+    )
+    return "\n".join([*lines, "", rule, "", *summarise(findings, calibrated)])
+
+
+def summarise(findings: Sequence[Finding], calibrated: Sequence[Finding]) -> list[str]:
+    """Say which claims hold here, which do not, and which are open; one line each."""
+    lines = []
+    for verdict in ("confirmed", "not confirmed", "contradicted", "open"):
+        for source, whose in (("paper", "of the paper"), ("ours", "of ours")):
+            claims = [f.claim.claim for f in findings if f.verdict == verdict and f.claim.source == source]
+            state = "open, for want of runs" if verdict == "open" else verdict
+            lines += [f"- {state.capitalize()}, {whose}: {'; '.join(claims)}."] if claims else []
+    pairs = zip(findings, calibrated, strict=True)
+    flips = [f.claim.claim for f, c in pairs if "open" not in (f.verdict, c.verdict) and f.verdict != c.verdict]
+    if flips:
+        lines.append(f"- Decided otherwise with 0.1 off seen scores: {'; '.join(flips)}.")
+    return lines
+
+
+def swap_rows(experiments: Experiments, collected: Collected) -> list[tuple[Row, list[Mapping[str, Any]]]]:
+    """Rows with curves: LDVC and the class-query decoders."""
+    curves = []
+    for row in experiments.rows:
+        runs = [run for run in collected.results.get(row.name, []) if len(run.get("curve", [])) > 1]
+        if runs and row.group in SWAP_GROUPS:
+            curves.append((row, runs))
+    return curves
+
+
+def decoder_swap() -> str:
+    """The figure of S and U over training, once there are curves to draw."""
+    experiments = read_list(ABLATIONS)
+    curves = swap_rows(experiments, collect(experiments))
+    if not curves:
+        return "Not run yet: `python experiments.py recipes/ablations/picturebook.yaml --only ldvc class_query`."
+    if not FIGURE.is_file():
+        return "Not drawn yet: `python report.py --figures`."
+    titles = "; ".join(row.title for row, _ in curves)
+    return (
+        f"![mIoU of seen and unseen classes over training]({'../' + FIGURE.relative_to(ROOT).as_posix()})\n\n"
+        f"*mIoU of seen and unseen classes over training; line: mean, band: standard deviation over seeds. {titles}. "
+        "Drawn by `python report.py --figures`.*"
+    )
+
+
+def draw_decoder_swap(curves: Sequence[tuple[Row, Sequence[Mapping[str, Any]]]], path: Path) -> None:
+    """Plot mIoU(S) and mIoU(U) over training, one colour per decoder, with the seeds' standard deviation as a band.
+
+    Args:
+        curves: Rows with results that have a `curve`, as `swap_rows` gives them.
+        path: File to write.
+
+    Raises:
+        ValueError: If there is no curve.
+    """
+    from matplotlib.figure import Figure
+
+    if not curves:
+        raise ValueError("no result has a curve; run rows with `eval_every` first (experiments.py).")
+    figure = Figure(figsize=(10, 4.4), layout="constrained", facecolor="white")
+    panels = figure.subplots(1, 2, sharex=True)
+    for (row, runs), color in zip(curves, SWAP_COLORS, strict=False):
+        for axes, score in zip(panels, ("miou_seen", "miou_unseen"), strict=True):
+            steps = [record["step"] for record in runs[0]["curve"]]
+            spreads = [
+                Spread([record[score] for run in runs for record in run["curve"] if record["step"] == step])
+                for step in steps
+            ]
+            mean = [100 * spread.mean for spread in spreads]
+            width = [100 * spread.deviation if len(spread.numbers) > 1 else 0.0 for spread in spreads]
+            low, high = ([m + sign * w for m, w in zip(mean, width, strict=True)] for sign in (-1, 1))
+            axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
+            axes.plot(steps, mean, color=color, label=row.title, linewidth=1.8, marker="o", markersize=3)
+    for axes, title in zip(panels, ("seen classes: mIoU(S), %", "unseen classes: mIoU(U), %"), strict=True):
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xlabel("step", fontsize=9)
+        axes.set_ylim(bottom=0)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+# ---- documents
+
+
+def clipseg() -> str:
+    """Seconds per picture of CLIPSeg and LDVC by label count."""
+    path = ROOT / "results" / "benchmarks" / "clipseg.json"
+    if not path.is_file():
+        return "Not run yet: `python -m benchmarks.clipseg`."
+    result = json.loads(path.read_text())
+    lines = [
+        "| labels | CLIPSeg | LDVC | LDVC, class embeddings kept | CLIPSeg / LDVC |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        seconds = {name: figure["median"] for name, figure in row["seconds"].items()}
+        times = " | ".join(f"{seconds[name]:.2f} s" for name in ("clipseg", "ldvc", "ldvc_kept_embeds"))
+        lines.append(f"| {row['labels']} | {times} | {seconds['clipseg'] / seconds['ldvc']:.1f} |")
+    machine = result["machine"]
+    note = (
+        f"One picture of {result['image_size']} x {result['image_size']} pixels, ViT-B/16, {result['dtype']}, "
+        f"{machine['threads']} CPU thread(s), PyTorch {machine['torch']}; medians, the models take turns."
+    )
+    return "\n".join([*lines, "", note])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "picturebook_scores": picturebook_scores,
     "picturebook_clip": picturebook_clip,
+    "picturebook_ablations": picturebook_ablations,
+    "picturebook_ablations_short": picturebook_ablations_short,
+    "picturebook_findings": picturebook_findings,
+    "decoder_swap": decoder_swap,
+    "clipseg": clipseg,
+    **{f"published_{setting}": partial(published_table, setting) for setting in SETTINGS},
 }
 
 
@@ -104,24 +342,53 @@ def render(text: str) -> str:
     return MARKER.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}\n{match[4]}", text)
 
 
+def unsourced_scores(text: str) -> list[str]:
+    """Lines that state a score outside a rendered table; front matter, code and links are left aside."""
+    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    text = MARKER.sub("", text)
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    text = re.sub(r"`[^`\n]*`|\]\([^)]*\)", "", text)
+    return [line for line in text.splitlines() if SCORE_WORDS.search(line) and SCORE_NUMBER.search(line)]
+
+
+def documents() -> dict[Path, str]:
+    """Every rendered document as it should be: path -> text."""
+    wanted = {ROOT / name: (ROOT / name).read_text() for name in DOCUMENTS}
+    wanted |= {CARDS / f"{card.name}.md": render_card(card) for card in read_cards()}
+    return {path: render(text) for path, text in wanted.items()}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write or check the documents."""
+    """Command line; a file that cannot be used ends with one line and exit code 2."""
+    try:
+        return write_documents(argv)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"report: {error}\n")
+        return 2
+
+
+def write_documents(argv: Sequence[str] | None) -> int:
+    """Write or check the documents; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a document is out of date")
-    check = parser.parse_args(argv).check
-    stale = []
-    for name in DOCUMENTS:
-        path = ROOT / name
-        old = path.read_text()
-        new = render(old)
-        if new != old:
+    parser.add_argument("--figures", action="store_true", help=f"draw {FIGURE.relative_to(ROOT)} anew")
+    arguments = parser.parse_args(argv)
+    if arguments.figures:
+        experiments = read_list(ABLATIONS)
+        draw_decoder_swap(swap_rows(experiments, collect(experiments)), FIGURE)
+    stale, unsourced = [], []
+    for path, text in documents().items():
+        name = path.relative_to(ROOT).as_posix()
+        unsourced += [f"{name}: {line}" for line in unsourced_scores(text)]
+        if not path.is_file() or path.read_text() != text:
             stale.append(name)
-            if not check:
-                path.write_text(new)
-    if check and stale:
+            if not arguments.check:
+                path.write_text(text)
+    if unsourced:
+        sys.stderr.write("scores outside a rendered table:\n" + "\n".join(unsourced) + "\n")
+    if arguments.check and stale:
         sys.stderr.write(f"out of date: {', '.join(stale)}; run `python report.py`.\n")
-        return 1
-    return 0
+    return 1 if unsourced or (arguments.check and stale) else 0
 
 
 if __name__ == "__main__":

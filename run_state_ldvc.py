@@ -3,6 +3,7 @@
 A state is written aside and renamed, so that a kill in the middle of a save leaves the previous one whole.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -12,9 +13,12 @@ from typing import Any
 
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from modeling_ldvc import LDVCForSemanticSegmentation
 from recipe_ldvc import Recipe, RecipeError
 
 
@@ -26,6 +30,8 @@ __all__ = [
     "find_state",
     "keep_only_trained_weights",
     "save_state",
+    "whole_model",
+    "widen_scalars",
 ]
 
 STATE_FOLDER = "states"
@@ -92,6 +98,35 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int) -> 
     accelerator.wait_for_everyone()
 
 
+def widen_scalars(model: nn.Module) -> None:
+    """Give scalar parameters, such as CLIP's temperature, one axis: FSDP cannot shard a scalar."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.dim() == 0:
+                setattr(module, name, nn.Parameter(parameter.detach()[None], requires_grad=parameter.requires_grad))
+
+
+def whole_model(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """The trained model in one piece, to score and to save; all processes must call this.
+
+    Args:
+        accelerator: The run's.
+        model: As prepared by it.
+
+    Returns:
+        The model itself; a copy where FSDP keeps it in shards, since those only work while all processes make the same
+        calls, which sharing out images to score does not.
+    """
+    plain = accelerator.unwrap_model(model)
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return plain
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    whole = LDVCForSemanticSegmentation(copy.deepcopy(plain.config))
+    # scalars were widened
+    whole.load_state_dict({name: weights[name].view_as(weight) for name, weight in whole.state_dict().items()})
+    return whole.to(accelerator.device).train(plain.training)
+
+
 def find_state(recipe: Recipe, folder: Path) -> Path | None:
     """The state to resume from: the newest whole one, or the one named; `None` to start anew.
 
@@ -104,27 +139,31 @@ def find_state(recipe: Recipe, folder: Path) -> Path | None:
         states = sorted((folder / STATE_FOLDER).glob("step_???????"))
         return states[-1] if states else None
     state = Path(recipe.resume_from_checkpoint)
-    if not (state / "model.safetensors").is_file():
+    if not (state / "custom_checkpoint_0.pkl").is_file():  # the progress, whatever the weights are saved as
         raise RecipeError(
             f"`resume_from_checkpoint` {str(state)!r} is no training state; use 'latest' or a step folder."
         )
     return state
 
 
-def check_same_run(recipe: Recipe, state: Path) -> None:
-    """Refuse to continue a state with settings that would make another run of it.
+def check_same_run(recipe: Recipe, folder: Path) -> None:
+    """Refuse to continue a run with settings that would make another run of it.
+
+    Args:
+        recipe: The settings now.
+        folder: Output folder of the run, with the settings before.
 
     Raises:
         RecipeError: Names the first key that differs, with both values.
     """
-    path = state.parent.parent / "recipe.yaml"
+    path = folder / "recipe.yaml"
     if not path.is_file():
         return
     before, now = yaml.safe_load(path.read_text()), asdict(recipe)
     for key in sorted(before.keys() | now.keys()):
         if key not in FREE_ON_RESUME and before.get(key) != now.get(key):
             raise RecipeError(
-                f"the state in {state} was made with {key}={before.get(key)!r}, this run says {now.get(key)!r}; "
+                f"the run in {folder} was made with {key}={before.get(key)!r}, this run says {now.get(key)!r}; "
                 "continue with the same recipe, or start a new run in another output_dir."
             )
 
@@ -158,4 +197,5 @@ class Log:
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
-        self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+        numbers = {name: value for name, value in record.items() if isinstance(value, (int, float)) and name != "step"}
+        self.accelerator.log(numbers, step=record["step"])

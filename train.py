@@ -3,6 +3,8 @@ r"""Train LDVC: one recipe in, one folder out.
     accelerate launch train.py                                        the embedded world, minutes on two CPU cores
     accelerate launch train.py recipes/voc2012_inductive.yaml --dataset FOLDER --output_dir outputs/voc
     accelerate launch train.py recipes/voc2012_inductive.yaml --dataset FOLDER --max_steps 2 --cpu true   (smoke run)
+    accelerate launch train.py recipes/voc2012_transductive.yaml --dataset FOLDER      both halves, one after the other
+    accelerate launch train.py RECIPE --start_from CHECKPOINT --dataset FOLDER ...     go on from an LDVC checkpoint
 
 Every key of the recipe can be overridden; `--resume_from_checkpoint latest` continues a stopped run.
 Two CPU processes (plain `--cpu --num_processes 2` silently starts one):
@@ -13,20 +15,22 @@ The folder gets the checkpoint (loads with AutoModel and AutoProcessor), recipe.
 log.jsonl, curves.png, predictions.png and states/ to resume from.
 """
 
+import json
 import math
 import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
+from huggingface_hub import upload_file
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -39,6 +43,7 @@ from data_ldvc import (
     StreamingTrainingSet,
     TrainingCollator,
     TrainingSet,
+    check_label_convention,
     dataset_fingerprint,
     load_split,
     map_labels,
@@ -54,10 +59,13 @@ from evaluate_ldvc import (
     write_json,
 )
 from inference_ldvc import InferenceSettings, segment_image
+from loss_ldvc import loss_options, segmentation_loss
 from modeling_ldvc import LDVCForSemanticSegmentation
+from optimisation_ldvc import Step, build_optimizer, choose_precision, learning_rate_at
 from pictures_ldvc import draw_comparison, save_curves
+from processes_ldvc import check_joined
 from processing_ldvc import LDVCProcessor
-from protocol_ldvc import ProtocolAudit
+from protocol_ldvc import PROTOCOL_FILE, ProtocolAudit
 from recipe_ldvc import Recipe, RecipeError, describe_keys, read_recipe
 from run_state_ldvc import (
     STATE_FOLDER,
@@ -67,11 +75,20 @@ from run_state_ldvc import (
     find_state,
     keep_only_trained_weights,
     save_state,
+    whole_model,
+    widen_scalars,
 )
+from signatures_ldvc import Signature, describe_signatures, find_signatures
+from start_ldvc import build_model, describe_start, inductive_half
 from vocabularies import Vocabulary
+from weights_ldvc import ADAPTER_WEIGHTS
 
 
 logger = logging.get_logger("ldvc.train")
+
+# What a run leaves at its end, and on its way there.
+FINAL_FILES = ("results.json", "model.safetensors", ADAPTER_WEIGHTS)
+RUN_FILES = ("recipe.yaml", STATE_FOLDER, *FINAL_FILES)
 
 # ---- setting up
 
@@ -84,7 +101,7 @@ def check_output_dir(recipe: Recipe) -> Path:
             resumed with this recipe.
     """
     folder = Path(recipe.output_dir)
-    holds_run = any((folder / name).exists() for name in ("recipe.yaml", "results.json", STATE_FOLDER))
+    holds_run = any((folder / name).exists() for name in RUN_FILES)
     if holds_run and not (recipe.overwrite_output_dir or recipe.resume_from_checkpoint):
         raise RecipeError(
             f"`output_dir` {str(folder)!r} already holds a run; choose another, continue it with "
@@ -93,11 +110,11 @@ def check_output_dir(recipe: Recipe) -> Path:
     if recipe.resume_from_checkpoint:
         state = find_state(recipe, folder)
         if state is not None:
-            check_same_run(recipe, state)
-        elif holds_run:
+            check_same_run(recipe, state.parent.parent)
+        elif any((folder / name).exists() for name in FINAL_FILES):  # a run stopped before its first state starts anew
             raise RecipeError(
-                f"`output_dir` {str(folder)!r} holds a run without a state to resume from (`save_every` was 0, or it "
-                "stopped before the first); choose another folder or --overwrite_output_dir true."
+                f"`output_dir` {str(folder)!r} holds a run without a state to resume from (`save_every` was 0); "
+                "choose another folder or --overwrite_output_dir true."
             )
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"`output_dir` {str(folder)!r} is a file; choose a folder.")
@@ -169,10 +186,11 @@ def build_batches(
     num_classes = len(vocabulary.class_names)
     collator = TrainingCollator(
         crop,
-        vocabulary.seen_class_ids if recipe.setting == "inductive" else range(num_classes),
+        range(num_classes) if recipe.setting == "fully_supervised" else vocabulary.seen_class_ids,
         num_classes,
         processor.image_processor.image_mean,
         processor.image_processor.image_std,
+        pseudo_region=recipe.pseudo_region if recipe.setting == "transductive" else None,
     )
     # A generator of its own: a loader draws its workers' seed, which would shift dropout's random stream on resuming.
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -197,104 +215,7 @@ def build_batches(
     yield from accelerator.prepare(DataLoader(training_set, sampler=draws, **options))
 
 
-def choose_precision(recipe: Recipe) -> str:
-    """Resolve `mixed_precision`: "auto" is bf16 where the device computes in it natively."""
-    if recipe.mixed_precision != "auto":
-        return recipe.mixed_precision
-    if torch.cuda.is_available() and not recipe.cpu:
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    has_native_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return "bf16" if has_native_bf16() else "no"
-
-
-def build_model(recipe: Recipe) -> tuple[LDVCForSemanticSegmentation, LDVCProcessor]:
-    """Build LDVC on the recipe's CLIP, and its processor.
-
-    Raises:
-        RecipeError: If a crop is smaller than a patch.
-        ValueError: If the CLIP is none, or is not the one that its fingerprint names.
-    """
-    if (Path(recipe.clip) / "fingerprint.json").is_file():
-        from picturebook.clip_folder import check_clip_folder
-
-        check_clip_folder(recipe.clip)
-    model = LDVCForSemanticSegmentation.from_clip_pretrained(recipe.clip, **recipe.model)
-    if recipe.crop_size < model.config.vision_config.patch_size:
-        raise RecipeError(
-            f"`crop_size` is {recipe.crop_size} pixels, smaller than one patch of this CLIP "
-            f"({model.config.vision_config.patch_size}); use at least that."
-        )
-    if recipe.attn_implementation:
-        model.set_attn_implementation(recipe.attn_implementation)
-    processor = LDVCProcessor.from_clip_pretrained(
-        recipe.clip,
-        image_stats=recipe.image_stats,
-        size=recipe.crop_size,
-        prompt_templates=model.config.prompt_template,
-    )
-    if recipe.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    return model, processor
-
-
-def build_optimizer(recipe: Recipe, model: LDVCForSemanticSegmentation) -> torch.optim.AdamW:
-    """AdamW over LDVC's own weights; text prompts have their own decay."""
-    groups: dict[str, list[nn.Parameter]] = {"text_prompts": [], "rest": []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups["text_prompts" if name.startswith("text_prompts") else "rest"].append(parameter)
-    for name, parameters in groups.items():
-        logger.info("%s: %d trainable parameters", name, sum(parameter.numel() for parameter in parameters))
-    return torch.optim.AdamW(
-        [
-            {"params": groups["rest"], "weight_decay": recipe.weight_decay},
-            {"params": groups["text_prompts"], "weight_decay": recipe.text_prompt_weight_decay},
-        ],
-        lr=recipe.learning_rate,
-    )
-
-
-def learning_rate_at(step: int, recipe: Recipe) -> float:
-    """Polynomial decay to `min_learning_rate`, with a linear warm-up; step counts from 0. Source: mmcv, as ZegCLIP."""
-    decay = (1 - step / recipe.max_steps) ** recipe.poly_power
-    rate = (recipe.learning_rate - recipe.min_learning_rate) * decay + recipe.min_learning_rate
-    if step >= recipe.warmup_steps:
-        return rate
-    return rate * (1 - (1 - step / recipe.warmup_steps) * (1 - recipe.warmup_start))
-
-
 # ---- training
-
-
-def train_step(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterator[dict[str, Tensor]],
-    class_inputs: dict[str, Tensor],
-    audit: ProtocolAudit,
-    recipe: Recipe,
-) -> dict[str, Tensor]:
-    """One optimiser step over all accumulated batches; the text tower runs once per batch, not per image.
-
-    Returns:
-        Mean `loss`, `focal` and `dice` of the step, detached scalars.
-    """
-    totals = {}
-    for _ in range(recipe.gradient_accumulation_steps):
-        batch = next(batches)
-        with accelerator.accumulate(model):
-            audit.expect(batch.pop("source_labels"))
-            outputs = model(**batch, **class_inputs)
-            accelerator.backward(outputs.loss)
-            if accelerator.sync_gradients and recipe.max_grad_norm:
-                accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        terms = {"loss": outputs.loss, "focal": outputs.focal_loss, "dice": outputs.dice_loss}
-        for name, value in terms.items():
-            totals[name] = totals.get(name, 0) + value.detach() / recipe.gradient_accumulation_steps
-    return totals
 
 
 @dataclass
@@ -310,6 +231,13 @@ class Run:
     audit: ProtocolAudit
     train_data: Any
     eval_data: Any
+
+    @property
+    def loss_class_names(self) -> list[str]:
+        """Names that the loss knows, in the order of its channels: an inductive run does not know the unseen ones."""
+        if self.recipe.setting != "inductive":
+            return list(self.vocabulary.class_names)
+        return [self.vocabulary.class_names[class_id] for class_id in self.vocabulary.seen_class_ids]
 
     @property
     def settings(self) -> InferenceSettings:
@@ -345,19 +273,20 @@ def set_up(recipe: Recipe, accelerator: Accelerator) -> Run:
     folder = check_output_dir(recipe)
     images_per_batch(recipe, accelerator)
     vocabulary = recipe.get_vocabulary()
+    check_label_convention(recipe.dataset, len(vocabulary.class_names), reduce_labels=recipe.reduce_labels)
+    start = describe_start(recipe, vocabulary)
     with accelerator.main_process_first():
         train_data = load_data(recipe, recipe.train_split, recipe.num_train_images, recipe.streaming)
         eval_data = load_data(recipe, recipe.eval_split, recipe.num_eval_images, streaming=False)
     set_seed(recipe.seed)  # the same new weights in every process
     model, processor = build_model(recipe)
     model.set_vocabulary(list(vocabulary.class_names), processor)
-    is_inductive = recipe.setting == "inductive"
-    seen = vocabulary.seen_class_ids if is_inductive else range(len(vocabulary.class_names))
-    model.config.seen_classes = [vocabulary.class_names[i] for i in seen]
+    unseen = () if recipe.setting == "fully_supervised" else vocabulary.unseen_names
+    model.config.seen_classes = [name for name in vocabulary.class_names if name not in unseen]
     prompts = {
         tuple(ids): name for ids, name in zip(model.config.class_token_ids, vocabulary.class_names, strict=True)
     }
-    audit = ProtocolAudit(vocabulary, recipe.setting, prompts)
+    audit = ProtocolAudit(vocabulary, recipe.setting, prompts, recipe.pseudo_region, recipe.pseudo_threshold, start)
     if accelerator.is_main_process:
         clear_output_dir(folder, recipe)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True))
@@ -365,43 +294,60 @@ def set_up(recipe: Recipe, accelerator: Accelerator) -> Run:
     return Run(recipe, accelerator, folder, vocabulary, model, processor, audit, train_data, eval_data)
 
 
-def train(run: Run) -> Log:
-    """The training loop: from step 0, or from a state, to `max_steps`.
-
-    Raises:
-        FloatingPointError: If the loss is no longer a number; the last state stays on disk.
-    """
-    recipe, accelerator, progress = run.recipe, run.accelerator, Progress()
+def prepare_step(run: Run, progress: Progress) -> Step:
+    """Put model and optimiser on the device, watched by the audit, and continue from a state if there is one."""
+    recipe, accelerator = run.recipe, run.accelerator
+    # Masks from attention scores leave the last layer's value path without gradient.
+    has_idle_weights = run.model.config.decoder_query == "class"
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=has_idle_weights)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        widen_scalars(run.model)
+    loss = run.audit.watch(run.model, segmentation_loss)
     model, optimizer = accelerator.prepare(run.model, build_optimizer(recipe, run.model))
     keep_only_trained_weights(accelerator, run.model)
-    run.audit.watch(run.model)
     accelerator.register_for_checkpointing(progress, run.audit)
     state = find_state(recipe, run.folder)
     if state is not None:
         accelerator.load_state(str(state))
         run.audit.keep_on_first(accelerator)
         logger.warning("resumed at step %d from %s", progress.step, state)
+    class_inputs = run.processor(class_names=run.loss_class_names, return_tensors="pt").to(accelerator.device)
+    unseen = run.vocabulary.unseen_class_ids if recipe.setting == "transductive" else ()
+    options = loss_options(run.model.config)
+    return Step(accelerator, model, optimizer, class_inputs, loss, run.audit, recipe, options, unseen)
+
+
+def train(run: Run) -> tuple[Log, nn.Module]:
+    """The training loop: from step 0, or from a state, to `max_steps`.
+
+    Returns:
+        The log, and the model as the accelerator prepared it.
+
+    Raises:
+        FloatingPointError: If the loss is no longer a number; the last state stays on disk.
+    """
+    recipe, accelerator, progress = run.recipe, run.accelerator, Progress()
+    take_step = prepare_step(run, progress)
     log = Log(run.folder / "log.jsonl", accelerator, progress.step)
     batches = build_batches(recipe, accelerator, run.vocabulary, run.processor, progress.step, run.train_data)
-    class_inputs = run.processor(class_names=run.model.config.seen_classes, return_tensors="pt").to(accelerator.device)
     bar = tqdm(total=recipe.max_steps, initial=progress.step, desc="train", disable=not accelerator.is_main_process)
-    model.train()
+    take_step.model.train()
     while progress.step < recipe.max_steps:
         rate = learning_rate_at(progress.step, recipe)
-        for group in optimizer.param_groups:
+        for group in take_step.optimizer.param_groups:
             group["lr"] = rate
-        terms = train_step(accelerator, model, optimizer, batches, class_inputs, run.audit, recipe)
+        terms = take_step(batches)
         progress.step += 1
         bar.update()
         log_step(run, log, bar, progress.step, rate, terms)
         if recipe.eval_every and progress.step % recipe.eval_every == 0 and progress.step < recipe.max_steps:
-            scores = run.evaluate(show_progress=False)["scores"]["0.0"]
-            log.write({"step": progress.step, **{name: scores[name] for name in REPORTED}})
+            scores = run.evaluate(whole_model(accelerator, take_step.model), show_progress=False)["scores"]
+            log_scores(log, progress.step, scores["0.0"])
         if recipe.save_every and progress.step % recipe.save_every == 0:
             run.audit.bring_together(accelerator)
             save_state(accelerator, run.folder, progress.step, recipe.keep_states)
     bar.close()
-    return log
+    return log, take_step.model
 
 
 def log_step(run: Run, log: Log, bar: tqdm, step: int, rate: float, terms: dict[str, Tensor]) -> None:
@@ -422,6 +368,16 @@ def log_step(run: Run, log: Log, bar: tqdm, step: int, rate: float, terms: dict[
     log.write({"step": step, **terms, "lr": rate})
 
 
+def log_scores(log: Log, step: int, scores: dict[str, Any], floor: dict[str, Any] | None = None) -> list[Signature]:
+    """Log an evaluation, with the failure signatures that it shows."""
+    record = {"step": step, **{name: scores[name] for name in REPORTED}}
+    signatures = find_signatures(scores, [*log.records, record], floor)
+    if signatures:
+        record["signatures"] = [signature.message for signature in signatures]
+    log.write(record)
+    return signatures
+
+
 # ---- after training
 
 
@@ -438,7 +394,7 @@ def write_protocol(run: Run) -> dict[str, Any]:
         "dataset_fingerprint": dataset_fingerprint(run.train_data),
     }
     if accelerator.is_main_process:
-        write_json(protocol, run.folder / "protocol.json")
+        write_json(protocol, run.folder / PROTOCOL_FILE)
     return protocol
 
 
@@ -461,6 +417,8 @@ def save_checkpoint(
     if recipe.push_to_hub:
         model.push_to_hub(recipe.hub_model_id)
         processor.push_to_hub(recipe.hub_model_id)
+        # the audit goes where the weights go
+        upload_file(path_or_fileobj=folder / PROTOCOL_FILE, path_in_repo=PROTOCOL_FILE, repo_id=recipe.hub_model_id)
 
 
 def draw_pictures(run: Run) -> None:
@@ -502,18 +460,21 @@ def finish(run: Run, log: Log, started: float) -> dict[str, Any]:
     training_seconds = time.perf_counter() - started
     protocol = write_protocol(run)
     if not protocol["keeps_setting"]:
-        raise RuntimeError(f"unseen classes reached the loss of an inductive run: see {run.folder / 'protocol.json'}.")
+        raise RuntimeError(
+            f"masks or names of unseen classes reached the loss of the {recipe.setting} run, which forbids them: see "
+            f"{run.folder / PROTOCOL_FILE}."
+        )
     if accelerator.is_main_process:
         save_checkpoint(recipe, run.folder, run.model, run.processor)
     result = run.evaluate()
     rows = {f"LDVC, offset {offset}": scores for offset, scores in result["scores"].items()}
     controls = score_controls(run, rows) if recipe.controls else {}
-    scores = result["scores"]["0.0"]
-    log.write({"step": recipe.max_steps, **{name: scores[name] for name in REPORTED}})
+    signatures = log_scores(log, recipe.max_steps, result["scores"]["0.0"], controls.get("training_free_clip"))
     if accelerator.is_main_process:
         result |= {
             "recipe": asdict(recipe),
             "controls": controls,
+            "signatures": describe_signatures(signatures),
             "num_processes": accelerator.num_processes,
             "mixed_precision": accelerator.mixed_precision,
             "trainable_parameters": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
@@ -524,31 +485,65 @@ def finish(run: Run, log: Log, started: float) -> dict[str, Any]:
             write_json(result, path)
         save_curves(log.records, run.folder / "curves.png")
         draw_pictures(run)
-        sys.stdout.write(f"\n{format_table(rows)}\n\nwritten to {run.folder}\n")
+        lines = [f"\n{format_table(rows)}\n", *(signature.message for signature in signatures)]
+        sys.stdout.write("\n".join([*lines, f"written to {run.folder}\n"]))
     accelerator.wait_for_everyone()
     return result
 
 
 def run_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Train as a recipe says; returns the content of results.json (on the first process)."""
-    started = time.perf_counter()
-    # Masks from attention scores leave the last layer's value path without gradient.
-    has_idle_weights = recipe.model.get("decoder_query") == "class"
+    """Train as a recipe says, both halves of a transductive one.
+
+    Returns:
+        The content of results.json, on the first process.
+    """
+    if recipe.setting == "transductive" and recipe.start_from is None:
+        recipe.get_vocabulary()  # what is wrong with it is said of this setting, not of the first half's
+        half = inductive_half(recipe)
+        recipe = replace(recipe, start_from=half.output_dir)
+        check_output_dir(recipe)
+        results = Path(half.output_dir, "results.json")
+        if half.resume_from_checkpoint and results.is_file():
+            check_same_run(half, results.parent)
+        else:
+            run_one(half, is_last=False)
+        return run_one(recipe, seconds_before=json.loads(results.read_text())["training_seconds"])
+    return run_one(recipe)
+
+
+def run_one(recipe: Recipe, is_last: bool = True, seconds_before: float = 0.0) -> dict[str, Any]:
+    """One training run.
+
+    Args:
+        recipe: Its settings.
+        is_last: Whether the processes may part afterwards.
+        seconds_before: Training time of the half before, counted in.
+
+    Returns:
+        See `run_recipe`.
+    """
+    started = time.perf_counter() - seconds_before
     accelerator = Accelerator(
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         mixed_precision=choose_precision(recipe),
         cpu=recipe.cpu,
         log_with=recipe.report_to,
         project_dir=recipe.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=has_idle_weights)],
     )
+    check_joined(accelerator.num_processes)
     run = set_up(recipe, accelerator)
     if recipe.report_to:
         plain = {key: value for key, value in asdict(recipe).items() if isinstance(value, (str, int, float, bool))}
         accelerator.init_trackers("ldvc", config=plain)
-    log = train(run)
+    log, model = train(run)
+    run.model = whole_model(accelerator, model)
     result = finish(run, log, started)
-    accelerator.end_training()
+    if is_last:
+        accelerator.end_training()
+    else:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.free_memory()
     return result
 
 

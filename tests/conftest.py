@@ -20,6 +20,7 @@ torch.set_num_threads(1)
 
 # Single tokens of the tiny tokenizer; every other text falls back to characters.
 WORDS = ("photo", "of", "cat", "dog", "sofa", "grass", "sky")
+SCENE_NAMES = ["cat", "dog", "sofa", "grass"]
 IMAGE_SIZE, PATCH_SIZE = 32, 8
 TINY_FIELDS = {
     "num_vision_prompts": 3,
@@ -139,3 +140,63 @@ def images():
 @pytest.fixture
 def pixel_values():
     return torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(7))
+
+
+# ---- a tiny training run
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """Ten scenes of four colour blocks, one per class; the last row of pixels is unlabelled."""
+    from datasets import Dataset, Features
+    from datasets import Image as ImageFeature
+
+    rng = np.random.default_rng(0)
+    colors = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40]])
+    columns = {"image": [], "label": []}
+    for _ in range(10):
+        quarters = rng.permutation(4)
+        label = np.kron(quarters.reshape(2, 2), np.ones((20, 20), int)).astype(np.uint8)
+        pixels = np.clip(colors[label] + rng.normal(0, 10, (40, 40, 3)), 0, 255).astype(np.uint8)
+        label[-1] = 255
+        columns["image"].append(Image.fromarray(pixels))
+        columns["label"].append(Image.fromarray(label))
+    features = Features({"image": ImageFeature(), "label": ImageFeature()})
+    folder = tmp_path_factory.mktemp("scenes")
+    for split in ("train", "validation"):
+        Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture
+def train_arguments(scenes, clip_folder, tmp_path):
+    """Command line of a run of six steps."""
+    import yaml
+
+    recipe = {
+        "dataset": str(scenes),
+        "class_names": SCENE_NAMES,
+        "unseen_classes": ["sofa"],
+        "clip": str(clip_folder),
+        "num_vision_prompts": 2,
+        "decoder_attention_heads": 4,
+        "decoder_intermediate_size": 32,
+        "num_regions": 2,
+        "route_top_k": 2,
+        "crop_size": 32,
+        "image_scale": [40, 40],
+        "short_side": 32,
+        "window": 0,
+        "max_steps": 6,
+        "batch_size": 4,
+        "warmup_steps": 2,
+        "log_every": 1,
+        "save_every": 2,
+        "num_workers": 0,
+        "num_pictures": 2,
+        "cpu": True,
+        "output_dir": str(tmp_path / "run"),
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return [str(path)]

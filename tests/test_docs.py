@@ -36,8 +36,9 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(monkeypatch):
     names = {}
     for block in blocks(README, "python"):
         exec(compile(block, "README.md", "exec"), names)
-    assert names["logits"].shape[1] == 4
-    assert names["label_map"].shape == names["image"].size[::-1]
+    assert names["outputs"].logits.shape[1] == 4
+    assert names["logits"].shape[1] == 3
+    assert names["label_map"].shape == names["result"].label_map.shape == names["image"].size[::-1]
 
 
 def test_the_python_of_the_model_card_runs(monkeypatch):

@@ -201,7 +201,8 @@ def test_a_checkpoint_of_the_wrong_kind_is_refused(clip_folder, tmp_path, tiny_m
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "--dataset", "nowhere-either"], "nowhere-either"),
+        (["nowhere", "--dataset", "nowhere-either"], "no LDVC checkpoint can be read from 'nowhere'"),
+        (["picturebook/ldvc", "--dataset", "nowhere-either", "--vocabulary", "picturebook"], "nowhere-either"),
         (["m", "--dataset", "d", "--vocabulary", "voc2013"], "did you mean 'voc2012'?"),
         (["m", "--dataset", "d", "--stride", "0"], "stride is 0"),
         (["m", "--dataset", "d", "--window", "-1"], "window is -1"),

@@ -1,0 +1,370 @@
+"""Run a list of recipes over seeds, and print the table.
+
+    python experiments.py recipes/ablations/picturebook.yaml
+    python experiments.py recipes/ablations/picturebook.yaml --only ldvc class_query --seeds 0 1 2
+    python experiments.py recipes/ablations/picturebook.yaml --dry_run         what would run, with its command
+    python experiments.py recipes/ablations/picturebook.yaml --max_steps 2 --num_eval_images 4        smoke run
+
+Every row and seed is a process of its own (`accelerate launch train.py ...`) with a log under outputs/, so that a
+crash ends one run and not the list; failures are named at the end, with exit code 1. A result that is there already,
+with the same settings and the same CLIP, is not made again: an interrupted list continues by the same command. A
+result with other settings is reported and kept; `--replace` makes it anew. In a copied folder without .git, name the
+commit in the environment variable LDVC_COMMIT.
+
+Further keys of a recipe are handed to every run. Such results are kept under outputs/, out of the ledger results/,
+which `python report.py` renders into README, cards and docs.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from ablations_ldvc import Experiments, ListError, Row, read_list, required_settings
+from ledger_ldvc import (
+    CLIP_KEY,
+    LedgerError,
+    check_result,
+    clip_fingerprint,
+    differences,
+    load_result,
+    settings_hash,
+    settings_of_result,
+)
+from recipe_ldvc import Recipe
+
+
+ROOT = Path(__file__).resolve().parent
+OUTPUTS = ROOT / "outputs"
+COMMIT_VARIABLE = "LDVC_COMMIT"  # for a copied folder without .git
+LAUNCH = "--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row at one seed.
+
+    Attributes:
+        row: The row.
+        seed: The seed.
+        recipe: Its resolved recipe.
+        command: What is launched; empty for CLIP without training, which is scored here.
+        folder: Output folder of the run.
+        result_file: Its place in the ledger.
+    """
+
+    row: Row
+    seed: int
+    recipe: Recipe
+    command: list[str]
+    folder: Path
+    result_file: Path
+
+    @property
+    def name(self) -> str:
+        """What progress and failures call it."""
+        return f"{self.row.name} seed {self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+        return self.folder.with_suffix(".log")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its result must have been made with."""
+        return required_settings(self.row, self.recipe) | {CLIP_KEY: clip_fingerprint(self.recipe.clip)}
+
+
+def plan(
+    experiments: Experiments,
+    seeds: Sequence[int],
+    only: Sequence[str],
+    extra: Sequence[str],
+    results: Path,
+    launch: str,
+) -> list[Job]:
+    """Resolve rows and seeds to jobs; every recipe is read here, before anything runs.
+
+    Args:
+        experiments: The list.
+        seeds: Seeds of every row.
+        only: Names of the rows to run; empty is all.
+        extra: Keys and values handed to every run.
+        results: Folder of result files.
+        launch: Arguments of `accelerate launch`.
+
+    Raises:
+        ListError: If a name of `only` is no row, a recipe cannot be read, or two rows have the same settings.
+    """
+    names = [row.name for row in experiments.rows]
+    for name in only:
+        if name not in names:
+            raise ListError(f"{experiments.path}: there is no row '{name}'; choose from {', '.join(names)}.")
+    outputs = OUTPUTS / ("smoke" if extra else "experiments") / experiments.world
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(launch), str(ROOT / "train.py")]
+    jobs, made = [], {}
+    for row in experiments.rows:
+        if only and row.name not in only:
+            continue
+        for seed in seeds:
+            folder = outputs / f"{row.name}_seed{seed}"
+            given = [*extra, f"--output_dir={folder}", "--overwrite_output_dir=true", "--results_file=null"]
+            recipe = experiments.recipe_of(row, seed, given)
+            command = [] if row.training_free else [*launcher, *experiments.arguments(row, seed, given)]
+            jobs.append(Job(row, seed, recipe, command, folder, results / f"{row.name}_seed{seed}.json"))
+        settings = settings_hash(jobs[-1].settings)
+        if settings in made:
+            raise ListError(f"{experiments.path}: rows '{made[settings]}' and '{row.name}' have the same settings.")
+        made[settings] = row.name
+    return jobs
+
+
+def check_commit() -> None:
+    """Refuse to spend hours on results that cannot be traced to their code.
+
+    Raises:
+        ListError: If neither git nor the environment knows the commit.
+    """
+    known = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, check=False).returncode == 0
+    if not known and not os.environ.get(COMMIT_VARIABLE):
+        raise ListError(
+            f"{ROOT} is no git checkout, so that no result could be traced to its code; run in one, or name the "
+            f"commit that was copied in the environment: {COMMIT_VARIABLE}=$(git rev-parse HEAD)."
+        )
+
+
+def state_of(job: Job) -> str:
+    """Whether a job's result is "missing", "done", or made with other settings, which the text then names."""
+    if not job.result_file.exists():
+        return "missing"
+    try:
+        changed = differences(settings_of_result(load_result(job.result_file)), job.settings)
+    except LedgerError as error:
+        return str(error)
+    return f"made with other settings: {'; '.join(changed)}" if changed else "done"
+
+
+# ---- running
+
+
+def run_job(job: Job) -> str | None:
+    """Run one job and write its result into the ledger; returns what went wrong, or `None`."""
+    from evaluate_ldvc import without_nan, write_json
+
+    started = time.perf_counter()
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        result = score_floor(job) if job.row.training_free else train_row(job)
+        if result is None:
+            return last_words(job.log)
+        result["commit"] = result["commit"] or os.environ.get(COMMIT_VARIABLE)
+        result["clip_fingerprint"] = clip_fingerprint(job.recipe.clip)
+        result["row"] = {"name": job.row.name, "title": job.row.title, "group": job.row.group}
+        result.setdefault("seconds", round(time.perf_counter() - started, 1))
+        result = without_nan(result)
+        check_result(result, str(job.result_file))
+        write_json(result, job.result_file)
+    except Exception as error:  # whatever it is, it must not end the list
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def train_row(job: Job) -> dict[str, Any] | None:
+    """Launch the trainer; returns its results with the curve of scores and the command, `None` if it failed."""
+    with job.log.open("w") as log:
+        log.write(f"$ {shlex.join(job.command)}\n")
+        log.flush()
+        done = subprocess.run(
+            job.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            check=False,
+        )  # fmt: skip
+    if done.returncode:
+        return None
+    result = json.loads((job.folder / "results.json").read_text())
+    records = [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
+    curve = [record for record in records if "miou_unseen" in record]
+    return result | {"curve": curve, "command": readable_command(job)}
+
+
+def readable_command(job: Job) -> str:
+    """The command as one would type it in the repository's root, without this machine's paths."""
+    words = [word.replace(f"{ROOT}/", "") for word in job.command[job.command.index(str(ROOT / "train.py")) :]]
+    return shlex.join(["accelerate", "launch", *words])
+
+
+def score_floor(job: Job) -> dict[str, Any]:
+    """Score CLIP without training on the row's data and protocol."""
+    from transformers import CLIPModel
+
+    from baseline_ldvc import TrainingFreeCLIP
+    from evaluate_ldvc import evaluate_model, provenance
+    from inference_ldvc import InferenceSettings
+    from processing_ldvc import LDVCProcessor
+    from train import class_groups, load_data
+
+    started, recipe = time.perf_counter(), job.recipe
+    with contextlib.chdir(ROOT):  # paths in recipes are the repository's
+        clip = CLIPModel.from_pretrained(recipe.clip)
+        processor = LDVCProcessor.from_clip_pretrained(
+            recipe.clip, image_stats=recipe.image_stats, size=recipe.crop_size
+        )
+        dataset = load_data(recipe, recipe.eval_split, recipe.num_eval_images, streaming=False)
+    baseline = TrainingFreeCLIP(clip, patch_features=job.row.training_free)
+    result = evaluate_model(
+        baseline,
+        processor,
+        dataset,
+        recipe.get_vocabulary(),
+        InferenceSettings(recipe.short_side, recipe.window, recipe.stride, recipe.window_batch_size),
+        reduce_labels=recipe.reduce_labels,
+        groups=class_groups(recipe),
+        show_progress=False,
+    )
+    protocol = {"training_free": job.row.training_free, "recipe": dict(vars(recipe))}
+    return result | {
+        "protocol": protocol,
+        "trainable_parameters": 0,
+        "seconds": round(time.perf_counter() - started, 1),
+        **provenance(baseline.encoder.config, dataset, recipe.seed),
+    }
+
+
+def last_words(log: Path) -> str:
+    """What a failed run said last, in one line, with the place of the rest; the launcher's own trace is left out."""
+    text = log.read_text(errors="replace").split('Traceback (most recent call last):\n  File "<frozen runpy>"')[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    starts = [number for number, line in enumerate(lines) if line.startswith("train: ")]
+    said = lines[starts[-1] :] if starts else lines[-1:]
+    return f"{' '.join(said)} (log: {log})"
+
+
+def run_jobs(jobs: Sequence[Job], num_parallel: int) -> dict[str, str]:
+    """Run jobs, and say after each how far the list is.
+
+    Args:
+        jobs: What is to run.
+        num_parallel: Processes at a time.
+
+    Returns:
+        Name of each job that failed -> what went wrong.
+
+    Raises:
+        KeyboardInterrupt: If the user stops the list; nothing new is started then.
+    """
+    failures: dict[str, str] = {}
+    floors = [job for job in jobs if job.row.training_free]  # scored in this process, so one after the other
+    for number, job in enumerate(floors, 1):
+        error = run_job(job)
+        failures.update({job.name: error} if error else {})
+        report_progress(job, error, f"{number}/{len(jobs)}")
+    started = time.perf_counter()
+    with ThreadPoolExecutor(num_parallel) as pool:
+        waiting = {pool.submit(run_job, job): job for job in jobs if not job.row.training_free}
+        try:
+            for number, future in enumerate(as_completed(waiting), 1):
+                job, error = waiting[future], future.result()
+                failures.update({job.name: error} if error else {})
+                left = (time.perf_counter() - started) / number * (len(waiting) - number)
+                report_progress(job, error, f"{len(floors) + number}/{len(jobs)}", left)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return failures
+
+
+def report_progress(job: Job, error: str | None, position: str, seconds_left: float | None = None) -> None:
+    """Say what ended, how, and for how long the rest will take."""
+    if error:
+        outcome = f"FAILED: {error}"
+    else:
+        scores = load_result(job.result_file)["scores"]["0.0"]
+        figures = {name: scores[name] for name in ("miou_seen", "miou_unseen", "hiou")}
+        outcome = ", ".join(f"{name} {'-' if v is None else f'{100 * v:.1f}'}" for name, v in figures.items())
+    left = "" if seconds_left is None else f"; about {timedelta(seconds=round(seconds_left))} left"
+    sys.stdout.write(f"[{position}] {job.name}: {outcome}{left}\n")
+    sys.stdout.flush()
+
+
+# ---- command line
+
+
+def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Read the command line; what is not known here goes to every run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("list", help="YAML list of experiments, such as recipes/ablations/picturebook.yaml")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the list's")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="names of rows")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (a large GPU or many cores)")
+    parser.add_argument("--results", type=Path, help="folder for result files, instead of the ledger")
+    parser.add_argument("--launch", default=LAUNCH, help=f"arguments of accelerate launch; default: {LAUNCH}")
+    parser.add_argument("--replace", action="store_true", help="make results with other settings anew")
+    parser.add_argument("--dry_run", action="store_true", help="run nothing")
+    arguments, extra = parser.parse_known_args(argv)
+    if arguments.jobs < 1:
+        parser.error(f"--jobs is {arguments.jobs}; use 1 or more.")
+    return arguments, extra
+
+
+def run(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
+    """Plan, run what is missing, print the table and the failures; returns the exit code."""
+    from report import ablation_tables
+
+    experiments = read_list(arguments.list)
+    results = experiments.results_folder
+    if extra:
+        results = OUTPUTS / "smoke" / experiments.world / "results"
+    results = arguments.results.resolve() if arguments.results else results
+    seeds = arguments.seeds or experiments.seeds
+    jobs = plan(experiments, seeds, arguments.only, extra, results, arguments.launch)
+    states = {job.name: state_of(job) for job in jobs}
+    stale = {name: state for name, state in states.items() if state not in ("missing", "done")}
+    to_do = [job for job in jobs if states[job.name] == "missing" or (arguments.replace and job.name in stale)]
+    if arguments.dry_run:
+        for job in jobs:
+            command = readable_command(job) if job.command else "scored here, without training"
+            sys.stdout.write(f"{job.name}: {states[job.name]}\n    {command}\n")
+        return 0
+    sys.stdout.write(f"{len(jobs)} runs: {len(to_do)} to do, {len(jobs) - len(to_do)} there already\n")
+    if to_do:
+        check_commit()
+    failures = run_jobs(to_do, arguments.jobs)
+    if not arguments.replace:
+        failures |= {name: f"{state} (kept; --replace makes it anew)" for name, state in stale.items()}
+    shown = [row for row in experiments.rows if not arguments.only or row.name in arguments.only]
+    try:
+        sys.stdout.write(f"\n{ablation_tables(experiments, results, shown, extra)}\n")
+    except LedgerError as error:
+        failures.setdefault("table", str(error))
+    for name, error in failures.items():
+        sys.stderr.write(f"{name}: {error}\n")
+    return 1 if failures else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; a list that cannot be used ends with one line and exit code 2."""
+    arguments, extra = parse_arguments(argv)
+    try:
+        return run(arguments, extra)
+    except (ListError, OSError) as error:
+        sys.stderr.write(f"experiments: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command continues\n")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""This process among those that `accelerate launch` started."""
+
+import os
+
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
+
+__all__ = ["check_joined", "process_state"]
+
+
+def process_state() -> PartialState:
+    """Join the other processes, on the CPU too: by itself, `PartialState` does not heed ACCELERATE_USE_CPU.
+
+    Raises:
+        ValueError: If processes were started together that do not know of each other.
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    check_joined(state.num_processes)
+    return state
+
+
+def check_joined(num_processes: int) -> None:
+    """Refuse processes that were started together but would each do all the work and write the same files.
+
+    Args:
+        num_processes: As many as this process knows of.
+
+    Raises:
+        ValueError: If more were started.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > num_processes:
+        raise ValueError(
+            f"{started} processes were started, but this one knows of {num_processes}: without GPUs, put "
+            "ACCELERATE_USE_CPU=true before `accelerate launch`, so that they join."
+        )

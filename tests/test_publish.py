@@ -1,0 +1,305 @@
+"""Publishing: the folder is whole, verified and loads anywhere; what must not be published is refused."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from result_files import NAMES, make_recipe, make_result, write
+from safetensors.torch import load_file
+
+import publish
+from publish import PublishError, build_folder
+from recipe_ldvc import read_recipe
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LOAD = """
+import json, sys
+
+
+class NotInstalled:
+    # our modules cannot be imported, also where the checkout is installed in editable mode
+
+    def find_spec(self, name, path=None, target=None):
+        if path is None and name.endswith("ldvc"):
+            raise ModuleNotFoundError(f"{name} is hidden")
+
+
+sys.meta_path.insert(0, NotInstalled())
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+folder, result = sys.argv[1:]
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+inputs = processor(images=Image.new("RGB", (40, 32), "red"), class_names=["cat", "sofa"], return_tensors="pt")
+with torch.no_grad():
+    logits = model(**inputs).logits
+json.dump({"logits": logits.tolist(), "names": list(model.config.id2label.values())}, open(result, "w"))
+"""
+
+
+def make_protocol(**changes):
+    """What the audit of a run with sofa held out says."""
+    seen = [name for name in NAMES if name != "sofa"]
+    classes = [
+        {
+            "id": index,
+            "name": name,
+            "is_unseen": name == "sofa",
+            "positive_pixels": 0 if name == "sofa" else 90,
+            "pixels_told_as_another_class": 0,
+            "negative_pixels": 0,
+        }
+        for index, name in enumerate(NAMES)
+    ]
+    return {
+        "setting": "inductive",
+        "classes_given_to_the_loss": seen,
+        "seen_classes": seen,
+        "unseen_classes": ["sofa"],
+        "image_draws": 24,
+        "classes": classes,
+        "unseen_mask_pixels_in_the_loss": 0,
+        "unseen_names_in_the_loss": [],
+        "keeps_setting": True,
+        "dataset": "/somebody/home/scenes",
+    } | changes
+
+
+@pytest.fixture
+def checkpoint(tmp_path, make_model, tiny_processor):
+    """What train.py leaves of a run, made up around a tiny model."""
+    folder = tmp_path / "run"
+    model = make_model()
+    model.set_vocabulary(NAMES, tiny_processor)
+    model.config.seen_classes = ["cat", "dog", "grass"]
+    model.config.clip_name_or_path = "/somebody/home/clip"
+    model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    recipe = replace(
+        make_recipe(output_dir=str(folder), model={"num_vision_prompts": 3}, crop_size=32),
+        dataset="/somebody/home/scenes",
+        clip="/somebody/home/clip",
+    )
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe)))
+    write(folder / "protocol.json", make_protocol())
+    write(folder / "results.json", make_result(recipe=recipe))
+    return folder
+
+
+@pytest.fixture
+def published(checkpoint, tmp_path):
+    return build_folder(checkpoint, tmp_path / "hub" / "ldvc-toys")
+
+
+def test_the_folder_holds_weights_code_processor_and_papers(published):
+    names = {path.name for path in published.iterdir()}
+    assert {"model.safetensors", "config.json", "modeling_ldvc.py", "processing_ldvc.py"} <= names
+    assert {"processor_config.json", "tokenizer.json"} <= names
+    assert {
+        "README.md",
+        "LICENSE",
+        "protocol.json",
+        "results.json",
+        "recipe.yaml",
+        "files.json",
+        "SHA256SUMS",
+    } <= names
+
+
+def test_weights_are_those_of_the_checkpoint_to_the_bit(checkpoint, published):
+    before, after = (load_file(folder / "model.safetensors") for folder in (checkpoint, published))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_every_file_has_its_sum_and_code_is_marked_as_executed(published):
+    listed = {entry["path"]: entry for entry in json.loads((published / "files.json").read_text())["files"]}
+    files = {path.name: path for path in published.iterdir() if path.name not in ("files.json", "SHA256SUMS")}
+    assert listed.keys() == files.keys()
+    for name, path in files.items():
+        assert listed[name]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert listed[name]["bytes"] == path.stat().st_size
+        assert listed[name]["executed"] == name.endswith(".py")
+
+
+def test_the_sums_are_those_that_sha256sum_checks(published):
+    lines = (published / "SHA256SUMS").read_text().splitlines()
+    for line in lines:
+        digest, name = line.split("  ")
+        assert hashlib.sha256((published / name).read_bytes()).hexdigest() == digest, name
+    assert {line.split("  ")[1] for line in lines} == {path.name for path in published.iterdir()} - {"SHA256SUMS"}
+
+
+def test_the_card_has_the_runs_own_numbers(published):
+    card = ModelCard((published / "README.md").read_text())
+    assert card.data.model_name == "ldvc-toys"
+    assert [result.metric_value for result in card.data.eval_results] == [80.0, 60.0, 30.0, 40.0]
+    assert "Trained with masks (3): cat, dog, grass." in card.text
+    assert "32 x 32 pixels are 4 x 4 patch tokens" in " ".join(card.text.split())
+
+
+def test_the_folder_names_no_path_of_this_machine(published):
+    for path in published.iterdir():
+        if path.suffix in (".json", ".yaml", ".md"):
+            text = path.read_text()
+            assert "/somebody" not in text, path.name
+            assert str(published.parent.parent) not in text, path.name
+
+
+def test_the_recipe_of_the_folder_is_one_that_train_reads(published):
+    recipe = read_recipe([str(published / "recipe.yaml")])
+    assert recipe.model == {"num_vision_prompts": 3}
+    assert recipe.crop_size == 32
+
+
+def test_the_folder_loads_in_a_process_that_knows_no_ldvc(published, tmp_path):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": "",
+        "PYTHONSAFEPATH": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(published), str(tmp_path / "result.json")],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["names"] == NAMES
+    assert torch.isfinite(torch.tensor(found["logits"])).all()
+
+
+def test_the_recipe_of_a_transductive_run_makes_both_halves_again(checkpoint, tmp_path):
+    values = yaml.safe_load((checkpoint / "recipe.yaml").read_text())
+    values |= {"setting": "transductive", "start_from": str(checkpoint / "inductive")}
+    (checkpoint / "recipe.yaml").write_text(yaml.safe_dump(values))
+    write(checkpoint / "results.json", make_result() | {"recipe": values})
+    write(checkpoint / "protocol.json", make_protocol(setting="transductive"))
+    folder = build_folder(checkpoint, tmp_path / "hub")
+    assert read_recipe([str(folder / "recipe.yaml")]).start_from is None
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("protocol.json", r"has no protocol\.json; publish the output folder"),
+        ("recipe.yaml", r"has no recipe\.yaml"),
+        ("results.json", "there are no results at"),
+    ],
+)
+def test_a_checkpoint_without_its_papers_is_refused(checkpoint, tmp_path, name, message):
+    (checkpoint / name).unlink()
+    with pytest.raises(PublishError, match=message):
+        build_folder(checkpoint, tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()
+
+
+def test_a_checkpoint_without_a_weight_is_refused_and_nothing_is_left(checkpoint, tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    weights = load_file(checkpoint / "model.safetensors")
+    weights.pop(next(name for name in weights if name.startswith("decoder")))
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    assert publish.main([str(checkpoint), "--output", str(tmp_path / "hub")]) == 2
+    assert "lacks weights" in capsys.readouterr().err
+    assert not list(tmp_path.glob("hub*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keeps_setting": False}, "its own audit says that the run broke the inductive setting"),
+        ({"setting": "fully_supervised"}, "it was trained fully_supervised, not inductive"),
+        ({"unseen_classes": ["dog"]}, "its configuration lists other seen classes than the audit"),
+    ],
+)
+def test_an_audit_that_does_not_fit_the_checkpoint_is_refused(checkpoint, tmp_path, change, message):
+    write(checkpoint / "protocol.json", make_protocol(**change))
+    with pytest.raises(PublishError, match=message):
+        build_folder(checkpoint, tmp_path / "hub")
+
+
+def test_results_of_another_run_are_refused(checkpoint, tmp_path):
+    other = write(tmp_path / "other.json", make_result(seed=1, recipe=make_recipe(max_steps=7)))
+    with pytest.raises(PublishError, match=r"is of another run .*max_steps was 20000, now 7.*seed was 0, now 1"):
+        build_folder(checkpoint, tmp_path / "hub", results=other)
+
+
+def test_results_of_an_evaluation_are_refused(checkpoint, tmp_path):
+    result = make_result(protocol={}, seconds=1)
+    del result["recipe"]
+    with pytest.raises(PublishError, match=r"was written by an evaluation; use the one that train\.py wrote"):
+        build_folder(checkpoint, tmp_path / "hub", results=write(tmp_path / "other.json", result))
+
+
+def test_a_result_that_lacks_a_field_is_refused(checkpoint, tmp_path, capsys):
+    write(checkpoint / "results.json", {"scores": {}})
+    assert publish.main([str(checkpoint), "--output", str(tmp_path / "hub")]) == 2
+    assert "results.json: lacks field 'num_images'" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(PublishError, match="there is no folder"):
+        build_folder(tmp_path / "nothing", tmp_path / "hub")
+
+
+def test_nothing_is_written_over_unless_it_was_built_here(checkpoint, published, tmp_path):
+    with pytest.raises(PublishError, match="is there already; choose another folder, or replace it with --overwrite"):
+        build_folder(checkpoint, published)
+    with pytest.raises(PublishError, match=r"run was not built by publish\.py \(it has no files\.json\)"):
+        build_folder(checkpoint, checkpoint, overwrite=True)
+    (published / "README.md").write_text("old")
+    build_folder(checkpoint, published, overwrite=True)
+    assert "# ldvc-toys" in (published / "README.md").read_text()
+
+
+def test_a_failure_while_building_leaves_the_old_folder_whole(checkpoint, published, monkeypatch):
+    def fail(folder):
+        raise OSError("disk full")
+
+    before = (published / "SHA256SUMS").read_text()
+    monkeypatch.setattr(publish, "write_sums", fail)
+    with pytest.raises(OSError, match="disk full"):
+        build_folder(checkpoint, published, overwrite=True)
+    assert (published / "SHA256SUMS").read_text() == before
+    assert [path.name for path in published.parent.iterdir()] == ["ldvc-toys"]
+
+
+# ---- pushing
+
+
+def test_pushing_creates_the_repository_and_uploads_the_folder(checkpoint, tmp_path, monkeypatch, capsys):
+    calls = []
+    hub = SimpleNamespace(
+        create_repo=lambda *args, **options: calls.append(("create", args, options)),
+        upload_folder=lambda **options: calls.append(("upload", options)) or "https://hub/commit/1",
+    )
+    monkeypatch.setattr(publish, "HfApi", lambda: hub)
+    output = tmp_path / "hub"
+    assert publish.main([str(checkpoint), "--output", str(output), "--push_to_hub", "me/ldvc", "--private"]) == 0
+    assert calls[0] == ("create", ("me/ldvc",), {"private": True, "exist_ok": True})
+    assert (calls[1][1]["repo_id"], calls[1][1]["folder_path"]) == ("me/ldvc", output)
+    assert "pushed to https://hub/commit/1" in capsys.readouterr().out
+
+
+def test_nothing_is_pushed_unasked(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "HfApi", lambda: pytest.fail("the Hub was called"))
+    assert publish.main([str(checkpoint), "--output", str(tmp_path / "hub")]) == 0
