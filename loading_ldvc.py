@@ -58,7 +58,8 @@ def load_checkpoint(model: str | Path, device: str = "auto") -> tuple[LDVCForSem
     from processing_ldvc import LDVCProcessor
     from weights_ldvc import ADAPTER_CONFIG
 
-    logging.disable_progress_bar()
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # of a small file that takes no time
     # It warns of an over-long name just before our processor refuses it in one line.
     logging.get_logger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     try:
@@ -66,6 +67,9 @@ def load_checkpoint(model: str | Path, device: str = "auto") -> tuple[LDVCForSem
         processor = LDVCProcessor.from_pretrained(model)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise ValueError(f"{str(model)!r} cannot be loaded: {one_line(error)}") from error
+    finally:
+        if shows_bars:
+            logging.enable_progress_bar()
     return loaded.to(target).eval(), processor
 
 

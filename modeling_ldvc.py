@@ -30,7 +30,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPModel
 from transformers.utils import ModelOutput, can_return_tuple, logging
-from transformers.utils.output_capturing import OutputRecorder
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 
 try:
@@ -582,6 +582,7 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
         """The segmentation loss with the configuration's weights."""
         return segmentation_loss(logits, labels, **loss_options(self.config))
 
+    @capture_outputs(tie_last_hidden_states=False)
     def _segment(
         self,
         pixel_values: Tensor | None,
