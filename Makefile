@@ -15,12 +15,12 @@ train: venv
 
 # The committed record: three seeds of LDVC and of the class-query decoder, then the tables of README and cards.
 record: venv
-	$(BIN)/python experiments.py recipes/ablations/picturebook.yaml --only ldvc class_query --replace
+	$(BIN)/python experiments.py recipes/ablations/picturebook_record.yaml --replace
 	$(MAKE) embedded
 
 # Every variant of the paper over three seeds: hours; continues where it stopped.
 experiments: venv
-	$(BIN)/python experiments.py recipes/ablations/picturebook.yaml
+	$(BIN)/python experiments.py recipes/ablations/picturebook.yaml --replace
 	$(BIN)/python report.py --figures
 
 # What the repository shows and ships of the record: seed 0's checkpoint (without a copy of the code, which is here),

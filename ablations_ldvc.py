@@ -2,7 +2,7 @@
 
 A list is a YAML file (see recipes/ablations/picturebook.yaml):
 
-    world: picturebook                             results go to results/WORLD/ROW_seedK.json
+    world: picturebook                             folder of the results: results/WORLD/ROW_seedK.json
     recipe: recipes/picturebook_inductive.yaml     the base, from the repository's root
     seeds: [0, 1, 2]
     overrides: {controls: false}                   keys of the recipe for every row; a row's own come after
@@ -13,7 +13,8 @@ A list is a YAML file (see recipes/ablations/picturebook.yaml):
     claims:
       - {source: paper, claim: "...", row: ldvc, than: full, score: hiou, expect: higher}
 
-A row may name another base `recipe`, or be CLIP without training (`training_free: value` or `tokens`).
+A row may name another base `recipe`, or be CLIP without training (`training_free: value` or `tokens`). A list may
+build on another, `base: voc2012.yaml`, whose keys it replaces; "{world}" in the path of a recipe is its world.
 """
 
 import dataclasses
@@ -31,9 +32,10 @@ from ledger_ldvc import (
     CLIP_KEY,
     REPORTED,
     Spread,
+    clip_fingerprint,
     differences,
-    load_results,
-    score_spread,
+    read_results,
+    score_of,
     settings_of,
     settings_of_result,
 )
@@ -57,8 +59,10 @@ ROOT = Path(__file__).resolve().parent
 EXPECTATIONS = ("higher", "lower", "not higher")
 SOURCES = ("paper", "ours")
 SCORES = (*REPORTED, "fragments", "fall_of_unseen")
-BESIDES = ("controls", "eval_every")
 PATCH_FEATURES = ("value", "tokens")
+MIN_SEEDS = 3  # fewer decide nothing
+CONFIDENCE = 0.95
+MARGIN = 0.01  # "not higher" is taken as shown when more than this can be ruled out
 
 
 class ListError(ValueError):
@@ -130,8 +134,9 @@ class Experiments:
     def arguments(self, row: Row, seed: int, extra: Sequence[str] = ()) -> list[str]:
         """What `train.py` is told for a row and a seed: recipe, overrides, seed."""
         values = {**self.overrides, **row.overrides, "seed": seed}
-        overrides = [f"--{key}={json.dumps(value)}" for key, value in values.items()]
-        return [str(ROOT / (row.recipe or self.recipe)), *overrides, *extra]
+        overrides = [f"--{key}={_as_typed(value)}" for key, value in values.items()]
+        recipe = (row.recipe or self.recipe).replace("{world}", self.world)
+        return [str(ROOT / recipe), *overrides, *extra]
 
     def recipe_of(self, row: Row, seed: int, extra: Sequence[str] = ()) -> Recipe:
         """The resolved recipe of a row and a seed.
@@ -145,6 +150,12 @@ class Experiments:
             raise ListError(f"{self.path}: row '{row.name}': {error}") from error
 
 
+def _as_typed(value: Any) -> str:
+    """A value as one types it on the command line, where YAML is read: text without quotes where it stays text."""
+    is_plain = isinstance(value, str) and yaml.safe_load(value) == value
+    return value if is_plain else json.dumps(value)
+
+
 def read_list(path: str | Path) -> Experiments:
     """Read and check a list of experiments; no recipe is opened yet.
 
@@ -152,12 +163,10 @@ def read_list(path: str | Path) -> Experiments:
         ListError: If the file is missing, no YAML, has an unknown key, or its rows do not fit together.
     """
     path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ListError(f"{path}: cannot be read ({error.strerror}); see the folder recipes/ablations/.") from error
-    except yaml.YAMLError as error:
-        raise ListError(f"{path}: no valid YAML: {error}") from error
+    values = _read_file(path)
+    if isinstance(values, dict) and isinstance(values.get("base"), str):
+        base = _read_file(path.parent / values.pop("base"))
+        values = base | values if isinstance(base, dict) else base
     needed = ("world", "recipe", "groups", "rows")
     _check_keys(values, needed, ("seeds", "overrides", "claims"), f"{path}:")
     rows = tuple(_read_part(Row, value, f"{path}: row {n}") for n, value in enumerate(_as_list(values, "rows", path)))
@@ -179,6 +188,20 @@ def read_list(path: str | Path) -> Experiments:
     _check_rows(experiments)
     _check_claims(experiments)
     return experiments
+
+
+def _read_file(path: Path) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        ListError: If it is missing or no YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ListError(f"{path}: cannot be read ({error.strerror}); see the folder recipes/ablations/.") from error
+    except yaml.YAMLError as error:
+        raise ListError(f"{path}: no valid YAML: {error}") from error
 
 
 def _as_list(values: Mapping[str, Any], key: str, path: Path) -> list:
@@ -270,8 +293,8 @@ class Collected:
     """Results of a list.
 
     Attributes:
-        results: Row name -> results over seeds, in order of the seed.
-        left_out: Row name -> why its results may not stand beside the others.
+        results: Row name -> results over seeds, in order of the seed; no row without one.
+        left_out: Row name -> which of its results may not stand beside the others, and why.
     """
 
     results: Mapping[str, list[dict[str, Any]]]
@@ -279,12 +302,15 @@ class Collected:
 
 
 def required_settings(row: Row, recipe: Recipe) -> dict[str, Any]:
-    """What a result of this row must have been made with, but for the CLIP."""
-    return settings_of(vars(recipe), row.training_free)
+    """What a result of this row must have been made with: the recipe, and the CLIP that is there now."""
+    return settings_of(vars(recipe), row.training_free) | {CLIP_KEY: clip_fingerprint(recipe.clip)}
 
 
 def collect(experiments: Experiments, folder: Path | None = None, extra: Sequence[str] = ()) -> Collected:
-    """Load the results of every row; those made by other recipes, or with another CLIP than the first row's, stay out.
+    """Load the results of every row that may stand in one table.
+
+    Out stay those that were made by another recipe than the row has now or with another CLIP than there is now, and
+    those that were scored on other data than the first row that has their seed.
 
     Args:
         experiments: The list.
@@ -295,23 +321,36 @@ def collect(experiments: Experiments, folder: Path | None = None, extra: Sequenc
         LedgerError: If a result file is unusable.
         ListError: If the recipe of a row that has results cannot be read.
     """
-    results, left_out, clip = {}, {}, None
+    results, left_out, data = {}, {}, {}
     for row in experiments.rows:
-        loaded = load_results(folder or experiments.results_folder, row.name)
-        if not loaded:
-            continue
-        made_with = settings_of_result(loaded[0])
-        fingerprint = made_with.pop(CLIP_KEY)
-        wanted = required_settings(row, experiments.recipe_of(row, loaded[0]["seed"], extra))
-        # What is scored besides reaches no score of the table.
-        changed = differences(*({k: v for k, v in s.items() if k not in BESIDES} for s in (made_with, wanted)))
-        if changed:
-            left_out[row.name] = f"made with other settings ({'; '.join(changed)})"
-        elif results and fingerprint != clip:
-            left_out[row.name] = "made with another CLIP"
-        else:
-            results[row.name], clip = loaded, fingerprint
+        kept, reasons = [], {}
+        for result in read_results(folder or experiments.results_folder, row.name):
+            seed, scored = result["seed"], result["dataset_fingerprint"]
+            reason = _why_outdated(result, required_settings(row, experiments.recipe_of(row, seed, extra)))
+            if reason is None and data.setdefault(seed, scored) != scored:
+                reason = "scored on other data than the rows above"
+            if reason is None:
+                kept.append(result)
+            else:
+                reasons.setdefault(reason, []).append(str(seed))
+        if kept:
+            results[row.name] = kept
+        if reasons:
+            seeds = (f"seed{'s' * (len(of) > 1)} {', '.join(of)} {reason}" for reason, of in reasons.items())
+            left_out[row.name] = "; ".join(seeds)
     return Collected(results, left_out)
+
+
+def _why_outdated(result: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Why a result is not what its row would give now; `None` if it is."""
+    made_with = settings_of_result(result)
+    without_clip = ({k: v for k, v in settings.items() if k != CLIP_KEY} for settings in (made_with, wanted))
+    changed = differences(*without_clip)
+    if changed:
+        return f"made with other settings ({'; '.join(changed)})"
+    if made_with[CLIP_KEY] == wanted[CLIP_KEY]:
+        return None
+    return "made with an unknown CLIP" if made_with[CLIP_KEY] is None else "made with another CLIP"
 
 
 # ---- what the rows say about the claims
@@ -321,47 +360,51 @@ def collect(experiments: Experiments, folder: Path | None = None, extra: Sequenc
 class Finding:
     """A claim with the figures that decide it.
 
+    Rows are compared seed by seed, as a seed is an edition of the embedded world: the same pages to train and to score
+    on in both rows, other pages than those of another seed.
+
     Attributes:
         claim: What was claimed.
-        row: The claim's score of its row over seeds.
+        row: Seed -> the claim's score of its row.
         than: The same of the row it is compared with.
     """
 
     claim: Claim
-    row: Spread
-    than: Spread
+    row: Mapping[int, float]
+    than: Mapping[int, float]
 
     @property
-    def difference(self) -> float:
-        """Difference of the means, `row` less `than`."""
-        return self.row.mean - self.than.mean
+    def differences(self) -> Spread:
+        """`row` less `than` at every seed that both have."""
+        return Spread([self.row[seed] - self.than[seed] for seed in self.row if seed in self.than])
 
     @property
-    def pooled_deviation(self) -> float:
-        """Standard deviation of one seed, pooled over both rows."""
-        sides = [(len(side.numbers) - 1, side.deviation) for side in (self.row, self.than)]
-        return (sum(n * deviation**2 for n, deviation in sides) / sum(n for n, _ in sides)) ** 0.5
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the mean difference (Student's t, paired by seed); `None` while seeds are missing."""
+        from scipy.stats import t
 
-    @property
-    def relation(self) -> str:
-        """One of "higher", "lower", "within the spread" (of twice the pooled deviation), or "too few seeds"."""
-        if min(len(self.row.numbers), len(self.than.numbers)) < 2:
-            return "too few seeds"
-        if abs(self.difference) <= 2 * self.pooled_deviation:
-            return "within the spread"
-        return "higher" if self.difference > 0 else "lower"
+        count = len(self.differences.numbers)
+        if count < MIN_SEEDS:
+            return None
+        half = t.ppf((1 + CONFIDENCE) / 2, count - 1) * self.differences.deviation / count**0.5
+        return self.differences.mean - half, self.differences.mean + half
 
     @property
     def verdict(self) -> str:
-        """One of "confirmed", "not confirmed", "contradicted", or "open" while seeds are missing."""
-        expect, relation = self.claim.expect, self.relation
-        if relation == "too few seeds":
+        """What the interval says: "confirmed", "not confirmed" (it decides nothing), "contradicted", or "open".
+
+        "higher" is confirmed by an interval above zero and contradicted by one below it, "lower" the other way round;
+        "not higher" is contradicted by an interval above zero, and confirmed by one that ends below `MARGIN`: that
+        nothing was seen is no proof.
+        """
+        if self.interval is None:
             return "open"
-        if expect == "not higher":
-            return "contradicted" if relation == "higher" else "confirmed"
-        if relation == "within the spread":
-            return "not confirmed"
-        return "confirmed" if relation == expect else "contradicted"
+        low, high = self.interval
+        if self.claim.expect == "lower":
+            low, high = -high, -low
+        if self.claim.expect == "not higher":
+            return "contradicted" if low > 0 else "confirmed" if high < MARGIN else "not confirmed"
+        return "confirmed" if low > 0 else "contradicted" if high < 0 else "not confirmed"
 
 
 def weigh_claims(experiments: Experiments, collected: Collected, offset: str = "0.0") -> list[Finding]:
@@ -372,9 +415,12 @@ def weigh_claims(experiments: Experiments, collected: Collected, offset: str = "
         collected: Its results, from `collect`.
         offset: Key of the score table.
     """
-    findings = []
-    for claim in experiments.claims:
-        sides = [collected.results.get(name, []) for name in (claim.row, claim.than)]
-        row, than = (score_spread(results, claim.score, offset) for results in sides)
-        findings.append(Finding(claim, row, than))
-    return findings
+
+    def by_seed(name: str, score: str) -> dict[int, float]:
+        scores = {run["seed"]: score_of(run, score, offset) for run in collected.results.get(name, [])}
+        return {seed: value for seed, value in scores.items() if value is not None}
+
+    return [
+        Finding(claim, by_seed(claim.row, claim.score), by_seed(claim.than, claim.score))
+        for claim in experiments.claims
+    ]

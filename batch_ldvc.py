@@ -14,7 +14,7 @@ from tqdm import tqdm
 from files_ldvc import Picture, open_picture
 from formats_ldvc import OutputFolder, describe_names
 from inference_ldvc import InferenceSettings, encode_classes, segment
-from loading_ldvc import default_names, load_checkpoint, one_line
+from loading_ldvc import default_names, load_checkpoint, one_line, unseen_names
 from vocabulary_ldvc import LDVCVocabulary
 
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from inference_ldvc import Segmentation
 
 
-WINDOW_OVERLAP = 86 / 512  # of ZegCLIP's windows: 512 pixels every 426
 MAX_SCORE_BYTES = 4 * 2**30  # of the scores of one picture
 
 
@@ -38,10 +37,7 @@ def make_settings(short_side: int | None, window: int | None, stride: int | None
         raise ValueError("--stride goes with --window; give both.")
     if short_side is None and window is None:
         return None
-    if not window:
-        return InferenceSettings(short_side=short_side or 0, window=0)
-    step = stride or max(1, window - round(WINDOW_OVERLAP * window))
-    return InferenceSettings(short_side=short_side or 0, window=window, stride=step)
+    return InferenceSettings(short_side or 0, window or 0, stride)
 
 
 def parse_threshold(text: str) -> tuple[float, dict[str, float]]:
@@ -148,7 +144,7 @@ class Segmenter:
             self.model,
             self.processor,
             image,
-            None if self.classes is None else self.names,
+            self.classes,
             class_embeds=self.class_embeds,
             settings=self.settings,
             threshold=self.thresholds,
@@ -171,9 +167,7 @@ class Segmenter:
 
     def unseen_names(self) -> list[str]:
         """Classes that trained without masks, where the checkpoint knows which did."""
-        seen = {name.casefold() for name in self.model.config.seen_classes or ()}
-        words = self.classes or {name: [name] for name in self.names}
-        return [name for name in self.names if seen and not seen & {word.casefold() for word in words[name]}]
+        return unseen_names(self.model, self.classes or self.names)
 
 
 def segment_pictures(

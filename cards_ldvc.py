@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ledger_ldvc import REPORTED, load_results
-from protocol_ldvc import names_trained_with_masks
+from ledger_ldvc import REPORTED, read_results, settings_of
+from protocol_ldvc import is_wholly_audited, names_trained_with_masks
 from recipe_ldvc import Recipe, read_recipe
 
 
@@ -113,19 +113,19 @@ def read_cards(folder: Path = CARDS) -> list[Card]:
             problem = f"unknown key '{min(unknown)}'" if unknown else "a `name` and a `recipe` are needed"
             raise CardError(f"{folder / 'cards.yaml'}: card {entry.get('name')!r}: {problem}.")
         recipe = read_recipe([str(ROOT / entry["recipe"])])
-        protocol, embedded, seed = None, entry.get("checkpoint"), recipe.seed
-        if embedded:
-            protocol = _read_json(ROOT / embedded / "protocol.json")
-            seed = yaml.safe_load((ROOT / embedded / "recipe.yaml").read_text())["seed"]
-        runs = []
+        protocol, embedded, runs, own = None, entry.get("checkpoint"), [], None
         if entry.get("results"):
             world, row = entry["results"].split("/")
-            runs = load_results(ROOT / "results" / world, row)
-        own = next((run for run in runs if run["seed"] == seed), None)
+            runs = read_results(ROOT / "results" / world, row)
+        if embedded:
+            protocol = _read_json(ROOT / embedded / "protocol.json")
+            made = yaml.safe_load((ROOT / embedded / "recipe.yaml").read_text())
+            of_seed = (run for run in runs if run["seed"] == made["seed"])
+            own = next((run for run in of_seed if settings_of(run["recipe"]) == settings_of(made)), None)
         cards.append(
             make_card(
                 entry["name"], recipe, entry["recipe"], content, entry, protocol=protocol,
-                result=own if protocol else None, num_seeds=len(runs), embedded=embedded, table=entry.get("table"),
+                result=own, num_seeds=len(runs), embedded=embedded, table=entry.get("table"),
             )
         )  # fmt: skip
     return cards
@@ -324,7 +324,8 @@ def describe_training(card: Card) -> str:
     if card.protocol is not None:
         start = card.protocol.get("start")
         if start and recipe.setting != "transductive":
-            text += f" It started from the weights of {Path(start['checkpoint']).name}."
+            known = "" if is_wholly_audited(card.protocol) else ", of whose own training no whole audit is known"
+            text += f" It started from the weights of {Path(start['checkpoint']).name}{known}."
         kept = "kept" if card.protocol["keeps_setting"] else "NOT kept"
         text += (
             f" Audit: {card.protocol['image_draws']:,} images drawn, "
@@ -336,7 +337,8 @@ def describe_training(card: Card) -> str:
             f" {card.result['trainable_parameters'] / 1e6:.2f} M parameters trained in "
             f"{card.result['training_seconds']:.0f} s with PyTorch {card.result['versions']['torch']}."
         )
-    return f"{_wrap(text)}\n\n```bash\naccelerate launch train.py {card.recipe_path}\n```"
+    seed = f" --seed {recipe.seed}" if recipe.seed and card.recipe_path.startswith("recipes/") else ""
+    return f"{_wrap(text)}\n\n```bash\naccelerate launch train.py {card.recipe_path}{seed}\n```"
 
 
 def describe_scores(card: Card) -> str:
@@ -383,16 +385,24 @@ def describe_protocol(card: Card) -> str:
         f"Protocol: split `{recipe.eval_split}`, {how}; all {len(card.class_names)} classes compete in one arg-max; "
         f'template "{template}"; unlabelled pixels do not count.'
     )
-    words = ["python", "evaluate_ldvc.py", card.embedded or "FOLDER", "--dataset", recipe.dataset]
-    words += ["--split", recipe.eval_split, "--setting", recipe.setting]
-    if recipe.vocabulary:
-        words += ["--vocabulary", recipe.vocabulary]
+    words = ["python", "evaluate_ldvc.py", card.embedded or "FOLDER", "--setting", recipe.setting]
     if recipe.reduce_labels:
         words.append("--reduce_labels")
-    if recipe.num_eval_images:
-        words += ["--num_images", str(recipe.num_eval_images)]
-    words += ["--short_side", str(recipe.short_side), "--window", str(recipe.window)]
+    for option, value in evaluation_options(recipe).items():
+        words += [f"--{option}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
     return f"{_wrap(text)}\n\n```bash\n{shlex.join(words)}\n```"
+
+
+def evaluation_options(recipe: Recipe) -> dict[str, Any]:
+    """Options of `evaluate_ldvc.py` that score as the run did: data, classes and size."""
+    options = {"dataset": recipe.dataset, "dataset_config": recipe.dataset_config, "split": recipe.eval_split}
+    columns = {"image_column": (recipe.image_column, "image"), "label_column": (recipe.label_column, "label")}
+    options |= {name: value for name, (value, usual) in columns.items() if value != usual}
+    options |= {"num_images": recipe.num_eval_images, "vocabulary": recipe.vocabulary}
+    options |= {"class_names": recipe.class_names, "unseen_classes": recipe.unseen_classes}
+    options |= {"short_side": recipe.short_side, "window": recipe.window}
+    options |= {"stride": recipe.stride} if recipe.window else {}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def check_card(text: str) -> ModelCardData:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -245,6 +246,8 @@ def report_batch(found: Found, num_tried: int, failures: Sequence[tuple[str, str
     skipped = len(found.pictures) - num_tried
     text = f"{num_done} of {len(found.pictures)} pictures segmented into {folder.folder} ({kinds})"
     typer.echo(text + (f", {skipped} were there already" if skipped else ""))
+    if found.left_out:
+        typer.echo(found.describe_left_out(), err=True)
     if failures:
         typer.echo(f"{len(failures)} failed:", err=True)
         for name, reason in failures:
@@ -260,6 +263,7 @@ PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_optio
 @app.command("evaluate", context_settings=PASS_ON, add_help_option=False)
 def evaluate_command(context: typer.Context) -> int:
     """Score a checkpoint on a dataset; all arguments go to evaluate_ldvc.py, see `ldvc evaluate --help`."""
+    sys.path.append(str(Path(__file__).parent))  # the checkout, of which an installed command sees the library only
     import evaluate_ldvc
 
     sys.argv[0] = "ldvc evaluate"  # the name in its help
@@ -433,6 +437,8 @@ def demo_command(
 
 def main() -> None:
     """Run the command line."""
+    # Threads of PyTorch that spin while they wait cost several times the work's CPU time on a machine that is busy.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 

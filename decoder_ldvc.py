@@ -114,18 +114,40 @@ class LDVCRouteAttention(LDVCAttention):
         queries, keys, values = (partition_regions(x, grid_size, region_size) for x in projected)
         is_real = real_tokens(grid_size, region_size, (0, 0), queries.device)
         routes = select_routes(queries, keys, is_real, min(self.top_k, queries.shape[1]))
-        is_kept = None
-        if any(side % region for side, region in zip(grid_size, region_size, strict=True)):
-            is_kept = gather_regions(is_real.expand(routes.shape[0], -1, -1, -1), routes).flatten(0, 1).squeeze(-1)
+        is_padded = any(side % region for side, region in zip(grid_size, region_size, strict=True))
+        is_real = is_real.expand(routes.shape[0], -1, -1, -1) if is_padded else None
+        # A row of regions at a time: every region has a copy of its keys, and all copies at once cost more than they
+        # save (measured at 32 x 32 tokens: 65 ms, by rows 35 ms, full attention 44 ms).
+        rows = zip(queries.split(self.num_regions, dim=1), routes.split(self.num_regions, dim=1), strict=True)
+        attended = [self.attend_regions(row, row_routes, keys, values, is_real) for row, row_routes in rows]
+        outputs, weights = zip(*attended, strict=True)
+        output = merge_regions(torch.cat(outputs, dim=1), grid_size, region_size)
+        return output, None if weights[0] is None else torch.cat(weights, dim=1), routes
+
+    def attend_regions(
+        self, queries: Tensor, routes: Tensor, keys: Tensor, values: Tensor, is_real: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gather the keys and values that some regions are routed to, and attend.
+
+        Args:
+            queries: (batch_size, some_regions, region_area, projection_dim).
+            routes: (batch_size, some_regions, top_k) region indices.
+            keys: (batch_size, num_regions, region_area, projection_dim).
+            values: Same shape as `keys`.
+            is_real: (batch_size, num_regions, region_area, 1) bool, `False` for padding, or `None` without padding.
+
+        Returns:
+            The output, shaped as `queries`; weights (batch_size, some_regions, heads, region_area, keys) or `None`.
+        """
+        is_kept = None if is_real is None else gather_regions(is_real, routes).flatten(0, 1).squeeze(-1)
         output, weights = self.attend(
             queries.flatten(0, 1),
             gather_regions(keys, routes).flatten(0, 1),
             gather_regions(values, routes).flatten(0, 1),
             is_kept,
         )
-        weights = None if weights is None else weights.unflatten(0, routes.shape[:2])
-        output = merge_regions(output.unflatten(0, routes.shape[:2]), grid_size, region_size)
-        return output, weights, routes
+        shape = routes.shape[:2]
+        return output.unflatten(0, shape), None if weights is None else weights.unflatten(0, shape)
 
 
 class LDVCWindowAttention(LDVCAttention):
@@ -234,7 +256,7 @@ class LDVCSimilarity(nn.Module):
             if self.kind == "cosine":
                 class_embeds, patch_embeds = F.normalize(class_embeds, dim=-1), F.normalize(patch_embeds, dim=-1)
                 scale = self.log_scale.exp()
-        logits = class_embeds @ patch_embeds.transpose(-1, -2) * scale
+        logits = class_embeds @ (patch_embeds * scale).transpose(-1, -2)
         return logits if self.bias is None else logits + self.bias
 
 

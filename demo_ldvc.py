@@ -312,11 +312,22 @@ class Page:
         if upload is None:  # the box was emptied; the result stays until there is another picture
             return [Visit(None, visit.answer), *[gr.skip()] * 10]
         try:
-            scene = self.segmenter.encode(upload["path"])
+            scene = self.segmenter.encode(self.uploaded_file(upload))
         except ValueError as error:
             picture = visit.scene.preview if visit.scene else None
             return [*self.refuse(visit, error, 8), picture]
         return [*self.on_settings(Visit(scene, visit.answer), label_text, threshold, started), gr.skip()]
+
+    def uploaded_file(self, upload: Mapping) -> Path:
+        """Return the file of an upload: what the browser names might be any file of this machine.
+
+        Raises:
+            ValueError: If it was not uploaded to this page.
+        """
+        path = Path(str(upload.get("path"))).resolve()
+        if not path.is_relative_to(Path(self.picture.GRADIO_CACHE).resolve()):
+            raise ValueError("the file was not uploaded to this page; choose it again.")
+        return path
 
     def on_settings(
         self, visit: Visit | None, label_text: str, threshold: float, started: float | None = None

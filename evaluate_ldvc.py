@@ -9,8 +9,8 @@ All classes compete in one arg-max; unlabelled pixels do not count. The table is
 from the probability of seen classes, as the literature does.
 
 A checkpoint is scored under a setting (default: inductive) only if protocol.json, the audit of its training, agrees:
-same classes, same split, no mask of an unseen class. `--allow_protocol_mismatch` scores it all the same and says in
-the result what does not fit. A checkpoint without an audit is scored and marked "unaudited".
+same weights, classes and split, no mask of an unseen class. `--allow_protocol_mismatch` scores it all the same and
+says in the result what does not fit. A checkpoint without an audit is scored and marked "unaudited".
 """
 
 import argparse
@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -36,16 +36,24 @@ from tqdm import tqdm
 from transformers import CLIPModel
 from transformers.configuration_utils import PreTrainedConfig
 
+import loading_ldvc
 from baseline_ldvc import TrainingFreeCLIP
 from check_data import choose_vocabulary
 from data_ldvc import check_label_convention, dataset_fingerprint, load_split, map_labels, read_sample
 from image_processing_ldvc import best_classes
-from inference_ldvc import InferenceSettings, class_scores, prepare_image
-from modeling_ldvc import LDVCForSemanticSegmentation
+from inference_ldvc import InferenceSettings, class_scores, encode_classes, prepare_image
 from processes_ldvc import process_state
 from processing_ldvc import LDVCProcessor, check_templates
-from protocol_ldvc import PROTOCOL_FILE, names_trained_with_masks, protocol_mismatches, read_protocol, shared_names
-from recipe_ldvc import model_fields
+from protocol_ldvc import (
+    PROTOCOL_FILE,
+    is_wholly_audited,
+    names_trained_with_masks,
+    protocol_mismatches,
+    read_protocol,
+    shared_names,
+    trained_weights_fingerprint,
+)
+from run_state_ldvc import read_log
 from signatures_ldvc import describe_signatures, find_signatures
 from vocabularies import VOCABULARIES, Vocabulary
 from weights_ldvc import ADAPTER_CONFIG
@@ -67,13 +75,6 @@ SETTINGS = ("inductive", "transductive", "fully_supervised", "cross_dataset")
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "numpy", "pillow")
 
 
-def encode_vocabulary(model: nn.Module, processor: LDVCProcessor, class_names: Sequence[str], device: Any) -> Tensor:
-    """Encode class names with the model's text tower: (num_classes, projection_dim), unit length."""
-    inputs = processor(class_names=list(class_names), return_tensors="pt").to(device)
-    with torch.no_grad():
-        return model.get_class_embeds(**inputs)
-
-
 def permute_names(vocabulary: Vocabulary) -> list[str]:
     """Class names with the unseen ones moved round by one: a control in which every unseen name is wrong."""
     names, unseen = list(vocabulary.class_names), vocabulary.unseen_class_ids
@@ -91,6 +92,46 @@ def image_areas(prediction: np.ndarray, reference: np.ndarray, num_classes: int)
     return np.stack(counts, axis=1).astype(np.int32)
 
 
+def resample(num_images: int, seed: int = 0) -> np.ndarray:
+    """How often each image counts: once each in the first row, then drawn with replacement; (1 + 1000, num_images).
+
+    A single image tells nothing of others and is not resampled: its scores have no interval.
+    """
+    rng = np.random.default_rng(seed)
+    num_draws = BOOTSTRAP_RESAMPLES if num_images > 1 else 0
+    draws = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_draws)
+    return np.concatenate([np.ones((1, num_images), dtype=draws.dtype), draws])
+
+
+def mean_iou(areas: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Mean IoU of some classes for each row of `draws`; NaN where no class has a pixel.
+
+    Args:
+        areas: (num_images, num_classes, 3) from `image_areas`.
+        draws: (num_draws, num_images) from `resample`.
+
+    Returns:
+        (num_draws,) fractions.
+    """
+    totals = (draws @ areas.reshape(len(areas), -1).astype(np.int64)).reshape(len(draws), *areas.shape[1:])
+    hits, union = totals[..., 0], totals[..., 1] + totals[..., 2] - totals[..., 0]
+    is_there = union > 0
+    ious = np.where(is_there, hits / np.maximum(union, 1), 0.0)
+    return np.where(is_there.any(1), ious.sum(1) / np.maximum(is_there.sum(1), 1), np.nan)
+
+
+def share(counts: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Share of the counted pixels, (num_draws,), from (num_images, 2) hits and counts; NaN where none is counted."""
+    hits, counted = (draws @ counts.astype(np.int64)).T
+    return np.where(counted > 0, hits / np.maximum(counted, 1), np.nan)
+
+
+def interval(resampled: np.ndarray) -> list[float]:
+    """95 % interval of the values that are numbers; empty without any."""
+    finite = resampled[np.isfinite(resampled)]
+    return [float(np.quantile(finite, q)) for q in (0.025, 0.975)] if finite.size else []
+
+
 def bootstrap_intervals(areas: np.ndarray, unseen_ids: Sequence[int], seed: int = 0) -> dict[str, list[float]]:
     """95 % intervals of the scores over images, by resampling images with replacement.
 
@@ -100,33 +141,19 @@ def bootstrap_intervals(areas: np.ndarray, unseen_ids: Sequence[int], seed: int 
         seed: Seed of the resampling.
 
     Returns:
-        Score name -> [low, high], fractions.
+        Score name -> [low, high], fractions; empty where there is none.
     """
-    num_images, num_classes, _ = areas.shape
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=BOOTSTRAP_RESAMPLES)
-    totals = (draws @ areas.reshape(num_images, -1).astype(np.int64)).reshape(-1, num_classes, 3)
-    hits, predicted, labelled = totals[..., 0], totals[..., 1], totals[..., 2]
-    union = predicted + labelled - hits
-    ious = np.where(union > 0, hits / np.maximum(union, 1), np.nan)
-    is_unseen = np.isin(np.arange(num_classes), list(unseen_ids))
-    seen, unseen = _row_means(ious[:, ~is_unseen]), _row_means(ious[:, is_unseen])
+    draws = resample(len(areas), seed)[1:]
+    is_unseen = np.isin(np.arange(areas.shape[1]), list(unseen_ids))
+    seen, unseen = mean_iou(areas[:, ~is_unseen], draws), mean_iou(areas[:, is_unseen], draws)
+    both = seen + unseen
     scores = {
-        "pixel_accuracy": hits.sum(1) / np.maximum(labelled.sum(1), 1),
+        "pixel_accuracy": share(areas[..., [0, 2]].sum(axis=1), draws),
         "miou_seen": seen,
         "miou_unseen": unseen,
-        "hiou": np.where(seen + unseen > 0, 2 * seen * unseen / np.maximum(seen + unseen, 1e-12), 0 * (seen + unseen)),
+        "hiou": np.where(both > 0, 2 * seen * unseen / np.maximum(both, 1e-12), 0 * both),
     }
-    return {
-        name: [float(np.nanquantile(values, q)) for q in (0.025, 0.975)] if np.isfinite(values).any() else []
-        for name, values in scores.items()
-    }
-
-
-def _row_means(values: np.ndarray) -> np.ndarray:
-    """Means over columns that are not NaN; NaN where none is left."""
-    counts = np.isfinite(values).sum(axis=1)
-    return np.where(counts > 0, np.nansum(values, axis=1) / np.maximum(counts, 1), np.nan)
+    return {name: interval(values) for name, values in scores.items()}
 
 
 def group_scores(
@@ -142,6 +169,28 @@ def group_scores(
             present = [per_class_iou[i] for i in members if np.isfinite(per_class_iou[i])]
             table[f"{group}_{kind}"] = float(np.mean(present)) if present else None
     return table
+
+
+def read_share(
+    dataset: Any, processor: LDVCProcessor, settings: InferenceSettings, device: Any, title: str | None = None
+) -> Iterator[tuple[int, Tensor, np.ndarray]]:
+    """Read every n-th image of a split, as one of n processes.
+
+    Args:
+        dataset: A map-style split as given by `load_split`.
+        processor: Pixel statistics.
+        settings: Size.
+        device: Where the pixels go.
+        title: Of the progress bar on the first process; `None` draws none.
+
+    Yields:
+        Row; (3, height, width) normalised pixels; (height, width) label map with the ids of its file.
+    """
+    state, statistics = PartialState(), processor.image_processor
+    rows = range(state.process_index, len(dataset), state.num_processes)
+    for row in tqdm(rows, desc=title, unit="image", disable=title is None or not state.is_main_process):
+        image, label_map = read_sample(dataset, row)
+        yield row, prepare_image(image, settings, statistics.image_mean, statistics.image_std).to(device), label_map
 
 
 def evaluate_model(
@@ -177,21 +226,18 @@ def evaluate_model(
     Raises:
         ValueError: If a sample cannot be read or its ids do not fit the class list.
     """
-    state = PartialState()
     was_training = model.training
     model.eval()
     num_classes = len(vocabulary.class_names)
     device = next(model.parameters()).device
-    embeds = encode_vocabulary(model, processor, class_names or vocabulary.class_names, device)
+    _, embeds = encode_classes(model, processor, class_names or vocabulary.class_names)
     is_seen = torch.isin(torch.arange(num_classes), torch.tensor(vocabulary.seen_class_ids, dtype=torch.long))
-    mean, std = processor.image_processor.image_mean, processor.image_processor.image_std
     metrics = {offset: evaluate.load(METRIC_PATH) for offset in offsets}
     areas: dict[float, list] = {offset: [] for offset in offsets}
-    indices = range(state.process_index, len(dataset), state.num_processes)
-    for index in tqdm(indices, desc="evaluate", disable=not (show_progress and state.is_main_process)):
-        image, label_map = read_sample(dataset, index)
+    title = "evaluate" if show_progress else None
+    for index, pixels, label_map in read_share(dataset, processor, settings, device, title):
         reference = map_labels(label_map, num_classes, reduce_labels=reduce_labels)
-        scores = class_scores(model, prepare_image(image, settings, mean, std).to(device), embeds, settings)
+        scores = class_scores(model, pixels, embeds, settings)
         for offset in offsets:
             # a constant per class stays the same under averaging and resizing, so that one pass serves all offsets
             shifted = scores - offset * is_seen.to(scores)[:, None, None]
@@ -288,8 +334,9 @@ def stored_config(checkpoint: str) -> dict[str, Any]:
     try:
         return PreTrainedConfig.get_config_dict(checkpoint)[0]
     except OSError as error:
+        reason = loading_ldvc.one_line(error)
         raise OSError(
-            f"no LDVC checkpoint can be read from {checkpoint!r}; give a folder or Hub id. {error}"
+            f"no LDVC checkpoint can be read from {checkpoint!r}; give a folder or Hub id ({reason})"
         ) from error
 
 
@@ -308,16 +355,11 @@ def load_checkpoint(
 
     Raises:
         OSError: If there is no such checkpoint.
-        ValueError: If it is of the wrong kind.
+        ValueError: If it is of the wrong kind, or not whole.
     """
-    adapter = Path(path) / ADAPTER_CONFIG
-    if adapter.is_file() and not training_free:
-        reference = json.loads(adapter.read_text())
-        fields = {name: reference["config"][name] for name in model_fields()} | config_fields
-        model = LDVCForSemanticSegmentation.from_clip_pretrained(reference["clip"], **fields)
-        model.load_adapter_weights(path)
-        return model, LDVCProcessor.from_pretrained(path)
-    kind, expected = PreTrainedConfig.get_config_dict(path)[0].get("model_type"), "clip" if training_free else "ldvc"
+    is_adapter = (Path(path) / ADAPTER_CONFIG).is_file()
+    kind = "ldvc" if is_adapter else stored_config(path).get("model_type")
+    expected = "clip" if training_free else "ldvc"
     if kind != expected:
         raise ValueError(
             f"{path!r} holds a {kind!r} model, not {expected!r}; --training_free scores a CLIP, without it an LDVC "
@@ -326,12 +368,8 @@ def load_checkpoint(
     if training_free:
         clip = CLIPModel.from_pretrained(path, dtype=torch.float32)
         return TrainingFreeCLIP(clip), LDVCProcessor.from_clip_pretrained(path, image_stats=image_stats)
-    model, info = LDVCForSemanticSegmentation.from_pretrained(
-        path, dtype=torch.float32, output_loading_info=True, **config_fields
-    )
-    if info["missing_keys"]:
-        raise ValueError(f"{path!r} lacks weights, first {min(info['missing_keys'])}; save the checkpoint again.")
-    return model, LDVCProcessor.from_pretrained(path)
+    model, processor = loading_ldvc.load_checkpoint(path, "cpu", **config_fields)
+    return model.float(), processor
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -352,7 +390,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--reduce_labels", action="store_true", help="label maps count from 1, 0 is background (VOC)")
     parser.add_argument("--short_side", type=int, default=512, help="pixels; 0 keeps the size")
     parser.add_argument("--window", type=int, default=512, help="pixels; 0 takes the whole picture at once")
-    parser.add_argument("--stride", type=int, default=426, help="pixels")
+    parser.add_argument("--stride", type=int, help="pixels; default: 426 of a window of 512, and so of others")
     parser.add_argument("--window_batch_size", type=int, default=4)
     parser.add_argument("--offsets", type=float, nargs="+", default=list(SEEN_SCORE_OFFSETS))
     parser.add_argument("--prompt_templates", nargs="+", help="averaged; for models without text prompts")
@@ -364,13 +402,18 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def audit_checkpoint(arguments: argparse.Namespace, vocabulary: Vocabulary) -> dict[str, Any]:
+def audit_checkpoint(arguments: argparse.Namespace, vocabulary: Vocabulary, model: nn.Module) -> dict[str, Any]:
     """Hold a checkpoint's audit against the protocol it is to be scored under.
+
+    Args:
+        arguments: Of the command line.
+        vocabulary: Classes and split.
+        model: The checkpoint, loaded.
 
     Returns:
         `status`: "matches", "mismatch", "unaudited" (nobody counted which masks trained the weights) or
-        "training_free"; `findings`: sentences; the `setting` of the scores, the setting it was `trained` in, and the
-        names trained with masks.
+        "training_free"; `findings`: sentences; the `setting` of the scores, the setting it was `trained` in, the
+        names trained with masks, and the `seed` of the training.
 
     Raises:
         ValueError: If they do not match and `--allow_protocol_mismatch` is not given, or protocol.json is damaged.
@@ -378,21 +421,22 @@ def audit_checkpoint(arguments: argparse.Namespace, vocabulary: Vocabulary) -> d
     audit = {"status": "training_free", "setting": arguments.setting, "trained": None, "findings": []}
     if arguments.training_free:
         return audit | {"names_trained_with_masks": []}
-    seen_classes = stored_config(arguments.checkpoint).get("seen_classes")
+    seen_classes = model.config.seen_classes
     protocol = read_protocol(arguments.checkpoint)
     if protocol is None:
         finding = f"{arguments.checkpoint!r} has no {PROTOCOL_FILE}: which masks trained it, nobody counted"
         return audit | {"status": "unaudited", "findings": [finding], "names_trained_with_masks": seen_classes or []}
-    findings = protocol_mismatches(protocol, arguments.setting, vocabulary, seen_classes)
+    weights = trained_weights_fingerprint(model)
+    findings = protocol_mismatches(protocol, arguments.setting, vocabulary, seen_classes, weights)
     if findings and not arguments.allow_protocol_mismatch:
         raise ValueError(
             f"{arguments.checkpoint!r} cannot be scored as {arguments.setting}: {'; '.join(findings)}. Choose the "
             "--setting and --vocabulary that it was trained with, or mark the result with --allow_protocol_mismatch."
         )
     status = "mismatch" if findings else "matches"
-    start = protocol.get("start")
-    if start and not start["is_audited"] and not findings:
-        status, findings = "unaudited", [f"it started from {start['checkpoint']!r}, whose training nobody audited"]
+    if not findings and not is_wholly_audited(protocol):
+        start = protocol["start"]["checkpoint"]
+        status, findings = "unaudited", [f"it started from {start!r}, of whose training no whole audit is known"]
     return {
         "status": status,
         "setting": arguments.setting,
@@ -400,6 +444,7 @@ def audit_checkpoint(arguments: argparse.Namespace, vocabulary: Vocabulary) -> d
         "findings": findings,
         "names_trained_with_masks": names_trained_with_masks(protocol),
         "training_data_fingerprint": protocol.get("dataset_fingerprint"),
+        "seed": protocol.get("seed"),
     }
 
 
@@ -427,9 +472,7 @@ def load_floor(path: str, vocabulary: Vocabulary, fingerprint: str) -> dict[str,
 
 def find_history(checkpoint: str) -> list[dict[str, Any]]:
     """Scores over training, from the log beside a checkpoint; empty without one."""
-    log = Path(checkpoint) / "log.jsonl"
-    records = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    return [record for record in records if "miou_unseen" in record]
+    return [record for record in read_log(Path(checkpoint) / "log.jsonl") if "miou_unseen" in record]
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -440,7 +483,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     vocabulary = choose_vocabulary(arguments.dataset, arguments.class_names, arguments.unseen_classes, named)
     settings = InferenceSettings(arguments.short_side, arguments.window, arguments.stride, arguments.window_batch_size)
     check_label_convention(arguments.dataset, len(vocabulary.class_names), reduce_labels=arguments.reduce_labels)
-    audit = audit_checkpoint(arguments, vocabulary)
+    model, processor = load_checkpoint(arguments.checkpoint, arguments.training_free, arguments.image_stats)
+    audit = audit_checkpoint(arguments, vocabulary, model)
     is_cross, offsets = arguments.setting == "cross_dataset", arguments.offsets
     if is_cross:  # one list without a split, so that an offset would lower all alike
         known = shared_names(vocabulary.class_names, audit["names_trained_with_masks"])
@@ -454,8 +498,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         label_column=arguments.label_column,
         num_images=arguments.num_images,
     )
-    model, processor = load_checkpoint(arguments.checkpoint, arguments.training_free, arguments.image_stats)
-    trace = provenance(model.encoder.config if arguments.training_free else model.config, dataset)
+    config = model.encoder.config if arguments.training_free else model.config
+    trace = provenance(config, dataset, audit.get("seed"))
     floor = load_floor(arguments.floor, vocabulary, trace["dataset_fingerprint"]) if arguments.floor else None
     if arguments.prompt_templates:
         processor.prompt_templates = check_templates(arguments.prompt_templates)
@@ -496,18 +540,19 @@ def print_result(result: Mapping[str, Any]) -> None:
     """Show the table, and under it everything that a reader of the numbers must know."""
     is_cross = result["setting"] == "cross_dataset"
     rows = {f"offset {offset}": scores for offset, scores in result["scores"].items()}
-    print(format_table(rows, CROSS_COLUMNS if is_cross else COLUMNS))
+    lines = [format_table(rows, CROSS_COLUMNS if is_cross else COLUMNS)]
     if is_cross:
         names = result["names"]
-        print(f"names with masks in training: {', '.join(names['in_training']) or 'none'}")
-        print(f"new names: {', '.join(names['new']) or 'none'}")
+        lines.append(f"names with masks in training: {', '.join(names['in_training']) or 'none'}")
+        lines.append(f"new names: {', '.join(names['new']) or 'none'}")
+        lines.append("names are compared by spelling: a synonym of a trained name (couch, sofa) counts as new")
     audit = result["audit"]
     if audit["status"] in ("mismatch", "unaudited"):
-        print(f"{audit['status'].upper()}: {'; '.join(audit['findings'])}")
+        lines.append(f"{audit['status'].upper()}: {'; '.join(audit['findings'])}")
     if result["scored_on_training_images"]:
-        print("these label maps are those of the training split")
-    for signature in result["signatures"]:
-        print(signature["message"])
+        lines.append("these label maps are those of the training split")
+    lines += [signature["message"] for signature in result["signatures"]]
+    sys.stdout.write("\n".join([*lines, ""]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -515,7 +560,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(parse_arguments(argv))
     except (ValueError, TypeError, OSError) as error:
-        print(f"evaluate_ldvc: {error}", file=sys.stderr)
+        sys.stderr.write(f"evaluate_ldvc: {error}\n")
         return 2
     return 0
 

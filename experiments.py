@@ -1,15 +1,16 @@
 """Run a list of recipes over seeds, and print the table.
 
     python experiments.py recipes/ablations/picturebook.yaml
-    python experiments.py recipes/ablations/picturebook.yaml --only ldvc class_query --seeds 0 1 2
+    python experiments.py recipes/ablations/picturebook.yaml --only ldvc class_query --seeds 3 4
     python experiments.py recipes/ablations/picturebook.yaml --dry_run         what would run, with its command
     python experiments.py recipes/ablations/picturebook.yaml --max_steps 2 --num_eval_images 4        smoke run
 
 Every row and seed is a process of its own (`accelerate launch train.py ...`) with a log under outputs/, so that a
-crash ends one run and not the list; failures are named at the end, with exit code 1. A result that is there already,
-with the same settings and the same CLIP, is not made again: an interrupted list continues by the same command. A
-result with other settings is reported and kept; `--replace` makes it anew. In a copied folder without .git, name the
-commit in the environment variable LDVC_COMMIT.
+crash ends one run and not the list; failures are named at the end, with exit code 1. All rows run at the first seed,
+then at the next. A result that is there already, with the same settings and the same CLIP, is not made again, and a
+run that was stopped goes on from its last state (`save_every`) if settings, CLIP and commit are still the same: an
+interrupted list continues by the same command. A result with other settings is reported and kept; `--replace` makes it
+anew. In a copied folder without .git, name the commit in the environment variable LDVC_COMMIT.
 
 Further keys of a recipe are handed to every run. Such results are kept under outputs/, out of the ledger results/,
 which `python report.py` renders into README, cards and docs.
@@ -20,22 +21,23 @@ import contextlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ablations_ldvc import Experiments, ListError, Row, read_list, required_settings
 from ledger_ldvc import (
     CLIP_KEY,
     LedgerError,
     check_result,
-    clip_fingerprint,
     differences,
     load_result,
     settings_hash,
@@ -44,9 +46,16 @@ from ledger_ldvc import (
 from recipe_ldvc import Recipe
 
 
+try:
+    import fcntl
+except ImportError:  # Windows: nothing notices a run that outlived a killed list
+    fcntl = None
+
 ROOT = Path(__file__).resolve().parent
 OUTPUTS = ROOT / "outputs"
 COMMIT_VARIABLE = "LDVC_COMMIT"  # for a copied folder without .git
+OVERWRITE, RESUME = "--overwrite_output_dir=true", "--resume_from_checkpoint=latest"
+STATES = "**/states/step_*"  # of either half of a transductive run
 LAUNCH = "--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
 
 
@@ -83,7 +92,7 @@ class Job:
     @property
     def settings(self) -> dict[str, Any]:
         """What its result must have been made with."""
-        return required_settings(self.row, self.recipe) | {CLIP_KEY: clip_fingerprint(self.recipe.clip)}
+        return required_settings(self.row, self.recipe)
 
 
 def plan(
@@ -113,35 +122,35 @@ def plan(
             raise ListError(f"{experiments.path}: there is no row '{name}'; choose from {', '.join(names)}.")
     outputs = OUTPUTS / ("smoke" if extra else "experiments") / experiments.world
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(launch), str(ROOT / "train.py")]
+    rows = [row for row in experiments.rows if not only or row.name in only]
     jobs, made = [], {}
-    for row in experiments.rows:
-        if only and row.name not in only:
-            continue
-        for seed in seeds:
+    for seed in dict.fromkeys(seeds):  # all rows at one seed first: an unfinished list compares something
+        for row in rows:
             folder = outputs / f"{row.name}_seed{seed}"
-            given = [*extra, f"--output_dir={folder}", "--overwrite_output_dir=true", "--results_file=null"]
+            given = [*extra, f"--output_dir={folder}", OVERWRITE, "--results_file=null"]
             recipe = experiments.recipe_of(row, seed, given)
             command = [] if row.training_free else [*launcher, *experiments.arguments(row, seed, given)]
             jobs.append(Job(row, seed, recipe, command, folder, results / f"{row.name}_seed{seed}.json"))
-        settings = settings_hash(jobs[-1].settings)
-        if settings in made:
-            raise ListError(f"{experiments.path}: rows '{made[settings]}' and '{row.name}' have the same settings.")
-        made[settings] = row.name
+            twin = made.setdefault(settings_hash(jobs[-1].settings), row.name)
+            if twin != row.name:
+                raise ListError(f"{experiments.path}: rows '{twin}' and '{row.name}' have the same settings.")
     return jobs
 
 
-def check_commit() -> None:
-    """Refuse to spend hours on results that cannot be traced to their code.
+def current_commit() -> str:
+    """Commit of the code, so that no hours are spent on results that cannot be traced to it.
 
     Raises:
-        ListError: If neither git nor the environment knows the commit.
+        ListError: If neither git nor the environment knows it.
     """
-    known = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, check=False).returncode == 0
-    if not known and not os.environ.get(COMMIT_VARIABLE):
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    commit = head.stdout.strip() if head.returncode == 0 else os.environ.get(COMMIT_VARIABLE)
+    if not commit:
         raise ListError(
             f"{ROOT} is no git checkout, so that no result could be traced to its code; run in one, or name the "
             f"commit that was copied in the environment: {COMMIT_VARIABLE}=$(git rev-parse HEAD)."
         )
+    return commit
 
 
 def state_of(job: Job) -> str:
@@ -162,39 +171,94 @@ def run_job(job: Job) -> str | None:
     """Run one job and write its result into the ledger; returns what went wrong, or `None`."""
     from evaluate_ldvc import without_nan, write_json
 
-    started = time.perf_counter()
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    started, settings = time.perf_counter(), job.settings
     try:
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
         result = score_floor(job) if job.row.training_free else train_row(job)
         if result is None:
             return last_words(job.log)
         result["commit"] = result["commit"] or os.environ.get(COMMIT_VARIABLE)
-        result["clip_fingerprint"] = clip_fingerprint(job.recipe.clip)
+        result["clip_fingerprint"] = settings[CLIP_KEY]
         result["row"] = {"name": job.row.name, "title": job.row.title, "group": job.row.group}
         result.setdefault("seconds", round(time.perf_counter() - started, 1))
         result = without_nan(result)
         check_result(result, str(job.result_file))
+        changed = differences(settings, settings_of_result(result)) or differences(settings, job.settings)
+        if changed:
+            return f"recipe or CLIP changed while it ran ({'; '.join(changed)}); the same command makes it anew"
         write_json(result, job.result_file)
+    except (ListError, LedgerError) as error:
+        return str(error)
     except Exception as error:  # whatever it is, it must not end the list
         return f"{type(error).__name__}: {error}"
     return None
 
 
+class Processes:
+    """The trainers at work, each in a process group with its launcher and workers, so that all can be ended."""
+
+    def __init__(self) -> None:
+        self.running: set[subprocess.Popen] = set()
+        self.is_stopping = threading.Event()
+
+    def run(self, command: Sequence[str], log: IO[str]) -> int:
+        """Run a command to its end, its output in the log; returns its exit code."""
+        options = {"cwd": ROOT, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, start_new_session=True, **options)
+        self.running.add(process)
+        if self.is_stopping.is_set():
+            self.stop()
+        try:
+            return process.wait()
+        finally:
+            self.running.discard(process)
+
+    def stop(self) -> None:
+        """End what runs, and whatever starts from now on."""
+        self.is_stopping.set()
+        for process in list(self.running):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM) if hasattr(os, "killpg") else process.terminate()
+
+
 def train_row(job: Job) -> dict[str, Any] | None:
     """Launch the trainer; returns its results with the curve of scores and the command, `None` if it failed."""
-    with job.log.open("w") as log:
-        log.write(f"$ {shlex.join(job.command)}\n")
+    head = f"# settings {settings_hash(job.settings)}, code {current_commit()}\n"
+    is_finished = (job.folder / "results.json").exists()
+    with hold_log(job) as log:
+        command = job.command
+        if log.readline() == head and not is_finished and any(job.folder.glob(STATES)):
+            command = [RESUME if word == OVERWRITE else word for word in command]
+        else:
+            log.truncate(0)
+            log.write(head)
+        log.write(f"$ {shlex.join(command)}\n")
         log.flush()
-        done = subprocess.run(
-            job.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            check=False,
-        )  # fmt: skip
-    if done.returncode:
-        return None
+        if PROCESSES.run(command, log):
+            return None
     result = json.loads((job.folder / "results.json").read_text())
     records = [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
     curve = [record for record in records if "miou_unseen" in record]
     return result | {"curve": curve, "command": readable_command(job)}
+
+
+@contextlib.contextmanager
+def hold_log(job: Job) -> Iterator[IO[str]]:
+    """Open a job's log for reading and appending, and keep others out until the trainer, which inherits it, has ended.
+
+    Raises:
+        ListError: If another list, or a trainer that outlived one, is at work on the same row and seed.
+    """
+    with job.log.open("a+") as log:
+        try:
+            if fcntl:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ListError(
+                f"another process is at work on it and holds {job.log}; wait for it, or end it."
+            ) from error
+        log.seek(0)
+        yield log
 
 
 def readable_command(job: Job) -> str:
@@ -249,6 +313,9 @@ def last_words(log: Path) -> str:
     return f"{' '.join(said)} (log: {log})"
 
 
+PROCESSES = Processes()
+
+
 def run_jobs(jobs: Sequence[Job], num_parallel: int) -> dict[str, str]:
     """Run jobs, and say after each how far the list is.
 
@@ -260,7 +327,7 @@ def run_jobs(jobs: Sequence[Job], num_parallel: int) -> dict[str, str]:
         Name of each job that failed -> what went wrong.
 
     Raises:
-        KeyboardInterrupt: If the user stops the list; nothing new is started then.
+        KeyboardInterrupt: If the user stops the list, which ends what runs.
     """
     failures: dict[str, str] = {}
     floors = [job for job in jobs if job.row.training_free]  # scored in this process, so one after the other
@@ -269,16 +336,18 @@ def run_jobs(jobs: Sequence[Job], num_parallel: int) -> dict[str, str]:
         failures.update({job.name: error} if error else {})
         report_progress(job, error, f"{number}/{len(jobs)}")
     started = time.perf_counter()
+    PROCESSES.is_stopping.clear()
     with ThreadPoolExecutor(num_parallel) as pool:
         waiting = {pool.submit(run_job, job): job for job in jobs if not job.row.training_free}
         try:
             for number, future in enumerate(as_completed(waiting), 1):
                 job, error = waiting[future], future.result()
                 failures.update({job.name: error} if error else {})
-                left = (time.perf_counter() - started) / number * (len(waiting) - number)
+                left = (time.perf_counter() - started) / number * (len(waiting) - number) or None
                 report_progress(job, error, f"{len(floors) + number}/{len(jobs)}", left)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
+            PROCESSES.stop()
             raise
     return failures
 
@@ -339,7 +408,9 @@ def run(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
         return 0
     sys.stdout.write(f"{len(jobs)} runs: {len(to_do)} to do, {len(jobs) - len(to_do)} there already\n")
     if to_do:
-        check_commit()
+        current_commit()
+        sys.stdout.write(f"logs: {to_do[0].folder.parent}\n")
+        sys.stdout.flush()
     failures = run_jobs(to_do, arguments.jobs)
     if not arguments.replace:
         failures |= {name: f"{state} (kept; --replace makes it anew)" for name, state in stale.items()}
@@ -366,5 +437,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def interrupt(number: int, frame: Any) -> None:
+    """Take a signal to end, or a closed terminal, for Ctrl-C.
+
+    Raises:
+        KeyboardInterrupt: Always.
+    """
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    for ending in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(ending) != signal.SIG_IGN:  # nohup
+            signal.signal(ending, interrupt)
     sys.exit(main())

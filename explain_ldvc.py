@@ -40,7 +40,6 @@ __all__ = [
     "draw_cross_attention",
     "draw_routing",
     "explain_pixel",
-    "seen_class_mask",
 ]
 
 ROUTE_COLOR, POINT_COLOR = (255, 140, 0), (0, 229, 255)  # RGB; orange on grey, and a cyan that neither of them holds
@@ -49,6 +48,7 @@ SHOWN_REGIONS = 3  # per layer in a text
 # From dark to bright by lightness too, so that a grey print reads the same; after matplotlib's "magma".
 HEAT_COLORS = np.array([[8, 6, 40], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]], dtype=np.float32)
 HEAT_OPACITY = 0.7
+FLAT_SHARE = 0.01  # of the highest attention of a sheet; a map that varies less stays dark
 # What stands in for routes where there are none.
 UNROUTED = {
     "full": "every token attends to the whole picture",
@@ -339,7 +339,8 @@ def draw_cross_attention(
         class_names: One name per map.
 
     Returns:
-        RGB picture; all maps share one scale, from the lowest value of the sheet (dark) to the highest (bright).
+        RGB picture; each map goes from its own lowest value (dark) to its own highest (bright), which its title gives:
+        on one scale, the class that gets most attention would leave the others dark.
 
     Raises:
         ValueError: If names and maps differ in number.
@@ -351,26 +352,20 @@ def draw_cross_attention(
             "grid_width), one layer of cross_attention_maps."
         )
     image = fit_to_cell(image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image)))
-    lowest, highest = float(maps.min()), float(maps.max())
+    lowest, highest = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    ranges = (highest - lowest).clamp(min=FLAT_SHARE * highest.abs().max().item() + 1e-12)  # rounding is no pattern
     heights = F.interpolate(maps[None], size=(image.height, image.width), mode="bilinear", align_corners=False)[0]
-    heights = ((heights - lowest) / max(highest - lowest, 1e-12)).clamp(0, 1).numpy() * (len(HEAT_COLORS) - 1)
+    heights = ((heights - lowest) / ranges).clamp(0, 1).numpy() * (len(HEAT_COLORS) - 1)
     ground = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
     panels = []
     for height in heights:
         colors = [np.interp(height, np.arange(len(HEAT_COLORS)), channel) for channel in HEAT_COLORS.T]
         pixels = (1 - HEAT_OPACITY) * ground + HEAT_OPACITY * np.stack(colors, axis=-1)
         panels.append(Image.fromarray(np.round(pixels).astype(np.uint8)))
-    titles = [f"{name}: up to {float(class_map.max()):.2f}" for name, class_map in zip(class_names, maps, strict=True)]
-    caption = f"cross-attention, one scale for all: dark {lowest:.2f}, bright {highest:.2f}"
+    ends = zip(class_names, lowest.flatten().tolist(), highest.flatten().tolist(), strict=True)
+    titles = [f"{name}: {low:.1%} to {high:.1%}" for name, low, high in ends]
+    caption = "cross-attention; dark to bright: each class from its lowest to its highest"
     return draw_sheet(panels, titles, num_columns=min(4, len(panels)), captions=[caption])
-
-
-def seen_class_mask(model: LDVCForSemanticSegmentation, class_names: Sequence[str]) -> Tensor | None:
-    """Tell by name which classes trained with masks: (num_classes,) bool, or `None` where the checkpoint is silent."""
-    if not model.config.seen_classes:
-        return None
-    seen = set(model.config.seen_classes)
-    return torch.tensor([name in seen for name in class_names])
 
 
 def _open_picture(processor: LDVCProcessor, image: Any) -> Image.Image:
@@ -423,7 +418,7 @@ def _observe(
     with _eager_decoder(model):
         outputs = model(
             image_features=image_features,
-            seen_class_mask=seen_class_mask(model, names),
+            seen_class_mask=model.seen_class_mask(names if class_names is None else class_names),
             output_routes=True,
             output_attentions=True,
             output_decoder_attentions=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -60,10 +60,17 @@ class Found:
     Attributes:
         pictures: Each file once, in the order of the arguments, folders sorted.
         failures: What cannot be read, as (argument, reason).
+        left_out: How many files of searched folders have a suffix of no picture format that is read, such as ".heic".
     """
 
     pictures: list[Picture] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def describe_left_out(self) -> str:
+        """What was left out, in words; empty where nothing was."""
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.left_out.items()))
+        return f"Left out, as no picture format that is searched for: {counts}." if counts else ""
 
 
 def find_pictures(arguments: Sequence[str], recursive: bool = False, output: Path | None = None) -> Found:
@@ -78,11 +85,12 @@ def find_pictures(arguments: Sequence[str], recursive: bool = False, output: Pat
         output: A folder to leave out, whose pictures are results.
 
     Raises:
-        ValueError: If there is no picture at all, or two have one name even with their suffix.
+        ValueError: If there is no picture at all, two have one name even with their suffix, or a folder to search is
+            the one to leave out.
     """
     found, seen = Found(), set()
     for argument in arguments:
-        files = list(expand(argument, recursive, output, found.failures))
+        files = list(expand(argument, recursive, output, found))
         for path, name in files:
             key = os.path.realpath(path)
             if key not in seen:
@@ -90,19 +98,17 @@ def find_pictures(arguments: Sequence[str], recursive: bool = False, output: Pat
                 found.pictures.append(Picture(path, name))
     if not found.pictures:
         reasons = "; ".join(f"{argument}: {reason}" for argument, reason in found.failures[:3])
-        raise ValueError(f"no picture to segment: {reasons}")
+        raise ValueError(f"no picture to segment: {reasons} {found.describe_left_out()}".rstrip())
     found.pictures = drop_suffixes(found.pictures)
     return found
 
 
-def expand(
-    argument: str, recursive: bool, output: Path | None, failures: list[tuple[str, str]]
-) -> Iterator[tuple[Path, PurePath]]:
-    """Yield the files of one argument, each with its name and suffix; add to `failures` what gives none."""
-    path = Path(argument)
+def expand(argument: str, recursive: bool, output: Path | None, found: Found) -> Iterator[tuple[Path, PurePath]]:
+    """Yield the files of one argument, each with its name and suffix; note in `found` what gives none."""
+    path, failures = Path(argument), found.failures
     if path.is_dir():
         is_empty = True
-        for file in search_folder(path, recursive, output, failures):
+        for file in search_folder(path, recursive, output, found):
             is_empty = False
             yield file, file.relative_to(path)
         if is_empty:
@@ -119,23 +125,33 @@ def expand(
         failures.append((argument, "no such file."))
 
 
-def search_folder(
-    folder: Path, recursive: bool, output: Path | None, failures: list[tuple[str, str]]
-) -> Iterator[Path]:
-    """Yield the pictures of a folder, sorted; hidden files (`._photo.jpg` of macOS) are no pictures."""
+def search_folder(folder: Path, recursive: bool, output: Path | None, found: Found) -> Iterator[Path]:
+    """Yield the pictures of a folder, sorted; hidden files (`._photo.jpg` of macOS) are no pictures.
+
+    Raises:
+        ValueError: If it is the folder to leave out.
+    """
 
     def note(error: OSError) -> None:
-        failures.append((str(error.filename), f"the folder cannot be read ({error.strerror})."))
+        found.failures.append((str(error.filename), f"the folder cannot be read ({error.strerror})."))
 
     left_out = None if output is None else os.path.realpath(output)
+    if os.path.realpath(folder) == left_out:
+        raise ValueError(
+            f"{str(folder)!r} is searched for pictures and is the output folder too, so that results would be taken "
+            "for pictures; choose another with --output."
+        )
     for parent, folders, files in os.walk(folder, onerror=note):
         if recursive:
             folders[:] = sorted(name for name in folders if os.path.realpath(Path(parent, name)) != left_out)
         else:
             folders.clear()
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES:
+            suffix = Path(name).suffix.lower()
+            if suffix in PICTURE_SUFFIXES and not name.startswith("."):
                 yield Path(parent, name)
+            elif not name.startswith("."):
+                found.left_out[suffix or "without suffix"] += 1
 
 
 def drop_suffixes(pictures: Iterable[Picture]) -> list[Picture]:

@@ -25,18 +25,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset, disable_progress_bars
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from check_data import choose_vocabulary, parse_names
-from data_ldvc import IGNORE_INDEX, load_split, map_labels, read_sample
-from evaluate_ldvc import encode_vocabulary, image_areas, load_checkpoint, provenance, write_json
+from data_ldvc import IGNORE_INDEX, check_label_convention, load_split, map_labels
+from evaluate_ldvc import (
+    image_areas,
+    interval,
+    load_checkpoint,
+    mean_iou,
+    provenance,
+    read_share,
+    resample,
+    share,
+    write_json,
+)
 from folders_ldvc import read_class_names
 from image_processing_ldvc import best_classes
-from inference_ldvc import InferenceSettings, class_scores, prepare_image
+from inference_ldvc import InferenceSettings, class_scores, encode_classes
 from processes_ldvc import process_state
 from processing_ldvc import LDVCProcessor
 from vocabularies import Vocabulary
@@ -45,7 +53,6 @@ from weights_ldvc import weights_fingerprint
 
 __all__ = ["Checkpoint", "Measurement", "compare", "format_report", "group_names", "main", "measure"]
 
-BOOTSTRAP_RESAMPLES = 1000
 CLAIM_PROBABILITY = 0.5  # where post-processing would draw a mask
 NUM_WORST_CLASSES = 10  # in the printed table; the JSON has all
 ABSENT_ROWS = {
@@ -96,16 +103,8 @@ class Measurement:
 
 
 def load(path: str, device: Any, training_free: bool = False, image_stats: str = "imagenet") -> Checkpoint:
-    """Load a checkpoint, or a CLIP as the training-free baseline.
-
-    Raises:
-        OSError: If there is no such checkpoint; names it.
-    """
-    try:
-        model, processor = load_checkpoint(path, training_free, image_stats)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise OSError(f"no checkpoint can be loaded from {path!r}: check the folder or Hub id ({reason})") from error
+    """Load a checkpoint, or a CLIP as the training-free baseline."""
+    model, processor = load_checkpoint(path, training_free, image_stats)
     return Checkpoint(path, model.to(device).eval(), processor, training_free)
 
 
@@ -203,13 +202,9 @@ def read_pictures(
     Yields:
         Row, picture, and label map (height, width) with the ids of its file.
     """
-    state, statistics = PartialState(), checkpoint.processor.image_processor
-    embeds = encode_vocabulary(checkpoint.model, checkpoint.processor, names, state.device)
-    rows = range(state.process_index, len(dataset), state.num_processes)
-    hidden = not (show_progress and state.is_main_process)
-    for row in tqdm(rows, desc=f"score {checkpoint.path}", unit="image", disable=hidden):
-        image, label_map = read_sample(dataset, row)
-        pixels = prepare_image(image, settings, statistics.image_mean, statistics.image_std).to(state.device)
+    _, embeds = encode_classes(checkpoint.model, checkpoint.processor, names)
+    title = f"score {checkpoint.path}" if show_progress else None
+    for row, pixels, label_map in read_share(dataset, checkpoint.processor, settings, embeds.device, title):
         yield row, Picture(checkpoint, pixels, label_map.shape, embeds, settings), label_map
 
 
@@ -337,47 +332,12 @@ def compare(
     return result
 
 
-def resample(num_images: int, seed: int = 0) -> np.ndarray:
-    """How often each image counts: once each in the first row, then drawn with replacement; (1 + 1000, num_images).
-
-    A single image tells nothing of others and is not resampled: its scores have no interval.
-    """
-    rng = np.random.default_rng(seed)
-    num_draws = BOOTSTRAP_RESAMPLES if num_images > 1 else 0
-    draws = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_draws)
-    return np.concatenate([np.ones((1, num_images), dtype=draws.dtype), draws])
-
-
-def mean_iou(areas: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Mean IoU of some classes for each row of `draws`; NaN where no class has a pixel.
-
-    Args:
-        areas: (num_images, num_classes, 3) from `image_areas`.
-        draws: (num_draws, num_images) from `resample`.
-
-    Returns:
-        (num_draws,) fractions.
-    """
-    totals = (draws @ areas.reshape(len(areas), -1).astype(np.int64)).reshape(len(draws), -1, 3)
-    hits, union = totals[..., 0], totals[..., 1] + totals[..., 2] - totals[..., 0]
-    is_there = union > 0
-    ious = np.where(is_there, hits / np.maximum(union, 1), 0.0)
-    return np.where(is_there.any(1), ious.sum(1) / np.maximum(is_there.sum(1), 1), np.nan)
-
-
-def share(counts: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Share of the counted pixels, (num_draws,), from counts (num_images, 2); NaN where none is counted."""
-    wrong, counted = (draws @ counts.astype(np.int64)).T
-    return np.where(counted > 0, wrong / np.maximum(counted, 1), np.nan)
-
-
 def difference(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
     """Two scores (the first value of each) and the interval of their paired difference (the others)."""
     gain = after - before
-    resampled = gain[1:][np.isfinite(gain[1:])]
     values = {"before": before[0], "after": after[0], "difference": gain[0]}
     result: dict[str, Any] = {key: float(value) if np.isfinite(value) else None for key, value in values.items()}
-    result["interval"] = [float(np.quantile(resampled, q)) for q in (0.025, 0.975)] if resampled.size else None
+    result["interval"] = interval(gain[1:]) or None
     return result
 
 
@@ -462,7 +422,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--old_reduce_labels", action="store_true", help="so do --old_dataset's")
     parser.add_argument("--short_side", type=int, default=512, help="pixels; 0 keeps the size")
     parser.add_argument("--window", type=int, default=512, help="pixels; 0 takes the whole picture at once")
-    parser.add_argument("--stride", type=int, default=426, help="pixels")
+    parser.add_argument("--stride", type=int, help="pixels; default: 426 of a window of 512, and so of others")
     parser.add_argument("--window_batch_size", type=int, default=4)
     parser.add_argument("--output", help="JSON file for the report; a .md file beside it gets the tables")
     return parser.parse_args(argv)
@@ -502,7 +462,8 @@ def score_section(
     arguments: argparse.Namespace, prefix: str, before: Checkpoint, after: Checkpoint, vocabulary: Vocabulary
 ) -> dict[str, Any]:
     """Both checkpoints on `--dataset` or `--old_dataset`."""
-    name = getattr(arguments, f"{prefix}dataset")
+    name, reduce_labels = getattr(arguments, f"{prefix}dataset"), getattr(arguments, f"{prefix}reduce_labels")
+    check_label_convention(name, len(vocabulary.class_names), reduce_labels=reduce_labels)
     dataset = load_data(arguments, name)
     absent = parse_names(arguments.absent_names) if arguments.absent_names else []
     measured = [
@@ -513,7 +474,7 @@ def score_section(
             after.seen_classes,
             inference_settings(arguments),
             absent_names=[other for other in absent if other not in vocabulary.class_names],
-            reduce_labels=getattr(arguments, f"{prefix}reduce_labels"),
+            reduce_labels=reduce_labels,
         )
         for checkpoint in (before, after)
     ]

@@ -62,19 +62,24 @@ class InferenceSettings:
     Attributes:
         short_side: The picture's shorter side is resized to so many pixels, aspect kept; 0 keeps the size.
         window: Side of the sliding window in pixels; 0 takes the whole picture at once.
-        stride: Pixels from one window to the next.
+        stride: Pixels from one window to the next; `None` is ZegCLIP's share of a window, 426 of 512.
         window_batch_size: Windows per call of the model.
 
     Raises:
-        ValueError: If a number is negative, or the stride is not 1 to `window`.
+        ValueError: If a number is negative or not whole, or the stride is not 1 to `window`.
     """
 
     short_side: int = 512
     window: int = 512
-    stride: int = 426
+    stride: int | None = None
     window_batch_size: int = 4
 
     def __post_init__(self) -> None:
+        for field, value in vars(self).items():
+            if not isinstance(value, (int, np.integer)) and (field, value) != ("stride", None):
+                raise ValueError(f"{field} is {value!r}; use a whole number.")
+        if self.stride is None:
+            object.__setattr__(self, "stride", max(1, self.window * 5 // 6))
         for field in ("short_side", "window"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} is {getattr(self, field)}; use pixels, or 0 for none.")
@@ -169,6 +174,7 @@ class WindowScores:
         class_embeds: (num_classes, projection_dim), or `None` for the model's default vocabulary.
         settings: Window, stride and batch size; a window of 0 is the whole picture.
         show_progress: Draw a progress bar over the windows.
+        seen_class_mask: (num_classes,) for the model, where it is asked for.
     """
 
     def __init__(
@@ -179,13 +185,17 @@ class WindowScores:
         class_embeds: Tensor | None,
         settings: InferenceSettings,
         show_progress: bool = False,
+        seen_class_mask: Tensor | None = None,
     ):
         self.size = size
         self.window_size = tuple(min(settings.window or side, side) for side in size)
         tops, lefts = (window_starts(size[axis], self.window_size[axis], settings.stride) for axis in (0, 1))
         self._waiting = [(top, left) for top in tops for left in lefts]
         self._scored: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
-        self._model, self._read_window, self._class_embeds = model, read_window, class_embeds
+        self._model, self._read_window = model, read_window
+        self._classes = {"class_embeds": class_embeds}
+        if seen_class_mask is not None:
+            self._classes["seen_class_mask"] = seen_class_mask
         self._batch_size = settings.window_batch_size
         self._progress = logging.tqdm(total=len(self._waiting), desc="windows", disable=not show_progress)
 
@@ -226,7 +236,7 @@ class WindowScores:
         """Send the next batch of windows through the model and keep their logits on the token grid."""
         batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
         windows = torch.stack([self._read_window(top, left) for top, left in batch])
-        outputs = self._model(pixel_values=windows, class_embeds=self._class_embeds)
+        outputs = self._model(pixel_values=windows, **self._classes)
         offsets = getattr(outputs, "class_score_offsets", None)
         for index, corner in enumerate(batch):
             # a copy, so that dropping a window frees its memory whatever becomes of its batch
@@ -449,16 +459,12 @@ def open_windows(
     processor: LDVCProcessor,
     image: PIL.Image.Image,
     class_embeds: Tensor | None,
-    settings: InferenceSettings | None,
+    settings: InferenceSettings,
     show_progress: bool = False,
+    seen_class_mask: Tensor | None = None,
 ) -> WindowScores:
     """Prepare a picture as the settings say: see `segment`."""
     image_processor, device = processor.image_processor, compute_device(model)
-    if settings is None:
-        pixel_values = image_processor(image, return_tensors="pt")["pixel_values"][0].to(device)
-        settings = InferenceSettings(short_side=0, window=0)
-        size = (image.height, image.width)
-        return WindowScores(model, lambda top, left: pixel_values, size, class_embeds, settings, show_progress)
     picture = resize_short_side(image, settings.short_side)
     height, width = (min(settings.window or side, side) for side in (picture.height, picture.width))
 
@@ -466,7 +472,23 @@ def open_windows(
         window = picture.crop((left, top, left + width, top + height))
         return normalise(window, image_processor.image_mean, image_processor.image_std).to(device)
 
-    return WindowScores(model, read_window, (picture.height, picture.width), class_embeds, settings, show_progress)
+    size = (picture.height, picture.width)
+    return WindowScores(model, read_window, size, class_embeds, settings, show_progress, seen_class_mask)
+
+
+def add_whole(
+    pixels: PixelClasses,
+    model: nn.Module,
+    processor: LDVCProcessor,
+    image: PIL.Image.Image,
+    class_embeds: Tensor | None,
+    seen_class_mask: Tensor | None,
+) -> None:
+    """Fill a picture from one pass of the model at the processor's own size."""
+    pixel_values = processor.image_processor(image, return_tensors="pt")["pixel_values"].to(compute_device(model))
+    outputs = model(pixel_values=pixel_values, class_embeds=class_embeds, seen_class_mask=seen_class_mask)
+    offsets = outputs.class_score_offsets
+    pixels.add_upsampled(outputs.logits[0], None if offsets is None else offsets[0])
 
 
 @torch.no_grad()
@@ -510,12 +532,6 @@ def segment(
     Raises:
         ValueError: If the picture cannot be read, names are bad or missing, the threshold is no probability, "other"
             is a class, or the model is in training mode.
-
-    Example:
-    ```python
-    >>> result = segment(model, processor, "street.jpg", ["car", "road"], settings=InferenceSettings(short_side=0))
-    >>> result.class_names[result.label_map[120, 40]]
-    ```
     """
     check_eval_mode(model)
     names, class_embeds, default_other = resolve_classes(model, processor, class_names, class_embeds, show_progress)
@@ -526,9 +542,14 @@ def segment(
     image = processor.image_processor.load_rgb(image)
     size = (image.height, image.width)
     pixels = PixelClasses(len(names), size, threshold, None, top_k, return_scores)
-    with open_windows(model, processor, image, class_embeds, settings, show_progress) as scores:
-        for rows, columns, block in resized_blocks(scores, size, len(names)):
-            pixels.add(rows, columns, block)
+    # of the default vocabulary, the model knows by itself
+    seen_class_mask = None if class_names is None else model.seen_class_mask(class_names)
+    if settings is None:
+        add_whole(pixels, model, processor, image, class_embeds, seen_class_mask)
+    else:
+        with open_windows(model, processor, image, class_embeds, settings, show_progress, seen_class_mask) as scores:
+            for rows, columns, block in resized_blocks(scores, size, len(names)):
+                pixels.add(rows, columns, block)
     return Segmentation(pixels.label_map, names + other, pixels.scores, pixels.top_ids, pixels.top_scores)
 
 

@@ -2,6 +2,8 @@
 
 A result is what `train.py` or `evaluate_ldvc.py` wrote: scores, and what they can be traced to. `experiments.py` adds
 the curve of a run, its CLIP's fingerprint and its command. Results of one row differ in their seed and nothing else.
+
+What others published is in results/published.yaml; `published_table` sets ours beside it.
 """
 
 import dataclasses
@@ -9,25 +11,36 @@ import functools
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from configuration_ldvc import LDVCConfig
 from recipe_ldvc import Recipe, model_fields
 
 
 __all__ = [
+    "BENCHMARKS",
     "CLIP_KEY",
     "REPORTED",
+    "SETTINGS",
     "LedgerError",
+    "PublishedError",
+    "PublishedRow",
     "Spread",
     "check_result",
     "clip_fingerprint",
     "differences",
+    "load_published",
     "load_result",
     "load_results",
+    "published_table",
+    "read_results",
+    "score_of",
     "score_spread",
     "settings_hash",
     "settings_of",
@@ -50,12 +63,18 @@ COMMON_FIELDS = {
 }
 TRAINED_FIELDS = {"recipe": dict, "seed": int, "training_seconds": NUMBER, "trainable_parameters": int}
 EVALUATED_FIELDS = {"protocol": dict, "seconds": NUMBER}
+# The published figures' benchmarks and settings. Recipes and their results are called by the short name.
+BENCHMARKS = {"voc2012": "VOC 2012", "coco_stuff": "COCO-Stuff", "pascal_context": "Context"}
+SETTINGS = ("inductive", "transductive", "fully_supervised", "cross_dataset")
+SHORT_NAMES = {"fully_supervised": "supervised"}
+TOLERANCE = 0.2  # percentage points of a printed hIoU; two rounded scores explain less
 # Keys of a recipe that reach neither weights nor scores.
 NOT_SETTINGS = (
     *("seed", "output_dir", "overwrite_output_dir", "results_file", "save_every", "keep_states", "save_adapter_only"),
     *("resume_from_checkpoint", "log_every", "report_to", "cpu", "push_to_hub", "hub_model_id", "num_workers"),
     *("num_pictures", "window_batch_size"),
 )
+NOT_EVALUATION_SETTINGS = ("checkpoint", "output", "floor", "window_batch_size")
 # Those that the score of a CLIP without training depends on.
 FLOOR_SETTINGS = (
     *("dataset", "dataset_config", "dataset_revision", "eval_split", "image_column", "label_column", "reduce_labels"),
@@ -66,6 +85,10 @@ FLOOR_SETTINGS = (
 
 class LedgerError(ValueError):
     """A result that cannot be used; the message names the file, the field and the remedy."""
+
+
+class PublishedError(LedgerError):
+    """A published figure that cannot be used; the message names file, setting, method and field."""
 
 
 def load_result(path: str | Path) -> dict[str, Any]:
@@ -160,14 +183,14 @@ def _check_harmonic_mean(table: Mapping[str, Any], prefix: str) -> None:
         )
 
 
-def load_results(folder: str | Path, name: str) -> list[dict[str, Any]]:
-    """Results of one row over seeds, `FOLDER/NAME_seed*.json`, in order of their seed; empty when there is none.
+def read_results(folder: str | Path, name: str) -> list[dict[str, Any]]:
+    """Results of one row, `FOLDER/NAME_seed*.json`, in order of their seed, whatever settings they were made with.
 
     Raises:
-        LedgerError: If a file is unusable, or results of one row were made with different settings.
+        LedgerError: If a file is unusable.
     """
-    found = {}
-    for path in sorted(Path(folder).glob(f"{name}_seed*.json")):
+    found = []
+    for path in Path(folder).glob(f"{name}_seed*.json"):
         text = path.stem.removeprefix(f"{name}_seed")
         if not text.isdecimal():
             continue
@@ -177,16 +200,26 @@ def load_results(folder: str | Path, name: str) -> list[dict[str, Any]]:
                 f"{path}: field 'seed' is {result.get('seed')!r}, but the file is named for seed {text}; rename it or "
                 "run the row again."
             )
-        found[path] = result | {"seed": int(text)}
-    paths = sorted(found, key=lambda path: found[path]["seed"])
-    for path in paths[1:]:
-        changed = differences(settings_of_result(found[paths[0]]), settings_of_result(found[path]))
+        found.append(result | {"seed": int(text)})
+    return sorted(found, key=lambda result: result["seed"])
+
+
+def load_results(folder: str | Path, name: str) -> list[dict[str, Any]]:
+    """Results of one row that were made with the same settings; empty when there is none.
+
+    Raises:
+        LedgerError: If a file is unusable, or the settings differ.
+    """
+    results = read_results(folder, name)
+    for result in results[1:]:
+        changed = differences(settings_of_result(results[0]), settings_of_result(result))
         if changed:
             raise LedgerError(
-                f"{path}: made with other settings than {paths[0].name}: {'; '.join(changed)}; run the row again for "
-                "every seed (experiments.py --replace)."
+                f"{folder}/{name}_seed{result['seed']}.json: made with other settings than seed "
+                f"{results[0]['seed']}: {'; '.join(changed)}; run the row again for every seed "
+                "(experiments.py --replace)."
             )
-    return [found[path] for path in paths]
+    return results
 
 
 # ---- settings
@@ -224,7 +257,7 @@ def settings_of_result(result: Mapping[str, Any]) -> dict[str, Any]:
     protocol = result.get("protocol") or {}
     recipe = result.get("recipe") or protocol.get("recipe")
     if recipe is None:  # of evaluate_ldvc.py: its arguments
-        settings = {key: value for key, value in protocol.items() if key not in ("checkpoint", "output")}
+        settings = {key: value for key, value in protocol.items() if key not in NOT_EVALUATION_SETTINGS}
     else:
         settings = settings_of(recipe, protocol.get("training_free"))
     return settings | {CLIP_KEY: result.get("clip_fingerprint")}
@@ -302,20 +335,167 @@ class Spread:
         return text if len(self.numbers) == 1 else f"{text} ± {factor * self.deviation:.{digits}f}"
 
 
-def score_spread(results: Sequence[Mapping[str, Any]], score: str, offset: str = "0.0") -> Spread:
-    """One score over the seeds of a row.
+def score_of(result: Mapping[str, Any], score: str, offset: str = "0.0") -> float | None:
+    """One score of one result; `None` where it has none.
 
     Args:
-        results: From `load_results`.
+        result: From `load_result`.
         score: One of `REPORTED`, "miou" or "fragments" at the offset, "trainable_parameters", "training_seconds", or
-            "fall_of_unseen": by how much mIoU(U) at the end of training lies below its best on the way.
+            "fall_of_unseen": by how much mIoU(U) at the end of training lies below its best on the way; it is
+            known without offset alone.
         offset: Key of the score table.
     """
+    table = result["scores"].get(offset, {})
     if score == "fragments":
-        return Spread([result["scores"].get(offset, {}).get("fragmentation", {}).get(FRAGMENTS) for result in results])
+        return (table.get("fragmentation") or {}).get(FRAGMENTS)
     if score == "fall_of_unseen":
-        curves = [[record["miou_unseen"] or 0.0 for record in result.get("curve", [])] for result in results]
-        return Spread([max(curve) - curve[-1] for curve in curves if len(curve) > 1])
-    if score in (*REPORTED, "miou"):
-        return Spread([result["scores"].get(offset, {}).get(score) for result in results])
-    return Spread([result.get(score) for result in results])
+        curve = [record["miou_unseen"] or 0.0 for record in result.get("curve", [])]
+        return max(curve) - curve[-1] if len(curve) > 1 and float(offset) == 0 else None
+    return table.get(score) if score in (*REPORTED, "miou") else result.get(score)
+
+
+def score_spread(results: Sequence[Mapping[str, Any]], score: str, offset: str = "0.0") -> Spread:
+    """One score, see `score_of`, over the seeds of a row."""
+    return Spread([score_of(result, score, offset) for result in results])
+
+
+# ---- what others published
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One method in one setting.
+
+    Attributes:
+        method: Its name.
+        source: Key of the source, or several, or words.
+        scores: Benchmark -> (pAcc, mIoU(S), mIoU(U), hIoU) in percent, `None` where none is printed; for the
+            cross-dataset setting one mIoU.
+        is_derived: No source prints the row; it follows from other figures of the source.
+    """
+
+    method: str
+    source: str
+    scores: Mapping[str, tuple[float | None, ...]]
+    is_derived: bool = False
+
+
+def harmonic_mean(seen: float, unseen: float) -> float:
+    """Harmonic mean of two scores."""
+    return 2 * seen * unseen / (seen + unseen)
+
+
+def contradicts_itself(scores: tuple[float | None, ...]) -> bool:
+    """Whether a printed hIoU does not follow from the mIoU(S) and mIoU(U) beside it."""
+    if len(scores) < 4 or None in scores[1:]:
+        return False
+    return abs(harmonic_mean(scores[1], scores[2]) - scores[3]) > TOLERANCE
+
+
+def load_published(path: Path = ROOT / "results" / "published.yaml") -> dict[str, Any]:
+    """Read and check the published figures.
+
+    Returns:
+        "sources" and "notes" as in the file, and for each setting a list of `PublishedRow`.
+
+    Raises:
+        PublishedError: If the file is no YAML, lacks a part, or a figure is no percentage.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise PublishedError(f"{path}: cannot be read ({error}).") from error
+    for key in ("sources", "notes", *SETTINGS):
+        if not isinstance(content, dict) or not content.get(key):
+            raise PublishedError(f"{path}: lacks '{key}'.")
+    return content | {
+        setting: [_read_row(row, f"{path}: {setting}", setting) for row in content[setting]] for setting in SETTINGS
+    }
+
+
+def _read_row(row: Any, where: str, setting: str) -> PublishedRow:
+    """Check one row.
+
+    Raises:
+        PublishedError: Names the method and the field.
+    """
+    for key in ("method", "source"):
+        if not isinstance(row, dict) or not isinstance(row.get(key), str):
+            raise PublishedError(f"{where}: row {row!r} lacks '{key}'.")
+    where = f"{where}: {row['method']}"
+    unknown = set(row) - {"method", "source", "derived", *BENCHMARKS}
+    if unknown:
+        raise PublishedError(f"{where}: unknown field '{min(unknown)}'.")
+    scores = {}
+    for benchmark in BENCHMARKS:
+        if benchmark not in row:
+            continue
+        values = row[benchmark] if isinstance(row[benchmark], list) else [row[benchmark]]
+        if len(values) != (1 if setting == "cross_dataset" else 4):
+            raise PublishedError(f"{where}: '{benchmark}' is {row[benchmark]!r}; give pAcc, mIoU(S), mIoU(U), hIoU.")
+        if not all(v is None or (isinstance(v, (int, float)) and 0 <= v <= 100) for v in values):
+            raise PublishedError(f"{where}: '{benchmark}' is {row[benchmark]!r}; give percentages or null.")
+        scores[benchmark] = tuple(values)
+    return PublishedRow(row["method"], row["source"], scores, bool(row.get("derived", False)))
+
+
+def format_scores(scores: tuple[float | None, ...], is_derived: bool = False) -> str:
+    """Write scores as "pAcc / mIoU(S) / mIoU(U) / hIoU"; derived ones are no more than about right."""
+    sign = "≈" if is_derived else ""
+    cells = ["-" if value is None else f"{sign}{value:.1f}" for value in scores]
+    if contradicts_itself(scores):
+        cells[-1] += " ≠"
+    if len(scores) == 4 and scores[3] is None and None not in scores[1:3]:
+        cells[-1] = f"{harmonic_mean(scores[1], scores[2]):.1f}*"
+    return " / ".join(cells)
+
+
+def own_scores(setting: str, results: Path) -> dict[str, str]:
+    """Our own scores of a setting, from results/BENCHMARK/SETTING_seed*.json: benchmark -> cell; empty without runs.
+
+    Args:
+        setting: One of `SETTINGS`.
+        results: The ledger's folder.
+    """
+    cells = {}
+    for benchmark in BENCHMARKS:
+        runs = load_results(results / benchmark, SHORT_NAMES.get(setting, setting))
+        if runs:
+            names = ("miou",) if setting == "cross_dataset" else REPORTED
+            cells[benchmark] = " / ".join(score_spread(runs, name).format() for name in names)
+            flaws = {run["audit"]["status"] for run in runs if "audit" in run} & {"mismatch", "unaudited"}
+            cells[benchmark] += f" (audit: {', '.join(sorted(flaws))})" if flaws else ""
+    return cells
+
+
+def published_table(setting: str, results: Path = ROOT / "results") -> str:
+    """Published figures of one setting beside ours where they exist.
+
+    Args:
+        setting: One of `SETTINGS`.
+        results: The ledger's folder.
+    """
+    published = load_published(results / "published.yaml")
+    rows = published[setting]
+    columns = [name for name in BENCHMARKS if any(name in row.scores for row in rows)]
+    lines = [
+        "| method | " + " | ".join(BENCHMARKS[name] for name in columns) + " | source |",
+        "|" + "---|" * (len(columns) + 2),
+    ]
+    for row in rows:
+        cells = [format_scores(row.scores[name], row.is_derived) if name in row.scores else "-" for name in columns]
+        kind = "derived" if row.is_derived else "published"
+        lines.append(f"| {row.method} | {' | '.join(cells)} | {kind}: {row.source} |")
+    ours = own_scores(setting, results)
+    if ours:
+        cells = [ours.get(name, "-") for name in columns]
+        lines.append(f"| **LDVC, this repository** | {' | '.join(cells)} | measured |")
+    letters = {word for row in rows for word in re.findall(r"\w+", row.source)}
+    used = [key for key in published["sources"] if key in letters]
+    what = "mIoU" if setting == "cross_dataset" else "pAcc / mIoU(S) / mIoU(U) / hIoU"
+    signs = " ≠: the hIoU does not follow from the scores beside it; *: hIoU computed from them."
+    note = f"{what}, percent.{'' if setting == 'cross_dataset' else signs} {published['notes'][setting]}"
+    if not ours:
+        note += " Ours: no run on these benchmarks yet."
+    sources = "; ".join(f"{key} = {published['sources'][key]}" for key in used)
+    return "\n".join([*lines, "", note, "", f"Sources: {sources}."])

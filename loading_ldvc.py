@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:  # these imports take seconds
@@ -39,12 +40,15 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def load_checkpoint(model: str | Path, device: str = "auto") -> tuple[LDVCForSemanticSegmentation, LDVCProcessor]:
+def load_checkpoint(
+    model: str | Path, device: str = "auto", **config_fields: Any
+) -> tuple[LDVCForSemanticSegmentation, LDVCProcessor]:
     """Load an LDVC checkpoint with its processor, ready for inference.
 
     Args:
         model: Folder or Hub id; a folder with an adapter alone is put on the CLIP that it names.
         device: See `pick_device`.
+        config_fields: Fields of `LDVCConfig` to change, such as dropout to train on.
 
     Raises:
         ValueError: If it is no whole LDVC checkpoint, or the device is not there.
@@ -63,7 +67,8 @@ def load_checkpoint(model: str | Path, device: str = "auto") -> tuple[LDVCForSem
     # It warns of an over-long name just before our processor refuses it in one line.
     logging.get_logger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     try:
-        loaded = load_adapter(model) if (Path(model) / ADAPTER_CONFIG).is_file() else load_whole(model)
+        load = load_adapter if (Path(model) / ADAPTER_CONFIG).is_file() else load_whole
+        loaded = load(model, **config_fields)
         processor = LDVCProcessor.from_pretrained(model)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise ValueError(f"{str(model)!r} cannot be loaded: {one_line(error)}") from error
@@ -73,19 +78,19 @@ def load_checkpoint(model: str | Path, device: str = "auto") -> tuple[LDVCForSem
     return loaded.to(target).eval(), processor
 
 
-def load_adapter(folder: str | Path) -> LDVCForSemanticSegmentation:
+def load_adapter(folder: str | Path, **config_fields: Any) -> LDVCForSemanticSegmentation:
     """Put an adapter on the CLIP that it names."""
     from modeling_ldvc import LDVCForSemanticSegmentation
     from weights_ldvc import ADAPTER_CONFIG, ADAPTER_FIELDS
 
     reference = json.loads((Path(folder) / ADAPTER_CONFIG).read_text())
     fields = {name: reference["config"][name] for name in ADAPTER_FIELDS if name != "projection_dim"}  # that is CLIP's
-    model = LDVCForSemanticSegmentation.from_clip_pretrained(reference["clip"], **fields)
+    model = LDVCForSemanticSegmentation.from_clip_pretrained(reference["clip"], **(fields | config_fields))
     model.load_adapter_weights(folder)
     return model
 
 
-def load_whole(model: str | Path) -> LDVCForSemanticSegmentation:
+def load_whole(model: str | Path, **config_fields: Any) -> LDVCForSemanticSegmentation:
     """Load a full checkpoint.
 
     Raises:
@@ -95,7 +100,7 @@ def load_whole(model: str | Path) -> LDVCForSemanticSegmentation:
     from weights_ldvc import quiet_loading
 
     with quiet_loading():  # its report of missing weights is many lines; ours is one
-        loaded, info = LDVCForSemanticSegmentation.from_pretrained(model, output_loading_info=True)
+        loaded, info = LDVCForSemanticSegmentation.from_pretrained(model, output_loading_info=True, **config_fields)
     if info["missing_keys"]:
         raise ValueError(f"it lacks weights, first {min(info['missing_keys'])}; save the checkpoint again.")
     return loaded
@@ -140,6 +145,12 @@ def default_names(model: LDVCForSemanticSegmentation) -> list[str]:
     if not config.num_default_classes:
         raise ValueError("this checkpoint has no vocabulary of its own; name the classes with --labels.")
     return [config.id2label[index] for index in range(config.num_default_classes)]
+
+
+def unseen_names(model: LDVCForSemanticSegmentation, classes: Sequence[str] | Mapping[str, list[str]]) -> list[str]:
+    """Classes none of whose words trained with masks; none where the checkpoint does not say what it trained on."""
+    mask = model.seen_class_mask(classes)
+    return [] if mask is None else [name for name, is_seen in zip(classes, mask.tolist(), strict=True) if not is_seen]
 
 
 def one_line(error: BaseException | str, limit: int = 400) -> str:

@@ -435,8 +435,9 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
             raise ValueError(
                 f"`pixel_values` is {height} x {width} pixels, less than one patch ({patch_size}); resize the image."
             )
-        pixel_values = F.pad(pixel_values, (0, -width % patch_size, 0, -height % patch_size))
-        grid_size = (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size)
+        grid_size = (-(-height // patch_size), -(-width // patch_size))
+        bottom, right = grid_size[0] * patch_size - height, grid_size[1] * patch_size - width
+        pixel_values = F.pad(pixel_values, (0, right, 0, bottom))
         hidden_states = vision_model.embeddings(pixel_values, interpolate_pos_encoding=True)
         hidden_states = vision_model.pre_layrnorm(hidden_states)
         for layer, encoder_layer in enumerate(vision_model.encoder.layers):

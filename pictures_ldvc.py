@@ -375,26 +375,28 @@ def _paint(
     pixels = np.asarray(image) * (1 - opacity) + colors * opacity
     picture = Image.fromarray(np.round(pixels).astype(np.uint8))
     for class_id in np.flatnonzero(is_unseen):
-        rooms = (_find_room(label_map == class_id, factor * STAR_RADIUS) for factor in (4, 2, 1))
-        center = next((room for room in rooms if room), None)
+        center = _find_room(label_map == class_id, [factor * STAR_RADIUS for factor in (4, 2, 1)])
         if center:
             _draw_star(ImageDraw.Draw(picture), center, STAR_RADIUS, fill=PAPER)
     return picture
 
 
-def _find_room(mask: np.ndarray, radius: int) -> tuple[int, int] | None:
-    """Return the (x, y) nearest to the middle of a region around which a square of this radius lies inside it."""
-    side = 2 * radius + 1
-    if min(mask.shape) < side or not mask.any():
+def _find_room(mask: np.ndarray, radii: Sequence[int]) -> tuple[int, int] | None:
+    """Return the (x, y) nearest to the middle of a region around which a square of the first radius lies inside it.
+
+    Where there is none, the next radius is tried.
+    """
+    if not mask.any():
         return None
-    sums = np.pad(mask, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
-    inside = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side] == side**2
-    if not inside.any():
-        return None
-    rooms = np.argwhere(inside) + radius  # (num_rooms, 2), y before x
-    middle = np.argwhere(mask).mean(axis=0)
-    y, x = rooms[np.linalg.norm(rooms - middle, axis=1).argmin()].tolist()
-    return x, y
+    sums = np.pad(mask, ((1, 0), (1, 0))).cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
+    for side in (2 * radius + 1 for radius in radii):
+        inside = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side] == side**2
+        if inside.any():
+            rooms = np.argwhere(inside) + side // 2  # (num_rooms, 2), y before x
+            middle = np.argwhere(mask).mean(axis=0)
+            y, x = rooms[np.linalg.norm(rooms - middle, axis=1).argmin()].tolist()
+            return x, y
+    return None
 
 
 def _inner_borders(label_map: np.ndarray) -> np.ndarray:

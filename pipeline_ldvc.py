@@ -140,6 +140,11 @@ def read_labels(candidate_labels: Any) -> Labels:
     return tuple((name, *words) for name, words in read_classes(candidate_labels).items())
 
 
+def as_classes(labels: tuple[tuple[str, ...], ...]) -> dict[str, list[str]]:
+    """Name -> words of checked labels."""
+    return {name: words for name, *words in labels}
+
+
 def are_per_image(candidate_labels: Any) -> bool:
     """Whether this is a list with the labels of one picture in each place."""
     return isinstance(candidate_labels, (list, tuple)) and any(
@@ -163,9 +168,8 @@ def pair(images: Any, candidate_labels: Sequence[Any]) -> list[dict[str, Any]]:
             f"`candidate_labels` holds {len(candidate_labels)} lists for {len(images)} pictures; give one each, or "
             "one list of strings for all."
         )
-    return [
-        {"image": image, "candidate_labels": labels} for image, labels in zip(images, candidate_labels, strict=True)
-    ]
+    rows = [image if isinstance(image, Mapping) else {"image": image} for image in images]
+    return [{"candidate_labels": labels, **row} for row, labels in zip(rows, candidate_labels, strict=True)]
 
 
 def as_stream(images: Any) -> Any:
@@ -342,8 +346,6 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         questions = model_inputs["question"]
         batch = questions if isinstance(questions, list) else [questions]
         if window:
-            # ZegCLIP's stride of 426 for windows of 512, for a window of any size
-            stride = max(1, window * 5 // 6) if stride is None else stride
             settings = InferenceSettings(short_side or 0, window, stride)
             answers = [self._answer_by_windows(question, settings, show_progress) for question in batch]
         else:
@@ -360,7 +362,11 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                 asked = dataclasses.replace(
                     features, feature_map=features.feature_map[places], image_embeds=features.image_embeds[places]
                 )
-                outputs = self.model(image_features=asked, class_embeds=self._class_embeds(labels))
+                outputs = self.model(
+                    image_features=asked,
+                    class_embeds=self._class_embeds(labels),
+                    seen_class_mask=None if labels is None else self.model.seen_class_mask(as_classes(labels)),
+                )
                 logits, offsets = outputs.logits.float().cpu(), outputs.class_score_offsets
                 for row, place in enumerate(places):
                     question = batch[members[place]]
@@ -371,7 +377,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     def _answer_by_windows(self, question: Question, settings: InferenceSettings, show_progress: bool) -> Answer:
         """Slide windows over one picture."""
         embeds = self._class_embeds(question.labels)
-        names = None if embeds is None else question.class_names
+        names = None if embeds is None else as_classes(question.labels)
         options = {"settings": settings, "top_k": 1, "show_progress": show_progress}
         found = segment(self.model, self.processor, question.picture, names, class_embeds=embeds, **options)
         return Answer(question.class_names, question.size, label_map=found.label_map, best_scores=found.top_scores[0])
@@ -387,8 +393,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             self._kept_for = state
         key = (labels, tuple(self.processor.prompt_templates))
         if key not in self._kept_embeds:
-            classes = {name: list(words) for name, *words in labels}
-            self._kept_embeds[key] = encode_classes(self.model, self.processor, classes)[1]
+            self._kept_embeds[key] = encode_classes(self.model, self.processor, as_classes(labels))[1]
         self._kept_embeds.move_to_end(key)
         while len(self._kept_embeds) > LISTS_KEPT:
             self._kept_embeds.popitem(last=False)

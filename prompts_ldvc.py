@@ -25,8 +25,6 @@ class LDVCVisionEmbeddings(CLIPVisionEmbeddings):
         positions = self.position_embedding(self.position_ids)
         side = self.image_size // self.patch_size
         grid_size = (height // self.patch_size, width // self.patch_size)
-        if grid_size == (side, side):
-            return positions
         # (1, side * side, hidden_size) -> (1, hidden_size, side, side), resized, and back
         grid = positions[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
         grid = F.interpolate(grid, size=grid_size, mode=self.interpolation_mode, align_corners=False)

@@ -16,15 +16,19 @@ from transformers.utils import cached_file
 
 from pseudo_labels_ldvc import WITHHELD
 from vocabularies import Vocabulary
+from weights_ldvc import CLIP_PREFIX, weights_fingerprint
 
 
 __all__ = [
     "PROTOCOL_FILE",
     "ProtocolAudit",
+    "is_wholly_audited",
+    "names_given_to_the_loss",
     "names_trained_with_masks",
     "protocol_mismatches",
     "read_protocol",
     "shared_names",
+    "trained_weights_fingerprint",
 ]
 
 PROTOCOL_FILE = "protocol.json"
@@ -44,8 +48,9 @@ class ProtocolAudit:
     `watch` puts itself before the loss: each call's labels are counted as they enter, and the class prompts of the
     training call before it tell which name each target id stands for. The trainer announces with `expect` the original
     label map and the labels as they left the data side. A pixel is a *positive* of the class it was labelled with if
-    the loss saw any class id there, and a *negative* if the loss saw the ignore label, which teaches "none of these
-    classes". Where the label was withheld, what the loss saw is a *pseudo label*.
+    the loss saw any class id there. Where it saw the ignore label, the pixel is a *negative*, which teaches "none of
+    these classes", unless the loss was told to leave such pixels out: then it is *ignored*. Where the label was
+    withheld, what the loss saw is a *pseudo label*.
 
     Args:
         vocabulary: Classes and unseen names.
@@ -75,6 +80,7 @@ class ProtocolAudit:
         # last one none
         self.counts = torch.zeros(2, num_classes + 1, num_classes + 1, dtype=torch.int64)
         self.num_draws = 0
+        self.unlabeled_pixels = "negative"
         self.given_names: list[str] | None = None
         self._given_rows: list[list[int]] | None = None
         self._expected: tuple[Tensor, Tensor] | None = None
@@ -90,6 +96,7 @@ class ProtocolAudit:
 
         def counted_loss(logits: Tensor, labels: Tensor, **options: Any) -> Any:
             self._count(labels.detach())
+            self.unlabeled_pixels = options.get("unlabeled_pixels", "negative")
             return loss(logits, labels, **options)
 
         return counted_loss
@@ -168,12 +175,13 @@ class ProtocolAudit:
 
     def state_dict(self) -> dict[str, Any]:
         """Counts so far, to be saved with a training state after `bring_together`."""
-        return {"counts": self.counts, "num_draws": self.num_draws, "given_names": self.given_names}
+        fields = ("counts", "num_draws", "given_names", "unlabeled_pixels")
+        return {field: getattr(self, field) for field in fields}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the counts of a training state; call `keep_on_first` afterwards."""
         self.counts, self.num_draws = state["counts"].clone(), state["num_draws"]
-        self.given_names = state["given_names"]
+        self.given_names, self.unlabeled_pixels = state["given_names"], state["unlabeled_pixels"]
 
     def report(self, counts: np.ndarray, num_draws: int) -> dict[str, Any]:
         """Build `protocol.json`'s account.
@@ -183,8 +191,8 @@ class ProtocolAudit:
             num_draws: `num_draws`, summed over processes.
 
         Returns:
-            Per class the pixels that were positives of it, positives of another class, and negatives; whether unseen
-            names or masks reached the loss; what was guessed; and whether that keeps the setting.
+            Per class the pixels that were positives of it, positives of another class, negatives, and ignored;
+            whether unseen names or masks reached the loss; what was guessed; and whether that keeps the setting.
         """
         names, unseen = self.vocabulary.class_names, set(self.vocabulary.unseen_names)
         given, guessed = counts
@@ -206,6 +214,7 @@ class ProtocolAudit:
             "seen_classes": [name for name in names if name not in unseen],
             "unseen_classes": [name for name in names if name in unseen],
             "image_draws": num_draws,
+            "unlabelled_pixels_are": "negatives" if self.unlabeled_pixels == "negative" else "ignored",
             "classes": [self._report_class(class_id, given, guessed) for class_id in range(len(names))],
             "unlabelled_pixels": int(given[-1, -1]),
             "unlabelled_pixels_told_as_a_class": int(given[-1, :-1].sum()),
@@ -227,13 +236,15 @@ class ProtocolAudit:
     def _report_class(self, class_id: int, given: np.ndarray, guessed: np.ndarray) -> dict[str, Any]:
         """One class of `report`."""
         name, positive = self.vocabulary.class_names[class_id], int(given[class_id, class_id])
+        is_negative, told_none = self.unlabeled_pixels == "negative", int(given[class_id, -1])
         row = {
             "id": class_id,
             "name": name,
             "is_unseen": name in self.vocabulary.unseen_names,
             "positive_pixels": positive,
             "pixels_told_as_another_class": int(given[class_id, :-1].sum()) - positive,
-            "negative_pixels": int(given[class_id, -1]),
+            "negative_pixels": told_none if is_negative else 0,
+            "ignored_pixels": 0 if is_negative else told_none,
         }
         if self.setting == "transductive":
             row["withheld_pixels"] = int(guessed[class_id].sum())
@@ -283,6 +294,26 @@ def names_trained_with_masks(protocol: Mapping[str, Any]) -> list[str]:
     return here + [name for name in before if name not in here]
 
 
+def names_given_to_the_loss(protocol: Mapping[str, Any]) -> list[str]:
+    """Names that training knew, with or without masks, in this run or in the one that it started from."""
+    here, start = list(protocol["classes_given_to_the_loss"]), protocol.get("start", {})
+    before = start.get("names_given_to_the_loss") or start.get("names_trained_with_masks") or []
+    return here + [name for name in before if name not in here]
+
+
+def trained_weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of LDVC's own weights, text prompts aside, which a checkpoint with a baked vocabulary no longer has."""
+    own = {
+        name: weight for name, weight in model.named_parameters() if not name.startswith((CLIP_PREFIX, "text_prompts"))
+    }
+    return weights_fingerprint(own)
+
+
+def is_wholly_audited(protocol: Mapping[str, Any]) -> bool:
+    """Whether no run, from CLIP on, is missing from the account."""
+    return bool(protocol.get("start", {}).get("is_audited", True))
+
+
 def shared_names(names: Sequence[str], others: Sequence[str]) -> list[str]:
     """Those of `names` that occur in `others`; spaces, hyphens and case aside ("pottedplant", "potted plant")."""
     known = {_letters(name) for name in others}
@@ -294,7 +325,11 @@ def _letters(name: str) -> str:
 
 
 def protocol_mismatches(
-    protocol: Mapping[str, Any], setting: str, vocabulary: Vocabulary, seen_classes: Sequence[str] | None = None
+    protocol: Mapping[str, Any],
+    setting: str,
+    vocabulary: Vocabulary,
+    seen_classes: Sequence[str] | None = None,
+    weights: str | None = None,
 ) -> list[str]:
     """Say why a checkpoint may not be scored under a protocol.
 
@@ -303,21 +338,17 @@ def protocol_mismatches(
         setting: "inductive", "transductive", "fully_supervised" or "cross_dataset".
         vocabulary: Classes and split that it is to be scored on.
         seen_classes: The checkpoint's own list of names trained with masks, if it has one.
+        weights: The checkpoint's `trained_weights_fingerprint`, if known; audits written before it was are not asked.
 
     Returns:
         One sentence per mismatch; empty when audit and protocol agree.
     """
-    findings = []
-    if not protocol["keeps_setting"]:
-        findings.append(f"its own audit says that the run broke the {protocol['setting']} setting")
-    trained_on = [row["name"] for row in protocol["classes"]]
-    held_out = protocol["unseen_classes"] if protocol["setting"] != "fully_supervised" else []
-    if seen_classes is not None and set(seen_classes) != set(trained_on) - set(held_out):
-        findings.append("its configuration lists other seen classes than the audit, which is of another checkpoint")
+    findings = _audit_mismatches(protocol, seen_classes, weights)
     if setting == "cross_dataset":
         return findings
     if protocol["setting"] != setting:
         findings.append(f"it was trained {protocol['setting']}, not {setting}")
+    trained_on = [row["name"] for row in protocol["classes"]]
     if len(trained_on) != len(vocabulary.class_names):
         findings.append(
             f"it was trained on {len(trained_on)} classes, {vocabulary.name!r} has {len(vocabulary.class_names)}"
@@ -337,4 +368,22 @@ def protocol_mismatches(
         )
     if saw := shared_names(vocabulary.unseen_names, names_trained_with_masks(protocol)):
         findings.append(f"masks of the unseen classes {saw} trained it")
+    elif setting == "inductive" and (knew := shared_names(vocabulary.unseen_names, names_given_to_the_loss(protocol))):
+        findings.append(f"the loss knew the names of the unseen classes {knew}, as only transductive training may")
+    return findings
+
+
+def _audit_mismatches(
+    protocol: Mapping[str, Any], seen_classes: Sequence[str] | None, weights: str | None
+) -> list[str]:
+    """Say why an audit may not be believed of this checkpoint, whatever it is scored under."""
+    findings = []
+    if not protocol["keeps_setting"]:
+        findings.append(f"its own audit says that the run broke the {protocol['setting']} setting")
+    held_out = protocol["unseen_classes"] if protocol["setting"] != "fully_supervised" else []
+    with_masks = {row["name"] for row in protocol["classes"]} - set(held_out)
+    if seen_classes is not None and set(seen_classes) != with_masks:
+        findings.append("its configuration lists other seen classes than the audit, which is of another checkpoint")
+    if weights is not None and protocol.get("weights_sha256", weights) != weights:
+        findings.append("its weights are not those that the audit was written for: replaced or converted since")
     return findings

@@ -25,8 +25,9 @@ from huggingface_hub import HfApi
 
 from cards_ldvc import CardError, check_card, make_card, read_words, render_card
 from ledger_ldvc import LedgerError, differences, load_result, settings_of
-from protocol_ldvc import PROTOCOL_FILE, protocol_mismatches, read_protocol
-from recipe_ldvc import Recipe, RecipeError
+from modeling_ldvc import LDVCForSemanticSegmentation
+from protocol_ldvc import PROTOCOL_FILE, protocol_mismatches, read_protocol, trained_weights_fingerprint
+from recipe_ldvc import Recipe, RecipeError, read_recipe
 
 
 ROOT = Path(__file__).resolve().parent
@@ -68,16 +69,20 @@ def read_checkpoint(folder: Path, results: Path | None) -> tuple[Recipe, dict[st
     changed = differences(made, scored)
     if changed:
         raise PublishError(f"{results} is of another run than {folder / RECIPE_FILE}: {'; '.join(changed)}.")
-    return recipe, read_protocol(str(folder)), result
+    protocol = read_protocol(str(folder))
+    if "weights_sha256" in result and result["weights_sha256"] != protocol.get("weights_sha256"):
+        raise PublishError(f"{results} is of other weights than {folder / PROTOCOL_FILE}; give those of the same run.")
+    return recipe, protocol, result
 
 
-def check_audit(protocol: Mapping[str, Any], recipe: Recipe, seen_classes: Sequence[str] | None) -> None:
-    """Refuse a checkpoint whose audit does not fit its recipe and its configuration.
+def check_audit(protocol: Mapping[str, Any], recipe: Recipe, model: LDVCForSemanticSegmentation) -> None:
+    """Refuse a checkpoint whose audit does not fit its recipe, its configuration or its weights.
 
     Raises:
         PublishError: Names every mismatch.
     """
-    findings = protocol_mismatches(protocol, recipe.setting, recipe.get_vocabulary(), seen_classes)
+    seen_classes, weights = model.config.seen_classes, trained_weights_fingerprint(model)
+    findings = protocol_mismatches(protocol, recipe.setting, recipe.get_vocabulary(), seen_classes, weights)
     if findings:
         raise PublishError(f"the checkpoint's {PROTOCOL_FILE} does not fit it: {'; '.join(findings)}; train again.")
 
@@ -118,7 +123,7 @@ def build_folder(checkpoint: Path, output: Path, results: Path | None = None, ov
     check_output(output, overwrite)
     recipe, protocol, result = read_checkpoint(checkpoint, results)
     model, processor = load_checkpoint(str(checkpoint))
-    check_audit(protocol, recipe, model.config.seen_classes)
+    check_audit(protocol, recipe, model)
     part = output.with_name(output.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -153,7 +158,7 @@ def write_papers(
     recipe = Recipe(**_public(vars(recipe) | {"start_from": start}))
     entry = next((card for card in content["cards"] if card["name"] == name), {})
     parts = {"protocol": protocol, "result": result, "num_seeds": 1, "patch_size": patch_size}
-    card = make_card(name, recipe, entry.get("recipe", RECIPE_FILE), content, entry, **parts)
+    card = make_card(name, recipe, choose_recipe(recipe, entry.get("recipe")), content, entry, **parts)
     text = render_card(card)
     check_card(text)
     (folder / "README.md").write_text(text)
@@ -163,6 +168,13 @@ def write_papers(
     (folder / RECIPE_FILE).write_text(yaml.safe_dump(keys, sort_keys=False, allow_unicode=True))
     for file_name, data in ((PROTOCOL_FILE, protocol), ("results.json", result)):
         (folder / file_name).write_text(json.dumps(_public(data), indent=2) + "\n")
+
+
+def choose_recipe(recipe: Recipe, path: str | None) -> str:
+    """What the card's command names: a recipe of the repository if the run kept to it, else the folder's own."""
+    if path and settings_of(vars(read_recipe([str(ROOT / path)]))) == settings_of(vars(recipe)):
+        return path
+    return RECIPE_FILE
 
 
 def _public(value: Any) -> Any:

@@ -23,7 +23,7 @@ from pseudo_labels_ldvc import PSEUDO_REGIONS
 from vocabularies import Vocabulary, get_vocabulary
 
 
-__all__ = ["Recipe", "RecipeError", "describe_keys", "read_recipe"]
+__all__ = ["Recipe", "RecipeError", "describe_keys", "model_fields", "read_recipe"]
 
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "recipes" / "picturebook_inductive.yaml"
 CHOICES = {

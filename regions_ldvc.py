@@ -25,9 +25,9 @@ def partition_regions(
     """
     batch_size, _, dim = tokens.shape
     (height, width), (region_height, region_width), (top, left) = grid_size, region_size, offset
-    bottom, right = -(height + top) % region_height, -(width + left) % region_width
+    rows, columns = -(-(height + top) // region_height), -(-(width + left) // region_width)
+    bottom, right = rows * region_height - top - height, columns * region_width - left - width
     grid = F.pad(tokens.view(batch_size, height, width, dim), (0, 0, left, right, top, bottom))
-    rows, columns = grid.shape[1] // region_height, grid.shape[2] // region_width
     # (batch, rows * region_height, columns * region_width, dim) -> (batch, rows * columns, region area, dim)
     grid = grid.view(batch_size, rows, region_height, columns, region_width, dim).transpose(2, 3)
     return grid.reshape(batch_size, rows * columns, region_height * region_width, dim)
@@ -80,15 +80,15 @@ def gather_regions(regions: Tensor, routes: Tensor) -> Tensor:
 
     Args:
         regions: (batch_size, num_regions, region_area, dim).
-        routes: (batch_size, num_regions, top_k) region indices.
+        routes: (batch_size, num_routed, top_k) region indices, of all regions or of some.
 
     Returns:
-        (batch_size, num_regions, top_k * region_area, dim).
+        (batch_size, num_routed, top_k * region_area, dim).
     """
     batch_size, num_regions, region_area, dim = regions.shape
     first_region = torch.arange(batch_size, device=routes.device).view(-1, 1, 1) * num_regions
     gathered = regions.reshape(batch_size * num_regions, -1).index_select(0, (routes + first_region).flatten())
-    return gathered.view(batch_size, num_regions, routes.shape[-1] * region_area, dim)
+    return gathered.view(batch_size, routes.shape[1], routes.shape[-1] * region_area, dim)
 
 
 def fit_to_image(logits: Tensor, image_size: tuple[int, int], patch_size: int) -> Tensor:

@@ -19,11 +19,11 @@ from typing import Any
 
 from ablations_ldvc import Collected, Experiments, Finding, Row, collect, read_list, weigh_claims
 from cards_ldvc import read_cards, render_card
-from ledger_ldvc import REPORTED, Spread, load_results, score_spread
-from published_ldvc import SETTINGS, published_table
+from ledger_ldvc import REPORTED, SETTINGS, Spread, published_table, score_spread
 
 
 ROOT = Path(__file__).resolve().parent
+RECORD = ROOT / "recipes" / "ablations" / "picturebook_record.yaml"
 ABLATIONS = ROOT / "recipes" / "ablations" / "picturebook.yaml"
 FIGURE = ROOT / "assets" / "decoder_swap.png"
 CARDS = ROOT / "model_cards"
@@ -33,6 +33,7 @@ GROUPS = ("things_seen", "things_unseen", "stuff_seen", "stuff_unseen")
 # A number with one decimal on a line that speaks of scores; prose must not state them, tables are rendered.
 SCORE_WORDS = re.compile(r"[mh]?IoU|pAcc|accuracy|per ?cent|%")
 SCORE_NUMBER = re.compile(r"(?<![\w.])\d{1,3}\.\d(?![\w.]|\d)")
+SHORT_GROUPS = ("reference", "a", "b", "c", "d", "e", "k")  # what the README has room for
 SWAP_GROUPS = ("reference", "a")  # of the list: LDVC and the class-query decoders
 SWAP_COLORS = ("#d9772b", "#2b7bba", "#20222a", "#6a9a3b", "#9a5bb0")
 SCORE_TITLES = {
@@ -64,12 +65,12 @@ def score_row(title: str, tables: Sequence[Scores]) -> str:
 
 def picturebook_scores() -> str:
     """LDVC, the class-query decoder and the controls on held-out scenes, mean and spread over seeds."""
-    folder = ROOT / "results" / "picturebook"
-    ldvc, class_query = load_results(folder, "ldvc"), load_results(folder, "class_query")
-    if class_query and ldvc and class_query[0].get("clip_fingerprint") != ldvc[0].get("clip_fingerprint"):
-        class_query = []  # made with another CLIP
+    experiments = read_list(RECORD)
+    collected = collect(experiments)
+    ldvc, class_query = (collected.results.get(name, []) for name in ("ldvc", "class_query"))
+    left_out = left_out_notes(experiments, collected)
     if not ldvc:
-        return "Not run yet: `python experiments.py recipes/ablations/picturebook.yaml --only ldvc class_query`."
+        return "\n\n".join(["Not run yet: `make record`.", *left_out])
     rows = [
         score_row("**LDVC**", [run["scores"]["0.0"] for run in ldvc]),
         score_row("LDVC, 0.1 off seen scores", [run["scores"]["0.1"] for run in ldvc]),
@@ -93,7 +94,13 @@ def picturebook_scores() -> str:
         f"parameters. Fragments: connected components per predicted class and image (labels: {reference:.2f})."
     )
     heads = "| | pAcc | mIoU(S) | mIoU(U) | hIoU | things S | things U | stuff S | stuff U | fragments |"
-    return "\n".join([heads, "|" + "---|" * 10, *rows, "", note])
+    return "\n".join([heads, "|" + "---|" * 10, *rows, "", "\n\n".join([note, *left_out])])
+
+
+def left_out_notes(experiments: Experiments, collected: Collected) -> list[str]:
+    """A line for each row that has results which may not stand in the table."""
+    titles = {row.name: row.title for row in experiments.rows}
+    return [f"Left out: {titles[name]}, {reason}." for name, reason in collected.left_out.items()]
 
 
 def describe_runs(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -148,21 +155,20 @@ def ablation_tables(
 
 def ablation_notes(experiments: Experiments, rows: Sequence[Row], collected: Collected) -> list[str]:
     """Lines below the table: what the numbers are, and which rows are missing."""
-    shown = [row.name for row in rows if row.name in collected.results]
+    runs = [run for row in rows for run in collected.results.get(row.name, [])]
     notes = []
-    if shown:
-        runs = collected.results[shown[0]]
-        commits = sorted({run["commit"][:7] + run["commit"][40:] for name in shown for run in collected.results[name]})
+    if runs:
+        commits = sorted({run["commit"][:7] + run["commit"][40:] for run in runs})
+        steps = next((f" and {run['recipe']['max_steps']} steps" for run in runs if "recipe" in run), "")
         notes.append(
-            f"Percent, mean ± standard deviation over seeds; {runs[0]['num_images']} held-out scenes per seed. 0.1 "
-            "off: 0.1 subtracted from the probability of seen classes. Fragments: connected components per predicted "
-            f"class and image. Code: {', '.join(commits)}."
+            f"Percent, mean ± standard deviation over seeds; {runs[0]['num_images']} held-out scenes{steps} per seed. "
+            "0.1 off: 0.1 subtracted from the probability of seen classes. Fragments: connected components per "
+            f"predicted class and image. Code: {', '.join(commits)}."
         )
     missing = [row.title for row in rows if row.name not in collected.results and row.name not in collected.left_out]
     if missing:
         notes.append(f"Not run: {'; '.join(missing)}.")
-    titles = {row.name: row.title for row in experiments.rows}
-    notes += [f"Left out: {titles[name]}, {reason}." for name, reason in collected.left_out.items() if name in titles]
+    notes += left_out_notes(experiments, collected)
     return [line for note in notes for line in (note, "")][:-1]
 
 
@@ -172,34 +178,45 @@ def picturebook_ablations() -> str:
 
 
 def picturebook_ablations_short() -> str:
-    """The same rows with the scores alone, for the README."""
+    """The main rows with the scores alone, for the README."""
     experiments = read_list(ABLATIONS)
     collected = collect(experiments)
+    rows = [row for row in experiments.rows if row.group in SHORT_GROUPS]
     lines = ["| | | mIoU(S) | mIoU(U) | hIoU | hIoU, 0.1 off |", "|---|---|---|---|---|---|"]
-    for row in experiments.rows:
+    for row in rows:
         results = collected.results.get(row.name)
         if results:
             cells = [score_spread(results, score).format() for score in ("miou_seen", "miou_unseen", "hiou")]
             cells.append(score_spread(results, "hiou", "0.1").format())
             letter = "" if row.group == "reference" else row.group
             lines.append(f"| {letter} | {row.title} | {' | '.join(cells)} |")
-    num_missing = len(experiments.rows) - len(collected.results)
+    trained = next((runs for runs in collected.results.values() if "recipe" in runs[0]), None)
+    if trained:
+        lines += ["", f"Percent, mean ± standard deviation; {describe_runs(trained)}."]
+    num_missing = sum(row.name not in collected.results for row in rows)
     if num_missing:
-        lines += ["", f"{num_missing} of {len(experiments.rows)} rows have no results yet."]
+        lines += ["", f"{num_missing} of these {len(rows)} rows have no results yet."]
     return "\n".join(lines)
 
 
 def finding_row(finding: Finding, calibrated: Finding, titles: Mapping[str, str]) -> str:
     """One row of the table of findings: the claim, both rows, the difference without and with the offset."""
     claim = finding.claim
-    is_count = claim.score == "fragments"
-    factor, digits = (1.0, 2) if is_count else (100.0, 1)
-    row, than = (side.format(factor, digits) for side in (finding.row, finding.than))
-    relations = [f"{factor * f.difference:+.{digits}f}: {f.relation}" for f in (finding, calibrated)]
+    factor, digits = (1.0, 2) if claim.score == "fragments" else (100.0, 1)
+    row, than = (Spread([*side.values()]).format(factor, digits) for side in (finding.row, finding.than))
+    differences = [format_difference(side, factor, digits) for side in (finding, calibrated)]
     return (
         f"| {claim.claim} ({claim.source}) | {SCORE_TITLES[claim.score]}: {titles[claim.row]} {row} against "
-        f"{titles[claim.than]} {than} | {' | '.join(relations)} | **{finding.verdict}** |"
+        f"{titles[claim.than]} {than} | {' | '.join(differences)} | **{finding.verdict}** |"
     )
+
+
+def format_difference(finding: Finding, factor: float, digits: int) -> str:
+    """Write "mean [low, high]" of the difference, "-" without an interval."""
+    if finding.interval is None:
+        return "-"
+    mean, low, high = (f"{factor * value:+.{digits}f}" for value in (finding.differences.mean, *finding.interval))
+    return f"{mean} [{low}, {high}]"
 
 
 def picturebook_findings() -> str:
@@ -211,12 +228,7 @@ def picturebook_findings() -> str:
     lines = ["| claim | figures | difference | 0.1 off | verdict |", "|---|---|---|---|---|"]
     pairs = zip(findings, calibrated, strict=True)
     lines += [finding_row(finding, other, titles) for finding, other in pairs if finding.verdict != "open"]
-    rule = (
-        "Rule: a difference of means counts if it is more than twice the standard deviation of one seed, pooled over "
-        "both rows; less is within the spread. The verdict is that without offset; where the other column disagrees, "
-        "the difference is one of calibration."
-    )
-    return "\n".join([*lines, "", rule, "", *summarise(findings, calibrated)])
+    return "\n".join([*lines, "", *summarise(findings, calibrated)])
 
 
 def summarise(findings: Sequence[Finding], calibrated: Sequence[Finding]) -> list[str]:
@@ -249,7 +261,7 @@ def decoder_swap() -> str:
     experiments = read_list(ABLATIONS)
     curves = swap_rows(experiments, collect(experiments))
     if not curves:
-        return "Not run yet: `python experiments.py recipes/ablations/picturebook.yaml --only ldvc class_query`."
+        return "Not run yet: `make experiments`."
     if not FIGURE.is_file():
         return "Not drawn yet: `python report.py --figures`."
     titles = "; ".join(row.title for row, _ in curves)
@@ -375,7 +387,11 @@ def write_documents(argv: Sequence[str] | None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.figures:
         experiments = read_list(ABLATIONS)
-        draw_decoder_swap(swap_rows(experiments, collect(experiments)), FIGURE)
+        curves = swap_rows(experiments, collect(experiments))
+        if curves:
+            draw_decoder_swap(curves, FIGURE)
+        else:
+            sys.stderr.write("no figure: no row of the list has a curve of scores yet; run `make experiments`.\n")
     stale, unsourced = [], []
     for path, text in documents().items():
         name = path.relative_to(ROOT).as_posix()

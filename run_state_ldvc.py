@@ -5,6 +5,7 @@ A state is written aside and renamed, so that a kill in the middle of a save lea
 
 import copy
 import json
+import math
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -29,9 +30,11 @@ __all__ = [
     "check_same_run",
     "find_state",
     "keep_only_trained_weights",
+    "own_half",
+    "prepare_for_shards",
+    "read_log",
     "save_state",
     "whole_model",
-    "widen_scalars",
 ]
 
 STATE_FOLDER = "states"
@@ -98,11 +101,15 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int) -> 
     accelerator.wait_for_everyone()
 
 
-def widen_scalars(model: nn.Module) -> None:
-    """Give scalar parameters, such as CLIP's temperature, one axis: FSDP cannot shard a scalar."""
+def prepare_for_shards(accelerator: Accelerator, model: nn.Module) -> None:
+    """Make a model fit for FSDP: it cannot cut at layers that a decoder lacks, nor shard a scalar."""
+    plugin, present = accelerator.state.fsdp_plugin, {type(module).__name__ for module in model.modules()}
+    layers = plugin.transformer_cls_names_to_wrap or ()
+    plugin.transformer_cls_names_to_wrap = [name for name in layers if name in present]
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.dim() == 0:
+                # CLIP's temperature; one axis more
                 setattr(module, name, nn.Parameter(parameter.detach()[None], requires_grad=parameter.requires_grad))
 
 
@@ -146,6 +153,11 @@ def find_state(recipe: Recipe, folder: Path) -> Path | None:
     return state
 
 
+def own_half(output_dir: str) -> str:
+    """Folder of the inductive half of a transductive run that trains both."""
+    return str(Path(output_dir) / "inductive")
+
+
 def check_same_run(recipe: Recipe, folder: Path) -> None:
     """Refuse to continue a run with settings that would make another run of it.
 
@@ -160,6 +172,9 @@ def check_same_run(recipe: Recipe, folder: Path) -> None:
     if not path.is_file():
         return
     before, now = yaml.safe_load(path.read_text()), asdict(recipe)
+    for run in (before, now):  # a transductive run may move with its own first half
+        if run.get("start_from") == own_half(run["output_dir"]):
+            run["start_from"] = "inductive"
     for key in sorted(before.keys() | now.keys()):
         if key not in FREE_ON_RESUME and before.get(key) != now.get(key):
             raise RecipeError(
@@ -168,8 +183,8 @@ def check_same_run(recipe: Recipe, folder: Path) -> None:
             )
 
 
-def read_log(path: Path, last_step: int) -> list[dict[str, Any]]:
-    """Records up to `last_step`; a last line cut off by a kill is left out."""
+def read_log(path: Path, last_step: float = math.inf) -> list[dict[str, Any]]:
+    """Records up to `last_step`; a last line cut off by a kill is left out; empty without a log."""
     records = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:

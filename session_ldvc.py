@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from explain_ldvc import PixelExplanation, explain_pixel, seen_class_mask
+from explain_ldvc import PixelExplanation, explain_pixel
 from formats_ldvc import describe_names
 from image_processing_ldvc import to_rgb
 from inference_ldvc import encode_classes
 from labels_ldvc import as_classes
-from loading_ldvc import EMBEDDED_CHECKPOINT, load_checkpoint, one_line
+from loading_ldvc import EMBEDDED_CHECKPOINT, load_checkpoint, one_line, unseen_names
 from modeling_ldvc import LDVCImageFeatures, LDVCSemanticSegmenterOutput
 from pictures_ldvc import draw_overlay, save_label_map
 from processing_ldvc import Classes
@@ -157,7 +157,7 @@ class Segmenter:
         outputs = self.model(
             image_features=visit.scene.features,
             class_embeds=class_embeds,
-            seen_class_mask=seen_class_mask(self.model, list(classes)),
+            seen_class_mask=self.model.seen_class_mask(classes),
         )
         preview = visit.scene.preview
         is_same_picture = before is not None and before.scene is visit.scene
@@ -193,8 +193,7 @@ class Segmenter:
 
     def unseen_names(self, answer: Answer) -> list[str]:
         """Return the classes none of whose words trained with masks; none where the checkpoint does not say."""
-        seen = set(self.model.config.seen_classes or ())
-        return [name for name, words in answer.classes.items() if seen and not seen.intersection([name, *words])]
+        return unseen_names(self.model, answer.classes)
 
     def draw(self, answer: Answer, label_map: np.ndarray, legend: bool = False) -> Image.Image:
         """Draw the overlay at preview size, hidden classes left plain."""

@@ -10,8 +10,15 @@ from configuration_ldvc import LDVCConfig
 from evaluate_ldvc import load_checkpoint, stored_config
 from modeling_ldvc import LDVCForSemanticSegmentation
 from processing_ldvc import LDVCProcessor
-from protocol_ldvc import names_trained_with_masks, read_protocol, shared_names
-from recipe_ldvc import Recipe, RecipeError
+from protocol_ldvc import (
+    is_wholly_audited,
+    names_given_to_the_loss,
+    names_trained_with_masks,
+    read_protocol,
+    shared_names,
+)
+from recipe_ldvc import Recipe, RecipeError, model_fields
+from run_state_ldvc import own_half
 from vocabularies import Vocabulary
 from weights_ldvc import ADAPTER_FIELDS
 
@@ -72,7 +79,9 @@ def _load_start(recipe: Recipe) -> tuple[LDVCForSemanticSegmentation, LDVCProces
             )
     if stored.get("clip_name_or_path") != recipe.clip:
         logger.warning("`clip` %r is not used: `start_from` brings its own CLIP.", recipe.clip)
-    model, processor = load_checkpoint(recipe.start_from, **recipe.model)
+    # of an adapter's configuration, loading takes only what decides shapes
+    fields = {field: stored[field] for field in model_fields() if field in stored} | recipe.model
+    model, processor = load_checkpoint(recipe.start_from, **fields)
     # pixel statistics and templates are those that the weights were trained with
     processor.image_processor.size = {"height": recipe.crop_size, "width": recipe.crop_size}
     return model, processor
@@ -91,22 +100,30 @@ def describe_start(recipe: Recipe, vocabulary: Vocabulary) -> dict[str, Any] | N
     if recipe.setting == "transductive":
         _check_transductive_start(recipe, vocabulary, protocol)
     names = seen_classes if protocol is None else names_trained_with_masks(protocol)
-    if recipe.setting == "inductive" and (saw := shared_names(vocabulary.unseen_names, names or [])):
+    known = seen_classes if protocol is None else names_given_to_the_loss(protocol)
+    if recipe.setting != "fully_supervised" and (saw := shared_names(vocabulary.unseen_names, names or [])):
         raise RecipeError(
             f"the recipe holds out the masks of {saw}, but they trained `start_from` {recipe.start_from!r}; start "
             "from another checkpoint or from CLIP, or use --setting fully_supervised."
         )
-    if names is None:
-        logger.warning("%r says nothing about the masks that trained it: the run is unaudited.", recipe.start_from)
+    if recipe.setting == "inductive" and (knew := shared_names(vocabulary.unseen_names, known or [])):
+        raise RecipeError(
+            f"inductive training must not know the names {knew}, but `start_from` {recipe.start_from!r} was trained "
+            "with them, on pseudo labels; start from another checkpoint or from CLIP, or use --setting transductive."
+        )
+    is_audited = protocol is not None and is_wholly_audited(protocol)
+    if not is_audited:
+        logger.warning("%r does not say all of what trained it: the run is unaudited.", recipe.start_from)
     protocol = protocol or {}
     return {
         "checkpoint": recipe.start_from,
-        "is_audited": bool(protocol),
+        "is_audited": is_audited,
         "setting": protocol.get("setting"),
         "dataset": protocol.get("dataset"),
         "dataset_fingerprint": protocol.get("dataset_fingerprint"),
         "image_draws": protocol.get("image_draws"),
         "names_trained_with_masks": names,
+        "names_given_to_the_loss": known,
     }
 
 
@@ -148,7 +165,7 @@ def inductive_half(recipe: Recipe) -> Recipe:
         recipe,
         setting="inductive",
         schedule_steps=2 * recipe.max_steps,
-        output_dir=str(Path(recipe.output_dir) / "inductive"),
+        output_dir=own_half(recipe.output_dir),
         results_file=None,
         resume_from_checkpoint="latest" if recipe.resume_from_checkpoint else None,
         controls=False,

@@ -51,21 +51,20 @@ from data_ldvc import (
 )
 from evaluate_ldvc import (
     REPORTED,
-    encode_vocabulary,
     evaluate_model,
     format_table,
     permute_names,
     provenance,
     write_json,
 )
-from inference_ldvc import InferenceSettings, segment_image
+from inference_ldvc import InferenceSettings, encode_classes, segment_image
 from loss_ldvc import loss_options, segmentation_loss
 from modeling_ldvc import LDVCForSemanticSegmentation
 from optimisation_ldvc import Step, build_optimizer, choose_precision, learning_rate_at
 from pictures_ldvc import draw_comparison, save_curves
 from processes_ldvc import check_joined
 from processing_ldvc import LDVCProcessor
-from protocol_ldvc import PROTOCOL_FILE, ProtocolAudit
+from protocol_ldvc import PROTOCOL_FILE, ProtocolAudit, trained_weights_fingerprint
 from recipe_ldvc import Recipe, RecipeError, describe_keys, read_recipe
 from run_state_ldvc import (
     STATE_FOLDER,
@@ -74,9 +73,9 @@ from run_state_ldvc import (
     check_same_run,
     find_state,
     keep_only_trained_weights,
+    prepare_for_shards,
     save_state,
     whole_model,
-    widen_scalars,
 )
 from signatures_ldvc import Signature, describe_signatures, find_signatures
 from start_ldvc import build_model, describe_start, inductive_half
@@ -147,7 +146,7 @@ def images_per_batch(recipe: Recipe, accelerator: Accelerator) -> int:
 
 
 def load_data(recipe: Recipe, split: str, num_images: int | None, streaming: bool) -> Any:
-    """Load a split as the recipe says."""
+    """Load a split as the recipe says; whatever the seed, the picture book is scored on the same pages."""
     return load_split(
         recipe.dataset,
         split,
@@ -157,7 +156,7 @@ def load_data(recipe: Recipe, split: str, num_images: int | None, streaming: boo
         streaming=streaming,
         revision=recipe.dataset_revision,
         num_images=num_images,
-        seed=recipe.seed,
+        seed=recipe.seed if split == recipe.train_split else 0,
     )
 
 
@@ -280,6 +279,8 @@ def set_up(recipe: Recipe, accelerator: Accelerator) -> Run:
         eval_data = load_data(recipe, recipe.eval_split, recipe.num_eval_images, streaming=False)
     set_seed(recipe.seed)  # the same new weights in every process
     model, processor = build_model(recipe)
+    if accelerator.process_index:
+        set_seed(recipe.seed + accelerator.process_index)  # but dropout of its own
     model.set_vocabulary(list(vocabulary.class_names), processor)
     unseen = () if recipe.setting == "fully_supervised" else vocabulary.unseen_names
     model.config.seen_classes = [name for name in vocabulary.class_names if name not in unseen]
@@ -301,7 +302,7 @@ def prepare_step(run: Run, progress: Progress) -> Step:
     has_idle_weights = run.model.config.decoder_query == "class"
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=has_idle_weights)
     if accelerator.distributed_type == DistributedType.FSDP:
-        widen_scalars(run.model)
+        prepare_for_shards(accelerator, run.model)
     loss = run.audit.watch(run.model, segmentation_loss)
     model, optimizer = accelerator.prepare(run.model, build_optimizer(recipe, run.model))
     keep_only_trained_weights(accelerator, run.model)
@@ -392,6 +393,8 @@ def write_protocol(run: Run) -> dict[str, Any]:
         "train_split": run.recipe.train_split,
         "num_train_images": None if run.recipe.streaming else len(run.train_data),
         "dataset_fingerprint": dataset_fingerprint(run.train_data),
+        "seed": run.recipe.seed,
+        "weights_sha256": trained_weights_fingerprint(run.model),
     }
     if accelerator.is_main_process:
         write_json(protocol, run.folder / PROTOCOL_FILE)
@@ -426,7 +429,7 @@ def draw_pictures(run: Run) -> None:
     recipe, vocabulary = run.recipe, run.vocabulary
     num_classes = len(vocabulary.class_names)
     rows, processor = [], run.processor.image_processor
-    embeds = encode_vocabulary(run.model, run.processor, vocabulary.class_names, run.accelerator.device)
+    _, embeds = encode_classes(run.model, run.processor, vocabulary.class_names)
     run.model.eval()
     for index in range(len(run.eval_data)):
         if len(rows) == recipe.num_pictures:
@@ -474,6 +477,7 @@ def finish(run: Run, log: Log, started: float) -> dict[str, Any]:
         result |= {
             "recipe": asdict(recipe),
             "controls": controls,
+            "weights_sha256": protocol["weights_sha256"],
             "signatures": describe_signatures(signatures),
             "num_processes": accelerator.num_processes,
             "mixed_precision": accelerator.mixed_precision,
@@ -537,6 +541,7 @@ def run_one(recipe: Recipe, is_last: bool = True, seconds_before: float = 0.0) -
         accelerator.init_trackers("ldvc", config=plain)
     log, model = train(run)
     run.model = whole_model(accelerator, model)
+    vars(run.model).pop("forward", None)  # Accelerate's autocast: the scores are to be those of evaluate_ldvc.py
     result = finish(run, log, started)
     if is_last:
         accelerator.end_training()

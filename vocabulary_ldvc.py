@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 
 try:
-    from .processing_ldvc import Classes, LDVCProcessor, check_distinct, check_templates, read_classes
+    from .processing_ldvc import Classes, LDVCProcessor, check_distinct, check_templates, name_key, read_classes
     from .weights_ldvc import weights_fingerprint, write_files
 except ImportError:
     if __package__:
         raise
-    from processing_ldvc import Classes, LDVCProcessor, check_distinct, check_templates, read_classes
+    from processing_ldvc import Classes, LDVCProcessor, check_distinct, check_templates, name_key, read_classes
     from weights_ldvc import weights_fingerprint, write_files
 
 
@@ -528,12 +528,27 @@ class LDVCVocabularyMixin:
         names = (str(self.config.class_token_ids), str(self.config.prompt_class_ids))
         return *names, places, prompt_values, torch.is_autocast_enabled(self._input_device.type)
 
-    def _seen_default_classes(self, num_classes: int) -> Tensor | None:
-        """(num_classes,) bool of the default vocabulary's names that trained with masks."""
+    def seen_class_mask(self, class_names: Sequence[str] | Classes) -> Tensor | None:
+        """Tell by name which classes trained with masks, for the argument `seen_class_mask` of a call.
+
+        Args:
+            class_names: List of names, or dict of synonyms, of which one is enough; case and spaces do not count.
+
+        Returns:
+            (num_classes,) bool, or `None` where the checkpoint does not say what it trained on.
+        """
         if not self.config.seen_classes:
             return None
-        seen = set(self.config.seen_classes)
-        return torch.tensor([self.config.id2label[i] in seen for i in range(num_classes)])
+        seen = {name_key(name) for name in self.config.seen_classes}
+        if isinstance(class_names, Mapping):
+            classes = [(name, *words) for name, words in read_classes(class_names).items()]
+        else:
+            classes = [(name,) for name in class_names]
+        return torch.tensor([any(name_key(word) in seen for word in words) for words in classes])
+
+    def _seen_default_classes(self, num_classes: int) -> Tensor | None:
+        """(num_classes,) bool of the default vocabulary's names that trained with masks."""
+        return self.seen_class_mask([self.config.id2label[i] for i in range(num_classes)])
 
 
 __all__ = ["LDVCBakedVocabulary", "LDVCVocabulary", "LDVCVocabularyMixin", "text_fingerprint"]

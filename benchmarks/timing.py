@@ -2,7 +2,10 @@
 
 import os
 import platform
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -12,38 +15,90 @@ import transformers
 from bench_ldvc import clock
 
 
-def take_turns(jobs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
-    """Run the jobs one after the other, `repeats` times over, after one call each that does not count.
+Seconds = dict[str, list[float]]  # job -> seconds of each round
 
-    Args:
-        jobs: Name -> call.
-        repeats: Timed rounds, at least 1.
 
-    Returns:
-        Name -> `median`, `min` and `max` in seconds.
+@dataclass(frozen=True)
+class Settings:
+    """How a figure is measured.
+
+    Attributes:
+        quick: Tiny sizes, to see that everything runs; the figures then mean nothing.
+        repeats: Timed rounds.
+        device: Where models run.
+        dtype: Of the models' weights and pixels.
+        clock: `"wall"`, or `"processor"`: the time that this process really ran, which other work on the machine
+            changes little. Only one thread makes it comparable with wall time, and it sees no accelerator.
 
     Raises:
-        ValueError: If `repeats` is less than 1.
+        ValueError: If `repeats` is less than 1, or the processor's time is asked of an accelerator.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats is {repeats}; use at least 1.")
-    device = torch.device("cpu")
+
+    quick: bool = False
+    repeats: int = 5
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    clock: str = "wall"
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise ValueError(f"repeats is {self.repeats}; use at least 1.")
+        if self.clock == "processor" and self.device != "cpu":
+            raise ValueError(f"the processor's time says nothing of {self.device}; use clock='wall'.")
+
+
+def time_rounds(jobs: Mapping[str, Callable[[], Any]], settings: Settings) -> Seconds:
+    """Run the jobs one after the other, round after round, after one call each that does not count."""
     for job in jobs.values():
         job()
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(repeats):
+    seconds: Seconds = {name: [] for name in jobs}
+    for _ in range(settings.repeats):
         for name, job in jobs.items():
-            seconds[name].append(clock(job, device) / 1000)
-    return {name: {"median": median(times), "min": min(times), "max": max(times)} for name, times in seconds.items()}
+            seconds[name].append(time_once(job, settings))
+    return seconds
+
+
+def time_once(job: Callable[[], Any], settings: Settings) -> float:
+    """Seconds of one call, by the settings' clock."""
+    if settings.clock == "wall":
+        return clock(job, torch.device(settings.device)) / 1000
+    started = time.process_time()
+    job()
+    return time.process_time() - started
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, min and max."""
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def spreads(seconds: Seconds) -> dict[str, dict[str, float]]:
+    """Median, min and max of every job in seconds."""
+    return {name: spread(values) for name, values in seconds.items()}
+
+
+def ratio(seconds: Seconds, over: str, under: str) -> dict[str, float]:
+    """Spread of the ratios of two jobs, each taken within one round."""
+    return spread([a / b for a, b in zip(seconds[over], seconds[under], strict=True)])
 
 
 def describe_machine() -> dict[str, Any]:
-    """What the figures depend on beside the code."""
+    """What the figures depend on beside the code, how busy the machine was included."""
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def processor_name() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

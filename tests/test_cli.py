@@ -1,6 +1,7 @@
 """The command `ldvc`, as a user types it: outputs, exit codes, and one clear line for every mistake."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -88,6 +89,17 @@ def test_the_script_runs_and_reports_its_exit_code():
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "ldvc: no picture to segment: nosuch.png: no such file.\n"
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_unless_the_user_decides_otherwise(monkeypatch, given, expected):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    seen = []
+    monkeypatch.setattr(cli_ldvc, "app", lambda: seen.append(os.environ["OMP_WAIT_POLICY"]))
+    cli_ldvc.main()
+    assert seen == [expected]
 
 
 def test_the_version_is_the_library_s(ldvc):
@@ -257,12 +269,14 @@ def test_one_bad_picture_stops_no_other(ldvc, checkpoint, picture, tmp_path):
     whole = (photos / "good.png").read_bytes()
     (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
     (photos / "text.jpg").write_text("hello")
+    (photos / "phone.heic").write_text("hello")
     Image.new("1", (20000, 20000)).save(photos / "bomb.png")
     Image.new("L", (30000, 8)).save(photos / "wide.png")
     result = ldvc("segment", photos, "nosuch.png", "-m", checkpoint, "-o", tmp_path / "out", "-f", "png")
     assert result.exit_code == 1
     assert "2 of 5 pictures segmented" in result.stdout
-    lines = result.stderr.splitlines()
+    left_out, *lines = result.stderr.splitlines()
+    assert left_out == "Left out, as no picture format that is searched for: 1 .heic."
     assert lines[0] == "4 failed:"
     reasons = {Path(line.split(": ")[0].strip()).name: line for line in lines[1:]}
     assert "no such file" in reasons["nosuch.png"]
@@ -477,6 +491,14 @@ def test_evaluate_hands_every_argument_over(ldvc, monkeypatch):
     arguments = ["folder", "--dataset", "data", "--offsets", "0", "0.1", "--reduce_labels", "-h"]
     assert ldvc("evaluate", *arguments).exit_code == 3
     assert seen == [arguments]
+
+
+def test_evaluate_is_found_by_a_command_that_is_installed_from_the_checkout(ldvc, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ldvc"])
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if Path(place).resolve() != ROOT])
+    monkeypatch.delitem(sys.modules, "evaluate_ldvc", raising=False)
+    result = ldvc("evaluate", "--help")
+    assert (result.exit_code, "CHECKPOINT" in result.stdout.upper()) == (0, True)
 
 
 def test_evaluate_shows_its_own_help(ldvc, monkeypatch):

@@ -40,8 +40,9 @@ def page(segmenter):
 
 
 @pytest.fixture
-def upload(tmp_path):
+def upload(tmp_path, page, monkeypatch):
     """Return what the browser sends for a picture of 96 x 80 pixels, another page than the example."""
+    monkeypatch.setattr(page.picture, "GRADIO_CACHE", str(tmp_path))  # where uploads are
     picture = draw_scene("test", 0, 3).image.resize((80, 96))
     picture.save(tmp_path / "upload.png")
     return {"path": str(tmp_path / "upload.png")}
@@ -61,6 +62,7 @@ def test_the_page_starts_with_an_example_that_is_segmented_and_explained(page):
 def test_a_model_that_does_not_know_the_example_starts_with_an_empty_page(segmenter, monkeypatch, upload):
     monkeypatch.setattr(segmenter, "start", lambda: (Visit(), "cat, dog"))
     page = Page(segmenter)
+    monkeypatch.setattr(page.picture, "GRADIO_CACHE", str(Path(upload["path"]).parent))
     assert page.labels.value == "cat, dog"
     assert not any(component.value for component in (page.picture, page.overlay, page.shown, page.routing))
     assert list(page.on_picture(None, "cat, dog", 0.0, upload)[0].answer.classes) == ["cat", "dog"]
@@ -114,6 +116,19 @@ def test_a_bad_file_shows_a_message_and_the_old_picture_comes_back(page, upload,
     assert after is visit
     assert others == [demo_ldvc.gr.skip()] * 8
     assert picture is visit.scene.preview
+
+
+@pytest.mark.parametrize("kind", ["outside", "through a link", "no path"])
+def test_a_file_that_nobody_uploaded_is_never_opened(page, upload, tmp_path_factory, monkeypatch, kind):
+    outside = tmp_path_factory.mktemp("private") / "photo.png"
+    shutil.copy(upload["path"], outside)
+    link = Path(upload["path"]).with_name("link.png")
+    link.symlink_to(outside)
+    asked = {"outside": {"path": str(outside)}, "through a link": {"path": str(link)}, "no path": {}}[kind]
+    monkeypatch.setattr(page.segmenter, "encode", None)
+    with pytest.warns(UserWarning, match="The file was not uploaded to this page"):
+        visit, *_ = page.on_picture(None, LABELS, 0.0, asked)
+    assert visit is page.first_visit
 
 
 def test_an_emptied_box_keeps_the_result_and_asks_for_a_picture(page, upload):

@@ -15,7 +15,6 @@ from PIL import Image
 from baseline_ldvc import TrainingFreeCLIP
 from evaluate_ldvc import (
     bootstrap_intervals,
-    encode_vocabulary,
     evaluate_model,
     format_table,
     group_scores,
@@ -28,6 +27,7 @@ from evaluate_ldvc import (
 from inference_ldvc import (
     InferenceSettings,
     class_scores,
+    encode_classes,
     prepare_image,
     segment_image,
     window_starts,
@@ -58,7 +58,7 @@ def test_windows_cover_the_side_and_end_flush(side, window, stride):
 
 
 def test_one_window_that_covers_the_picture_equals_the_whole_picture(tiny_model, tiny_processor):
-    embeds = encode_vocabulary(tiny_model, tiny_processor, VOCABULARY.class_names, "cpu")
+    embeds = encode_classes(tiny_model, tiny_processor, VOCABULARY.class_names)[1]
     pixels = torch.randn(3, 40, 56)
     whole = class_scores(tiny_model, pixels, embeds, WHOLE)
     upsampled = F.interpolate(
@@ -93,7 +93,7 @@ def test_the_short_side_is_resized_and_pixels_normalised():
 def test_scores_equal_a_plain_loop_over_images(tiny_model, tiny_processor, dataset):
     result = evaluate_model(tiny_model, tiny_processor, dataset, VOCABULARY, WHOLE, offsets=[0.0, 0.3])
     processor = tiny_processor.image_processor
-    embeds = encode_vocabulary(tiny_model, tiny_processor, VOCABULARY.class_names, "cpu")
+    embeds = encode_classes(tiny_model, tiny_processor, VOCABULARY.class_names)[1]
     for offset in (0.0, 0.3):
         hits = np.zeros(4)
         union = np.zeros(4)
@@ -134,6 +134,10 @@ def test_bootstrap_of_equal_images_has_no_width_and_of_different_ones_has():
     different[:3, 1, 0] = 0
     low, high = bootstrap_intervals(different, [1])["miou_unseen"]
     assert low < high
+
+
+def test_one_image_has_no_interval():
+    assert set(map(len, bootstrap_intervals(np.full((1, 2, 3), 4), [1]).values())) == {0}
 
 
 def test_areas_leave_out_unlabelled_pixels():

@@ -2,17 +2,20 @@
 
 import json
 import shlex
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import yaml
-from result_files import NAMES, make_result, write
+from result_files import NAMES, make_recipe, make_result, write
 
 import ablations_ldvc
 import experiments
 from ablations_ldvc import Claim, Finding, ListError, collect, read_list, weigh_claims
-from ledger_ldvc import LedgerError, Spread, load_result, load_results, settings_of
+from ledger_ldvc import LedgerError, Spread, clip_fingerprint, load_result, load_results, settings_of
 from train import build_model
 
 
@@ -122,6 +125,20 @@ def test_a_list_gives_rows_claims_and_recipes(content, list_file):
     recipe = listed.recipe_of(listed.rows[1], 7)
     assert (recipe.seed, recipe.controls, recipe.model) == (7, True, {"decoder_attention": "full"})
     assert listed.claims == (Claim("Routing helps", "paper", "ldvc", "full", "hiou"),)
+
+
+def test_a_list_that_builds_on_another_has_its_rows_on_its_own_world(content, list_file, tmp_path):
+    path = list_file(content | {"recipe": "{world}.yaml"})
+    (tmp_path / "other.yaml").write_text(f"base: {path.name}\nworld: elsewhere\nseeds: [7]\n")
+    listed = read_list(tmp_path / "other.yaml")
+    assert (listed.world, listed.seeds, [row.name for row in listed.rows]) == ("elsewhere", (7,), ["ldvc", "full"])
+    assert listed.arguments(listed.rows[0], 7)[0].endswith("/elsewhere.yaml")
+
+
+def test_a_list_that_builds_on_a_missing_one_names_it(tmp_path):
+    (tmp_path / "other.yaml").write_text("base: lost.yaml\n")
+    with pytest.raises(ListError, match=r"lost\.yaml: cannot be read"):
+        read_list(tmp_path / "other.yaml")
 
 
 def test_a_rows_own_overrides_come_after_the_lists(content, list_file):
@@ -262,6 +279,86 @@ def test_a_retrained_clip_makes_its_results_stale(content, list_file, launched, 
     assert "CLIP's fingerprint was" in capsys.readouterr().err
 
 
+def test_every_row_has_its_first_seed_before_any_row_has_its_second(content, list_file):
+    listed = read_list(list_file(content))
+    jobs = experiments.plan(listed, [0, 1, 0], [], [], Path("results"), experiments.LAUNCH)
+    assert [job.name for job in jobs] == ["ldvc seed 0", "full seed 0", "ldvc seed 1", "full seed 1"]
+
+
+def test_a_clip_that_changes_while_a_row_runs_leaves_no_result(content, list_file, launched, tmp_path, monkeypatch):
+    clip = tmp_path / "clip" / "model.safetensors"
+    clip.parent.mkdir()
+    clip.write_bytes(b"one")
+    content["overrides"] = {"clip": str(clip.parent)}
+
+    def train_while_it_changes(job):
+        clip.write_bytes(b"another")
+        return make_result(recipe=job.recipe)
+
+    monkeypatch.setattr(experiments, "train_row", train_while_it_changes)
+    job = experiments.plan(read_list(list_file(content)), [0], ["ldvc"], [], launched, experiments.LAUNCH)[0]
+    assert "recipe or CLIP changed while it ran (CLIP's fingerprint was" in experiments.run_job(job)
+    assert not launched.exists()
+
+
+def test_a_recipe_that_changes_while_the_list_runs_leaves_no_result(content, list_file, launched, monkeypatch):
+    other = make_result(recipe=make_recipe(max_steps=7))
+    monkeypatch.setattr(experiments, "train_row", lambda job: other)
+    job = experiments.plan(read_list(list_file(content)), [0], ["ldvc"], [], launched, experiments.LAUNCH)[0]
+    assert "changed while it ran (max_steps was 20000, now 7)" in experiments.run_job(job)
+
+
+@pytest.mark.parametrize("change", [{}, {"num_decoder_layers": 3}])
+def test_a_run_that_left_a_state_goes_on_from_it_unless_its_settings_changed(content, list_file, launched, change):
+    experiments.main([str(list_file(content)), "--only", "full", "--seeds", "0"])
+    folder = experiments.OUTPUTS / "experiments" / "toys" / "full_seed0"
+    (folder / "states" / "step_0000001").mkdir(parents=True)
+    for path in (launched / "full_seed0.json", folder / "results.json"):  # as if it had been killed
+        path.unlink()
+    content["rows"][1]["overrides"] |= change
+    experiments.main([str(list_file(content)), "--only", "full", "--seeds", "0"])
+    last = [line for line in folder.with_suffix(".log").read_text().splitlines() if line.startswith("$")][-1]
+    assert (experiments.RESUME in last, experiments.OVERWRITE in last) == ((False, True) if change else (True, False))
+
+
+def test_a_finished_run_whose_result_was_deleted_starts_anew(content, list_file, launched):
+    arguments = [str(list_file(content)), "--only", "full", "--seeds", "0"]
+    experiments.main(arguments)
+    folder = experiments.OUTPUTS / "experiments" / "toys" / "full_seed0"
+    (folder / "states" / "step_0000001").mkdir(parents=True)
+    (launched / "full_seed0.json").unlink()
+    experiments.main(arguments)
+    assert experiments.RESUME not in folder.with_suffix(".log").read_text()
+
+
+@pytest.mark.skipif(experiments.fcntl is None, reason="file locks of POSIX")
+def test_two_lists_do_not_work_on_the_same_run(content, list_file, launched):
+    job = experiments.plan(read_list(list_file(content)), [0], ["ldvc"], [], launched, experiments.LAUNCH)[0]
+    job.folder.parent.mkdir(parents=True)
+    with experiments.hold_log(job):
+        assert "another process is at work on it and holds" in experiments.run_job(job)
+    assert experiments.run_job(job) is None
+
+
+def test_ctrl_c_ends_the_runs_at_work_and_says_how_to_go_on(content, list_file, launched, tmp_path, capsys):
+    folder = experiments.OUTPUTS / "experiments" / "toys"
+    mark = "pathlib.Path(sys.argv[2] + '.{}').touch()"
+    slow = ["import pathlib, sys, time", mark.format("began"), "time.sleep(60)", mark.format("ended")]
+    (tmp_path / "train.py").write_text("\n".join(slow))
+
+    def press_ctrl_c():
+        while not (folder / "ldvc_seed0.began").exists():
+            time.sleep(0.01)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=press_ctrl_c, daemon=True).start()
+    assert experiments.main([str(list_file(content)), "--only", "ldvc"]) == 130
+    assert not (folder / "ldvc_seed0.ended").exists()
+    assert "stopped; the same command continues" in capsys.readouterr().err
+    assert not launched.exists()
+    assert not experiments.PROCESSES.running
+
+
 def test_a_crash_ends_one_run_and_not_the_list(content, list_file, launched, capsys):
     assert experiments.main([str(list_file(content)), "--only", "ldvc", "--seeds", "13", "1"]) == 1
     assert [path.name for path in launched.iterdir()] == ["ldvc_seed1.json"]
@@ -392,18 +489,48 @@ def test_the_first_half_of_a_transductive_run_is_not_another_setting(content, li
     assert settings_of(recipe | {"start_from": "other/inductive"}) != settings_of(recipe)
 
 
-def test_rows_of_other_recipes_or_another_clip_are_left_out(content, list_file, tmp_path, monkeypatch):
+def test_rows_of_other_recipes_are_left_out(content, list_file, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations_ldvc, "ROOT", tmp_path)
     listed = read_list(list_file(content))
-    folder = listed.results_folder
     recipes = [listed.recipe_of(row, 0) for row in listed.rows]
-    write(folder / "ldvc_seed0.json", make_result(recipe=recipes[0], clip_fingerprint="a"))
-    write(folder / "full_seed0.json", make_result(recipe=recipes[1], clip_fingerprint="a"))
+    write(listed.results_folder / "ldvc_seed0.json", make_result(recipe=recipes[0]))
+    write(listed.results_folder / "full_seed0.json", make_result(recipe=recipes[1]))
     assert set(collect(listed).results) == {"ldvc", "full"}
-    write(folder / "full_seed0.json", make_result(recipe=recipes[1], clip_fingerprint="b"))
-    assert collect(listed).left_out == {"full": "made with another CLIP"}
-    write(folder / "full_seed0.json", make_result(recipe=recipes[0], clip_fingerprint="a"))
-    assert "decoder_attention was 'route', now 'full'" in collect(listed).left_out["full"]
+    write(listed.results_folder / "full_seed0.json", make_result(recipe=recipes[0]))
+    collected = collect(listed)
+    assert set(collected.results) == {"ldvc"}
+    assert collected.left_out["full"].startswith("seed 0 made with other settings (decoder_attention was 'route', now")
+
+
+def test_results_of_a_clip_that_is_no_longer_there_are_left_out_seed_by_seed(
+    content, list_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ablations_ldvc, "ROOT", tmp_path)
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "model.safetensors").write_bytes(b"now")
+    listed = read_list(list_file(content | {"overrides": {"clip": str(tmp_path / "clip")}}))
+    recipe = listed.recipe_of(listed.rows[0], 0)
+    now = clip_fingerprint(recipe.clip)
+    for seed, fingerprint in enumerate((now, "before", "before", None)):
+        result = make_result(seed, recipe=recipe, clip_fingerprint=fingerprint)
+        write(listed.results_folder / f"ldvc_seed{seed}.json", result)
+    collected = collect(listed)
+    assert [result["seed"] for result in collected.results["ldvc"]] == [0]
+    assert collected.left_out["ldvc"] == "seeds 1, 2 made with another CLIP; seed 3 made with an unknown CLIP"
+
+
+def test_a_result_that_was_scored_on_other_data_than_the_rows_above_is_left_out(
+    content, list_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ablations_ldvc, "ROOT", tmp_path)
+    listed = read_list(list_file(content))
+    for seed in (0, 1):  # editions of the picture book: each seed has data of its own, the same for every row
+        for row in listed.rows:
+            result = make_result(seed, recipe=listed.recipe_of(row, seed), dataset_fingerprint=f"edition {seed}")
+            write(listed.results_folder / f"{row.name}_seed{seed}.json", result)
+    assert not collect(listed).left_out
+    write(listed.results_folder / "full_seed1.json", result | {"dataset_fingerprint": "edition 0"})
+    assert collect(listed).left_out == {"full": "seed 1 scored on other data than the rows above"}
 
 
 def test_seeds_of_one_row_made_with_different_settings_are_refused(tmp_path):
@@ -411,9 +538,7 @@ def test_seeds_of_one_row_made_with_different_settings_are_refused(tmp_path):
     changed = make_result(1)
     changed["recipe"]["max_steps"] = 5
     write(tmp_path / "ldvc_seed1.json", changed)
-    with pytest.raises(
-        LedgerError, match=r"ldvc_seed1.json: made with other settings than ldvc_seed0.json: max_steps"
-    ):
+    with pytest.raises(LedgerError, match=r"ldvc_seed1.json: made with other settings than seed 0: max_steps"):
         load_results(tmp_path, "ldvc")
 
 
@@ -421,7 +546,7 @@ def test_seeds_of_one_row_made_with_different_settings_are_refused(tmp_path):
 
 
 def finding(row, than, expect="higher"):
-    return Finding(Claim("x", "paper", "a", "b", "hiou", expect), Spread(row), Spread(than))
+    return Finding(Claim("x", "paper", "a", "b", "hiou", expect), dict(enumerate(row)), dict(enumerate(than)))
 
 
 def test_spread_is_mean_and_sample_deviation():
@@ -433,43 +558,51 @@ def test_spread_is_mean_and_sample_deviation():
     assert Spread([None]).format() == "-"
 
 
-def test_a_difference_counts_from_twice_the_pooled_deviation_on():
-    # both deviations are 0.1, so is the pooled one
-    assert finding([0.5, 0.6, 0.7], [0.3, 0.4, 0.5]).pooled_deviation == pytest.approx(0.1)
-    assert finding([0.51, 0.61, 0.71], [0.3, 0.4, 0.5]).relation == "higher"
-    assert finding([0.49, 0.59, 0.69], [0.3, 0.4, 0.5]).relation == "within the spread"
-    assert finding([0.3, 0.4, 0.5], [0.51, 0.61, 0.71]).relation == "lower"
+def test_rows_are_compared_seed_by_seed():
+    # editions differ by far more than the rows do, which are apart by 0.1, 0.11 and 0.12
+    low, high = finding([0.3, 0.51, 0.72], [0.2, 0.4, 0.6]).interval
+    # Student's t of three: 4.3027 standard errors, the error 0.01 / sqrt(3)
+    assert (low, high) == pytest.approx((0.11 - 0.02484, 0.11 + 0.02484), abs=1e-5)
+
+
+def test_seeds_that_one_row_lacks_are_left_aside():
+    claim = Claim("x", "paper", "a", "b", "hiou")
+    found = Finding(claim, {0: 0.5, 1: 0.6, 2: 0.7, 3: 0.9}, {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.1})
+    assert found.differences.values == pytest.approx([0.1, 0.2, 0.4])
 
 
 @pytest.mark.parametrize(
-    ("row", "expect", "verdict"),
+    ("differences", "expect", "verdict"),
     [
-        ([0.8, 0.81], "higher", "confirmed"),
-        ([0.8, 0.81], "lower", "contradicted"),
-        ([0.8, 0.81], "not higher", "contradicted"),
-        ([0.5, 0.51], "higher", "not confirmed"),
-        ([0.5, 0.51], "not higher", "confirmed"),
-        ([0.2, 0.21], "not higher", "confirmed"),
-        ([0.2, 0.21], "lower", "confirmed"),
-        ([0.8], "higher", "open"),
+        ([0.2, 0.21, 0.22], "higher", "confirmed"),
+        ([0.2, 0.21, 0.22], "lower", "contradicted"),
+        ([0.2, 0.21, 0.22], "not higher", "contradicted"),
+        ([-0.2, -0.21, -0.22], "higher", "contradicted"),
+        ([-0.2, -0.21, -0.22], "lower", "confirmed"),
+        ([-0.2, -0.21, -0.22], "not higher", "confirmed"),
+        ([0.2, 0.3, -0.2], "higher", "not confirmed"),
+        ([0.2, 0.3, -0.2], "lower", "not confirmed"),
+        ([0.2, 0.3, -0.2], "not higher", "not confirmed"),
+        ([0.001, 0.0, -0.001], "not higher", "confirmed"),
+        ([0.2, 0.21], "higher", "open"),
         ([], "higher", "open"),
     ],
 )
-def test_verdicts_follow_from_relation_and_expectation(row, expect, verdict):
-    assert finding(row, [0.5, 0.51], expect).verdict == verdict
+def test_verdicts_follow_from_interval_and_expectation(differences, expect, verdict):
+    assert finding([0.5 + difference for difference in differences], [0.5] * 3, expect).verdict == verdict
 
 
 def test_claims_are_weighed_at_each_offset(content, list_file, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations_ldvc, "ROOT", tmp_path)
     listed = read_list(list_file(content))
     for row, unseen in zip(listed.rows, (0.5, 0.2), strict=True):
-        for seed in (0, 1):
+        for seed in (0, 1, 2):
             result = make_result(seed, unseen=unseen + 0.01 * seed, recipe=listed.recipe_of(row, seed))
             result["scores"]["0.1"] = make_result(unseen=0.3 + 0.01 * seed)["scores"]["0.0"]
             write(listed.results_folder / f"{row.name}_seed{seed}.json", result)
     collected = collect(listed)
-    assert [weigh_claims(listed, collected, offset)[0].relation for offset in ("0.0", "0.1")] == [
-        "higher", "within the spread",
+    assert [weigh_claims(listed, collected, offset)[0].verdict for offset in ("0.0", "0.1")] == [
+        "confirmed", "not confirmed",
     ]  # fmt: skip
 
 
@@ -481,4 +614,5 @@ def test_the_fall_of_unseen_classes_is_read_from_the_curves(content, list_file, 
     write(
         listed.results_folder / "ldvc_seed0.json", make_result(recipe=listed.recipe_of(listed.rows[0], 0), curve=curve)
     )
-    assert weigh_claims(listed, collect(listed))[0].row.values == [pytest.approx(0.15)]
+    assert weigh_claims(listed, collect(listed))[0].row == {0: pytest.approx(0.15)}
+    assert weigh_claims(listed, collect(listed), "0.1")[0].row == {}  # curves are scored without offset

@@ -274,12 +274,19 @@ def test_the_routing_picture_has_a_panel_per_layer():
     assert widths == [328, 635, 942, 942]  # three in a row
 
 
-def test_a_heat_map_is_brightest_where_attention_is_highest():
-    maps = torch.tensor([[[0.1, 0.9], [0.1, 0.1]], [[0.9, 0.1], [0.9, 0.9]]])
+def test_a_heat_map_is_brightest_where_the_attention_of_its_class_is_highest():
+    maps = torch.tensor([[[0.1, 0.2], [0.1, 0.1]], [[0.9, 0.8], [0.9, 0.9]]])
     sheet = draw_cross_attention(Image.new("RGB", (64, 64), (128, 128, 128)), maps, ["cat", "dog"]).convert("L")
     cells = np.asarray(sheet)[47:347].astype(int)
     cat, dog = cells[:, 14:314], cells[:, 321:621]
     assert cat[10, 290] == dog[10, 10] == dog[290, 290] > 200 > 60 > cat[10, 10] == cat[290, 290] == dog[10, 290]
+
+
+def test_an_even_heat_map_stays_dark_whatever_its_rounding():
+    maps = torch.full((1, 2, 2), 0.5)
+    maps[0, 0, 0] += 1e-6
+    sheet = draw_cross_attention(Image.new("RGB", (64, 64), (128, 128, 128)), maps, ["cat"]).convert("L")
+    assert np.asarray(sheet)[47:347, 14:314].max() < 60
 
 
 def test_maps_and_names_of_different_numbers_are_refused(image):

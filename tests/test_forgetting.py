@@ -11,7 +11,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from baseline_ldvc import TrainingFreeCLIP
-from evaluate_ldvc import evaluate_model
+from evaluate_ldvc import evaluate_model, mean_iou, resample, share
 from forgetting import (
     ABSENT_ROWS,
     Checkpoint,
@@ -23,11 +23,8 @@ from forgetting import (
     format_report,
     group_names,
     main,
-    mean_iou,
     measure,
     measure_claims,
-    resample,
-    share,
 )
 from inference_ldvc import InferenceSettings
 from vocabularies import Vocabulary
@@ -324,6 +321,14 @@ def test_bad_input_ends_with_one_line_that_names_the_value(folders, capsys, opti
     assert message in error
 
 
+def test_label_maps_that_count_otherwise_than_said_are_refused(folders, tmp_path, capsys):
+    before, after, data = folders
+    summary = {"class_names": list(VOCABULARY.class_names), "reduce_labels": True}
+    (tmp_path / "data" / "classes.json").write_text(json.dumps(summary))
+    assert main([before, after, "--dataset", data, *OPTIONS]) == 2
+    assert "reduce_labels is False, but the label maps of" in capsys.readouterr().err
+
+
 def test_a_clip_has_no_old_class_list(folders, clip_folder, capsys):
     _, after, data = folders
     arguments = [str(clip_folder), after, "--training_free_before", "--dataset", data, "--old_dataset", data]
@@ -334,4 +339,4 @@ def test_a_clip_has_no_old_class_list(folders, clip_folder, capsys):
 def test_a_missing_checkpoint_is_named(folders, capsys):
     _, after, data = folders
     assert main(["nowhere/at_all", after, "--dataset", data, *OPTIONS]) == 2
-    assert "no checkpoint can be loaded from 'nowhere/at_all': check the folder" in capsys.readouterr().err
+    assert "no LDVC checkpoint can be read from 'nowhere/at_all'; give a folder or Hub id" in capsys.readouterr().err

@@ -86,6 +86,24 @@ def test_the_output_folder_is_not_searched(tmp_path):
     assert [picture.path for picture in found.pictures] == [tmp_path / "a.png"]
 
 
+def test_the_output_folder_cannot_be_the_one_that_is_searched(tmp_path):
+    path = save_picture(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match=r"is the output folder too, .* choose another with --output"):
+        find_pictures([str(tmp_path)], output=tmp_path / "." / "")
+    assert len(find_pictures([str(path)], output=tmp_path).pictures) == 1
+
+
+def test_files_that_no_search_takes_for_pictures_are_counted(tmp_path):
+    for name in ("a.png", "b.heic", "C.HEIC", "d.svg", "README", ".hidden.svg", "below/e.heic"):
+        save_picture(tmp_path / "x.png").rename((tmp_path / name).parent.mkdir(exist_ok=True) or tmp_path / name)
+    found = find_pictures([str(tmp_path)])
+    assert found.left_out == {".heic": 2, ".svg": 1, "without suffix": 1}
+    assert found.describe_left_out().endswith(": 2 .heic, 1 .svg, 1 without suffix.")
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"holds no picture.*Left out, .*: 2 \.heic, 1 \.svg"):
+        find_pictures([str(tmp_path)])
+
+
 def test_a_pattern_is_expanded_where_the_shell_did_not(tmp_path):
     for name in ("a.png", "b.png", "below/c.png"):
         save_picture(tmp_path / name)

@@ -106,16 +106,21 @@ def test_overlapping_windows_are_averaged_pixel_by_pixel(model, tiny_processor):
     torch.testing.assert_close(found.scores, totals / counts, atol=1e-5, rtol=0)
 
 
-def test_without_names_the_default_vocabulary_and_its_offsets_are_used(make_model, tiny_processor):
-    model = make_model(seen_score_offset=0.2, seen_classes=["sofa"])
+@pytest.mark.parametrize("choice", [None, WINDOWS], ids=["whole", "windows"])
+def test_classes_that_trained_with_masks_lose_the_offset_named_or_by_default(make_model, tiny_processor, choice):
+    model, image = make_model(seen_classes=["sofa"]), picture(40, 40)
     model.set_vocabulary(NAMES, tiny_processor, other_label="nothing")
-    image = picture(40, 40)
-    found = segment(model, tiny_processor, image, settings=WINDOWS, return_scores=True, threshold=0.5)
     _, embeds = encode_classes(model, tiny_processor, NAMES)
-    named = segment(model, tiny_processor, image, NAMES, class_embeds=embeds, settings=WINDOWS, return_scores=True)
-    offsets = torch.tensor([0, 0.2, 0])[:, None, None]
-    assert found.class_names == [*NAMES, "nothing"]
-    torch.testing.assert_close(found.scores, named.scores - offsets, atol=1e-5, rtol=0)
+    options = {"settings": choice, "return_scores": True}
+    plain = segment(model, tiny_processor, image, NAMES, **options)
+    model.config.seen_score_offset = 0.2
+    expected = plain.scores - torch.tensor([0, 0.2, 0])[:, None, None]
+    default = segment(model, tiny_processor, image, threshold=0.5, **options)
+    assert default.class_names == [*NAMES, "nothing"]
+    named = segment(model, tiny_processor, image, NAMES, **options)
+    encoded = segment(model, tiny_processor, image, NAMES, class_embeds=embeds, **options)
+    for found in (default, named, encoded):
+        torch.testing.assert_close(found.scores, expected, atol=1e-5, rtol=0)
 
 
 def test_ids_follow_the_order_of_the_names(model, tiny_processor):
@@ -367,7 +372,17 @@ def test_progress_is_shown_when_asked_for(model, tiny_processor, capsys):
     assert "windows: 100%" in capsys.readouterr().err
 
 
+def test_the_stride_follows_the_window_where_none_is_given():
+    assert [InferenceSettings(window=window).stride for window in (512, 30, 1)] == [426, 25, 1]
+
+
 # ---- bad input
+
+
+@pytest.mark.parametrize("field", ["short_side", "window", "stride", "window_batch_size"])
+def test_settings_are_whole_numbers(field):
+    with pytest.raises(ValueError, match=f"{field} is '64'; use a whole number"):
+        InferenceSettings(**{field: "64"})
 
 
 BAD = {

@@ -231,6 +231,7 @@ def test_rows_may_bring_their_own_labels(pipe):
     expected = pipe(PICTURES, candidate_labels=LISTS)
     assert_all_same(pipe(inputs, batch_size=2), expected)
     assert_all_same(pipe((row for row in inputs), batch_size=2), expected)
+    assert_all_same(pipe([{"image": image} for image in PICTURES], candidate_labels=LISTS), expected)
 
 
 def test_options_given_at_construction_hold_until_a_call_overrides_them(make_model, tiny_processor):
@@ -251,6 +252,20 @@ def test_urls_wait_no_longer_than_the_timeout(pipe, monkeypatch):
     result = pipe("https://example.org/picture.png", candidate_labels=NAMES, timeout=3.5)
     assert waited == [("https://example.org/picture.png", 3.5)]
     assert_same(result, pipe(PICTURES[0], candidate_labels=NAMES))
+
+
+@pytest.mark.parametrize("window", [0, 32])
+def test_classes_that_trained_with_masks_lose_the_offset_whatever_names_them(make_model, tiny_processor, window):
+    model = make_model(seen_score_offset=0.3, seen_classes=["Sofa"])
+    model.set_vocabulary(["cat", "sofa"], tiny_processor)
+    pipe = pipeline(TASK, model=model, processor=tiny_processor, device="cpu")
+    expected = pipe(PICTURES[:2], window=window)
+    assert_all_same(pipe(PICTURES[:2], candidate_labels="cat, sofa", window=window, batch_size=2), expected)
+    by_synonym = pipe(PICTURES[0], candidate_labels={"cat": ["cat"], "seat": ["sofa"]}, window=window)
+    assert [part["score"] for part in by_synonym] == pytest.approx([part["score"] for part in expected[0]], abs=1e-4)
+    model.config.seen_score_offset = 0.0
+    plain = pipe(PICTURES[0], candidate_labels="cat, sofa", window=window)
+    assert [part["score"] for part in plain] != pytest.approx([part["score"] for part in expected[0]], abs=1e-4)
 
 
 # ---- large pictures
@@ -488,6 +503,11 @@ BAD = {
         ValueError,
         "stride is 40; with a window of 32",
     ),
+    "window in words": (
+        {"candidate_labels": NAMES, "window": "64"},
+        ValueError,
+        "window is '64'; use a whole number",
+    ),
     "stride alone": ({"candidate_labels": NAMES, "stride": 9}, ValueError, "`stride` is 9, but there is no `window`"),
     "unknown option": ({"candidate_labels": NAMES, "colour": "red"}, TypeError, "colour"),
 }
@@ -498,6 +518,11 @@ def test_bad_calls_are_refused_with_value_and_remedy(pipe, case):
     options, error, message = BAD[case]
     with pytest.raises(error, match=message):
         pipe(PICTURES[0], **options)
+
+
+def test_a_folder_is_no_picture(pipe, tmp_path):
+    with pytest.raises(ValueError, match="is a folder; give its files one by one, or use `ldvc segment`"):
+        pipe(str(tmp_path), candidate_labels=NAMES)
 
 
 def test_lists_must_be_one_per_picture(pipe):

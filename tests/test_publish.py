@@ -243,6 +243,28 @@ def test_results_of_another_run_are_refused(checkpoint, tmp_path):
         build_folder(checkpoint, tmp_path / "hub", results=other)
 
 
+def test_results_of_other_weights_than_the_audits_are_refused(checkpoint, tmp_path):
+    result = json.loads((checkpoint / "results.json").read_text())
+    write(checkpoint / "results.json", result | {"weights_sha256": "one"})
+    write(checkpoint / "protocol.json", make_protocol(weights_sha256="another"))
+    with pytest.raises(PublishError, match=r"is of other weights than .*protocol\.json"):
+        build_folder(checkpoint, tmp_path / "hub")
+
+
+def test_weights_that_the_audit_does_not_know_are_refused(checkpoint, tmp_path):
+    write(checkpoint / "protocol.json", make_protocol(weights_sha256="another"))
+    with pytest.raises(PublishError, match="does not fit it"):
+        build_folder(checkpoint, tmp_path / "hub")
+
+
+def test_the_card_names_a_recipe_of_the_repository_only_if_the_run_kept_to_it():
+    path = "recipes/voc2012_inductive.yaml"
+    kept = read_recipe([str(ROOT / path), "--seed", "3"])
+    assert publish.choose_recipe(kept, path) == path
+    assert publish.choose_recipe(replace(kept, max_steps=7), path) == "recipe.yaml"
+    assert publish.choose_recipe(kept, None) == "recipe.yaml"
+
+
 def test_results_of_an_evaluation_are_refused(checkpoint, tmp_path):
     result = make_result(protocol={}, seconds=1)
     del result["recipe"]

@@ -16,8 +16,15 @@ import cards_ldvc
 import report
 from ablations_ldvc import collect, read_list
 from cards_ldvc import CardError, check_card, make_card, read_cards, read_words, render_card
-from ledger_ldvc import LedgerError, load_result, load_results
-from published_ldvc import SETTINGS, PublishedError, load_published, published_table
+from ledger_ldvc import (
+    SETTINGS,
+    LedgerError,
+    PublishedError,
+    load_published,
+    load_result,
+    load_results,
+    published_table,
+)
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,7 +172,7 @@ def test_the_short_table_has_the_same_scores_and_counts_what_is_missing(world):
         fill(world, "class_query", seed, seen, 0.3)
     table = report.picturebook_ablations_short()
     assert "| a | class query | 55.0 ± 7.1 | 30.0 ± 0.0 | 38.7 ± 1.8 | 38.7 ± 1.8 |" in table
-    assert "2 of 3 rows have no results yet." in table
+    assert "2 of these 3 rows have no results yet." in table
 
 
 def test_a_table_without_any_result_has_no_number(world):
@@ -174,27 +181,29 @@ def test_a_table_without_any_result_has_no_number(world):
 
 
 def test_findings_are_words_that_follow_from_the_numbers(world):
-    for seed in (0, 1):
+    for seed in (0, 1, 2):
         fill(world, "ldvc", seed, 0.6, 0.5 + 0.01 * seed)
         fill(world, "class_query", seed, 0.6, 0.2 + 0.01 * seed)
     text = report.picturebook_findings()
     assert re.search(
-        r"Image queries win \(paper\) \| hIoU: LDVC 54\.\d ± 0\.\d against class query 30\.\d ± 0\.\d", text
+        r"Image queries win \(paper\) \| hIoU: LDVC 55\.\d ± 0\.\d against class query 31\.\d ± 1\.\d", text
     )
-    assert "+24.3: higher | +24.3: higher | **confirmed** |" in text
+    assert re.search(
+        r"\| \+2\d\.\d \[\+2\d\.\d, \+2\d\.\d\] \| \+2\d\.\d \[\+2\d\.\d, \+2\d\.\d\] \| \*\*confirmed\*\* \|", text
+    )
     assert "- Confirmed, of the paper: Image queries win." in text
     assert "- Open, for want of runs, of ours: Training helps." in text
 
 
 def test_a_finding_against_the_paper_is_stated_as_it_fell(world):
-    for seed in (0, 1):
+    for seed in (0, 1, 2):
         fill(world, "ldvc", seed, 0.6, 0.2 + 0.01 * seed)
         fill(world, "class_query", seed, 0.6, 0.5 + 0.01 * seed)
     assert "- Contradicted, of the paper: Image queries win." in report.picturebook_findings()
 
 
 def test_a_finding_that_an_offset_turns_is_said_to_be_one(world):
-    for seed in (0, 1):
+    for seed in (0, 1, 2):
         fill(world, "ldvc", seed, 0.6, 0.5 + 0.01 * seed)
         fill(world, "class_query", seed, 0.6, 0.2 + 0.01 * seed)
         path = world.results_folder / f"class_query_seed{seed}.json"
@@ -213,7 +222,15 @@ def test_results_of_other_settings_are_left_out_of_the_table_and_named(world):
     write(path, result)
     table = report.picturebook_ablations()
     assert "| class query |" not in table
-    assert "Left out: class query, made with other settings (max_steps was 5, now 20000)." in table
+    assert "Left out: class query, seed 0 made with other settings (max_steps was 5, now 20000)." in table
+
+
+def test_the_record_names_what_an_outdated_clip_made_in_place_of_its_scores(world, monkeypatch):
+    monkeypatch.setattr(report, "RECORD", report.ABLATIONS)
+    fill(world, "ldvc", 0, 0.5, 0.3, clip_fingerprint="of a CLIP before")
+    assert report.picturebook_scores() == (
+        "Not run yet: `make record`.\n\nLeft out: LDVC, seed 0 made with another CLIP."
+    )
 
 
 def test_the_figure_draws_a_line_and_a_band_for_each_decoder(world, tmp_path, monkeypatch):
@@ -235,6 +252,12 @@ def test_the_figure_draws_a_line_and_a_band_for_each_decoder(world, tmp_path, mo
     for color in report.SWAP_COLORS[:2]:
         rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
         assert (np.abs(picture - rgb).sum(axis=2) < 12).sum() > 200, color
+
+
+def test_figures_without_a_curve_are_left_out_and_documents_written(world, monkeypatch, capsys):
+    monkeypatch.setattr(report, "documents", dict)
+    assert report.main(["--figures"]) == 0
+    assert "no figure: no row of the list has a curve" in capsys.readouterr().err
 
 
 def test_the_figure_needs_a_curve(tmp_path):
@@ -308,7 +331,7 @@ def test_a_printed_harmonic_mean_that_does_not_follow_is_flagged():
 
 
 def published_table_cell(scores):
-    from published_ldvc import format_scores
+    from ledger_ldvc import format_scores
 
     return format_scores(scores)
 
@@ -325,6 +348,14 @@ def test_published_rows_are_marked_as_published_and_ours_stand_beside_them(tmp_p
     table = published_table("inductive", tmp_path)
     assert "| **LDVC, this repository** | 80.0 / 90.0 / 80.0 / 84.7 | - | - | measured |" in table
     assert "no run" not in table
+
+
+def test_a_score_of_ours_under_another_protocol_than_trained_is_marked(tmp_path):
+    shutil.copyfile(ROOT / "results" / "published.yaml", tmp_path / "published.yaml")
+    result = make_result(0, protocol={"dataset": "voc"}, seconds=1, audit={"status": "mismatch"})
+    del result["recipe"]
+    write(tmp_path / "voc2012" / "cross_dataset_seed0.json", result)
+    assert "| **LDVC, this repository** | 52.5 (audit: mismatch) | - |" in published_table("cross_dataset", tmp_path)
 
 
 def test_every_published_row_names_a_source_that_is_listed():
@@ -416,6 +447,22 @@ def test_a_card_lists_classes_by_the_audit_and_not_by_the_recipe():
     assert "Trained with masks (4): cat, dog, sofa, grass. Counted" in render_card(own_card(protocol=audit))
     assert "Never with masks (1): **sofa**" in render_card(own_card(protocol=PROTOCOL))
     assert "By the recipe" in render_card(own_card())
+
+
+def test_a_cards_commands_are_those_of_its_run():
+    text = render_card(own_card(protocol=PROTOCOL))
+    assert """--class_names '["cat", "dog", "sofa", "grass"]' --unseen_classes '["sofa"]'""" in text
+    assert "--dataset scenes" in text
+    recipe = make_recipe(seed=3, label_column="mask", window=0, clip="openai/clip-vit-base-patch16")
+    text = render_card(make_card("x", recipe, "recipes/own_data.yaml", read_words()))
+    assert "accelerate launch train.py recipes/own_data.yaml --seed 3\n" in text
+    assert "--label_column mask" in text
+
+
+def test_a_card_says_of_an_unaudited_start_that_nobody_knows_it():
+    audit = PROTOCOL | {"start": {"checkpoint": "models/found", "is_audited": False}}
+    words = " ".join(render_card(own_card(protocol=audit)).split())
+    assert "It started from the weights of found, of whose own training no whole audit is known." in words
 
 
 def test_the_python_of_every_card_compiles():

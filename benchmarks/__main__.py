@@ -1,0 +1,133 @@
+"""Measure the figures of README's table of cost: ratios of two things that run in turn.
+
+    python -m benchmarks                  all figures that results/benchmarks/ does not have yet
+    python -m benchmarks loss routing     some of them
+    python -m benchmarks --replace        again, all of them
+    python -m benchmarks --list           their names, goals and what was measured
+
+Each figure is one module with one result file, written as soon as it is done, so a run that was stopped continues
+where it was. Every figure first compares the results of the two things, and stops if they differ. `--quick` runs tiny
+sizes to see that everything works; its figures mean nothing and are not kept.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from benchmarks.timing import Settings, describe_machine
+from evaluate_ldvc import write_json
+
+
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
+FIGURES = ("tower", "clipseg", "classes", "text", "loss", "training", "postprocess", "metric", "routing", "startup")
+COMPARISONS = {"at most": float.__le__, "at least": float.__ge__}
+
+
+def load_figure(name: str) -> ModuleType:
+    """The module of a figure; imported when it runs, since some need the libraries of an extra."""
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def run_figure(name: str, settings: Settings) -> dict[str, Any]:
+    """Measure one figure and put its goals, settings and the machine beside it."""
+    figure = load_figure(name)
+    measured = figure.measure(settings)
+    return {
+        "name": name,
+        "title": figure.TITLE,
+        "goals": {key: {"relation": relation, "value": value} for key, (relation, value) in figure.GOALS.items()},
+        **measured,
+        "repeats": settings.repeats,
+        "quick": settings.quick,
+        "dtype": str(settings.dtype).removeprefix("torch."),
+        "device": settings.device,
+        "clock": settings.clock,
+        "machine": describe_machine(),
+    }
+
+
+def summarise(result: dict[str, Any]) -> str:
+    """A line per ratio: median, min, max, and the goal."""
+    lines = [result["title"]]
+    for key, value in result["ratios"].items():
+        median = value["median"] if isinstance(value, dict) else float(value)
+        extent = f" ({value['min']:.2f} to {value['max']:.2f})" if isinstance(value, dict) else ""
+        goal = result["goals"].get(key)
+        verdict = ""
+        if goal and not result["quick"]:
+            reached = COMPARISONS[goal["relation"]](median, float(goal["value"]))
+            verdict = f"; goal {goal['relation']} {goal['value']:g}: {'reached' if reached else 'missed'}"
+        lines.append(f"  {key}: {median:.2f}{extent}{verdict}")
+    return "\n".join(lines) + "\n"
+
+
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"all by default: {', '.join(FIGURES)}")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, one round, nothing kept")
+    parser.add_argument("--replace", action="store_true", help="measure again what has a result")
+    parser.add_argument("--list", action="store_true", help="measure nothing; show what there is")
+    parser.add_argument("--repeats", type=int, default=5, help="timed rounds (default: 5)")
+    parser.add_argument("--threads", type=int, help="CPU threads of PyTorch; by default as it chooses")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "processor"),
+        default="wall",
+        help="processor: the process's own time, for a busy machine; with --threads 1",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result files")
+    arguments = parser.parse_args(argv)
+    unknown = [name for name in arguments.figures if name not in FIGURES]
+    if unknown:
+        parser.error(f"{unknown[0]!r} is no figure; use some of {', '.join(FIGURES)}.")
+    if arguments.repeats < 1:
+        parser.error(f"--repeats is {arguments.repeats}; use at least 1.")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, write, print; returns the exit code: 1 if a figure could not be measured."""
+    arguments = read_arguments(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    repeats = 1 if arguments.quick else arguments.repeats
+    settings = Settings(arguments.quick, repeats, arguments.device, getattr(torch, arguments.dtype), arguments.clock)
+    failed = False
+    for name in arguments.figures or FIGURES:
+        path = arguments.output / f"{name}.json"
+        if path.is_file() and not (arguments.replace or arguments.quick):
+            sys.stdout.write(summarise(json.loads(path.read_text())))
+        elif arguments.list:
+            sys.stdout.write(f"{load_figure(name).TITLE}\n  not measured yet\n")
+        else:
+            failed |= not measure_and_write(name, settings, path)
+    return int(failed)
+
+
+def measure_and_write(name: str, settings: Settings, path: Path) -> bool:
+    """Measure one figure; a failure is told and does not stop the others."""
+    try:
+        result = run_figure(name, settings)
+    except (ValueError, ImportError, RuntimeError) as error:
+        sys.stderr.write(f"{name}: {error}\n")
+        return False
+    if not settings.quick:
+        write_json(result, path)
+    sys.stdout.write(summarise(result))
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())
