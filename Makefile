@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 export OMP_WAIT_POLICY ?= passive
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: train record experiments embedded test test-slow style quality venv clean
+.PHONY: train record experiments embedded bench test test-slow style quality venv clean
 
 train: venv
 	$(LAUNCH) train.py $(ARGS)
@@ -38,6 +38,10 @@ embedded: venv
 	  --output assets/routing.png
 	$(BIN)/python report.py --figures
 
+# Speed and memory against peers: ARGS="--list" names the figures.
+bench: venv
+	$(BIN)/python -m benchmarks $(ARGS)
+
 test: venv
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -52,6 +56,7 @@ quality: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/python -m tests.gates
 
 venv: $(STAMP)
 

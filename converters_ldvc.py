@@ -188,6 +188,11 @@ def _read_ids(path: Path) -> list[str]:
     image_ids = path.read_text(encoding="utf-8").split()
     if not image_ids:
         raise ValueError(f"The list {path} is empty: unpack the official archive again.")
+    if strange := [image_id for image_id in image_ids if Path(image_id).name != image_id or "\\" in image_id]:
+        raise ValueError(
+            f"The list {path} holds '{strange[0]}', which is no id of an image but a path: use the lists of the "
+            "official archive."
+        )
     return list(dict.fromkeys(image_ids))
 
 

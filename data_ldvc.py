@@ -232,10 +232,10 @@ def _naming_sample(name: str) -> Iterator[None]:
     # any failure to read a sample becomes a ValueError that begins with its name
     try:
         yield
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{name}: the file cannot be read ({error}): repair it or leave the sample out.") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
+    except Exception as error:  # decoders raise nearly anything at damaged files, and at bombs
+        raise ValueError(f"{name}: the file cannot be read ({error}): repair it or leave the sample out.") from error
 
 
 def dataset_fingerprint(dataset: Dataset | IterableDataset) -> str:

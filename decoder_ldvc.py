@@ -24,7 +24,7 @@ except ImportError:
 
 
 def additive_mask(is_kept: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn a bool mask into one that is added to attention scores: 0 where kept, the lowest value elsewhere."""
+    """Turn a bool mask into one of the same shape to add to attention scores: 0 where kept, else the lowest value."""
     return torch.zeros_like(is_kept, dtype=dtype).masked_fill(~is_kept, torch.finfo(dtype).min)
 
 

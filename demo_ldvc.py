@@ -4,6 +4,7 @@ The page runs on this machine alone: it binds to loopback, loads nothing from a 
 picture is encoded once; new class names or another threshold only run the decoder. Needs the extra `demo`.
 """
 
+import hashlib
 import html
 import logging
 import os
@@ -379,7 +380,9 @@ class Page:
         visit = visit or self.first_visit
         if visit.answer is None:
             return [self.refuse(visit, ValueError(NO_ANSWER), 0)[1], None]
-        folder = Path(self.downloads.name, str(request.session_hash))
+        # The browser chooses the name of its session: no part of a path may come from it.
+        visitor = hashlib.sha256(str(request.session_hash).encode()).hexdigest()
+        folder = Path(self.downloads.name, visitor)
         folder.mkdir(exist_ok=True)
         self.segmenter.write_masks(visit.answer, folder / "ldvc_masks.zip")
         return [say("Masks written."), str(folder / "ldvc_masks.zip")]

@@ -4,7 +4,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ def load_pixels(image: Image.Image) -> Image.Image:
     """
     try:
         image.load()
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # decoders raise nearly anything at damaged files
         name = getattr(image, "filename", "") or "the image"
         raise ValueError(f"{name} cannot be decoded ({error}); it is truncated or damaged, copy it again.") from error
     return image
@@ -315,7 +315,7 @@ class PixelClasses:
 
 
 def check_threshold(threshold: float | Sequence[float] | Tensor, num_classes: int) -> Tensor:
-    """Check a probability, or one per class, and return it as a float32 tensor of no or of one dimension.
+    """Check a probability, or one per class, and return it as a float32 scalar or (num_classes,).
 
     Raises:
         ValueError: If it is none, or their number is not that of the classes.
@@ -383,7 +383,7 @@ class LDVCImageProcessor(PilBackend):
     reduce_labels = False
     ignore_index = 255
 
-    def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
+    def preprocess(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
         """Prepare images, and label maps beside them.
 
         Args:
@@ -402,12 +402,20 @@ class LDVCImageProcessor(PilBackend):
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
-    def process_image(self, image, do_convert_rgb=None, input_data_format=None, **kwargs) -> np.ndarray:
-        """Bring one image to a channels-first array; PIL images of any mode become RGB.
+    def process_image(
+        self,
+        image: Any,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Bring one image to a (channels, height, width) array; PIL images of any mode become RGB.
 
         Raises:
             ValueError: If the image is damaged, empty or not finite, or its channels cannot be told.
         """
+        if isinstance(image, np.ndarray) and image.dtype.kind not in "biuf":
+            raise ValueError(f"an image is an array of {image.dtype}; pass numbers, such as uint8 from 0 to 255.")
         if isinstance(image, Image.Image):
             image = to_rgb(image) if do_convert_rgb else load_pixels(image)
         elif do_convert_rgb and isinstance(image, (np.ndarray, Tensor)):
@@ -428,7 +436,7 @@ class LDVCImageProcessor(PilBackend):
             array = array.repeat(3, axis=0)
         return array
 
-    def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list:
         """Make a flat list; a (height, width) array among `images` is a grey picture.
 
         Raises:
@@ -447,7 +455,7 @@ class LDVCImageProcessor(PilBackend):
                 f"a {kind} is no image; give PIL images, arrays, tensors, paths or URLs, alone or in a list."
             ) from error
 
-    def load_rgb(self, image, timeout: float | None = None) -> Image.Image:
+    def load_rgb(self, image: Any, timeout: float | None = None) -> Image.Image:
         """Open one picture of any kind that a call takes, as upright 8-bit RGB; floats of 0 to 255 are rounded.
 
         Args:
@@ -467,7 +475,7 @@ class LDVCImageProcessor(PilBackend):
         pixels = np.clip(arrays[0].round(), 0, 255).astype(np.uint8)
         return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))  # channels first -> last
 
-    def fetch_images(self, image_url_or_urls, timeout: float | None = None):
+    def fetch_images(self, image_url_or_urls: Any, timeout: float | None = None) -> Any:
         """Open paths (in the file's own mode, so that palette label maps keep their ids) and load URLs.
 
         Raises:
@@ -483,15 +491,21 @@ class LDVCImageProcessor(PilBackend):
         try:
             return Image.open(source) if os.path.isfile(source) else load_image(str(source), timeout)
         except Exception as error:  # of PIL, or of the network
-            reason = str(error)[:200]
+            reason = f"{str(error)[:200]}; give a PNG, JPEG or another file that Pillow reads."
             if isinstance(error, Image.DecompressionBombError):
-                reason += " Resize it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
+                reason = f"{str(error)[:200]} Resize it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
             if not os.path.exists(source) and not str(source).startswith(("http://", "https://", "data:")):
-                reason = "no such file."
+                reason = "no such file; check the path."
             raise ValueError(f"{str(source)[:200]!r} cannot be read as an image: {reason}") from error
 
     def _preprocess_image_like_inputs(
-        self, images, segmentation_maps, do_convert_rgb, input_data_format, return_tensors=None, **kwargs
+        self,
+        images: Any,
+        segmentation_maps: Any,
+        do_convert_rgb: bool | None,
+        input_data_format: str | ChannelDimension | None,
+        return_tensors: str | TensorType | None = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Resize and normalise images; resize label maps by nearest neighbour.
 
@@ -524,7 +538,7 @@ class LDVCImageProcessor(PilBackend):
         return BatchFeature(data=data, tensor_type=TensorType(return_tensors) if return_tensors else None)
 
     def _prepare_label_maps(
-        self, segmentation_maps, images: list[np.ndarray], reduce_labels: bool, ignore_index: int
+        self, segmentation_maps: Any, images: list[np.ndarray], reduce_labels: bool, ignore_index: int
     ) -> list[np.ndarray]:
         """Read label maps as (height, width) int64 and check them against their images.
 
@@ -560,8 +574,8 @@ class LDVCImageProcessor(PilBackend):
 
     def post_process_semantic_segmentation(
         self,
-        outputs,
-        target_sizes=None,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
         threshold: float | Sequence[float] | Tensor | None = None,
         other_label: int | None = None,
         return_segmentation_scores: bool = False,

@@ -202,7 +202,7 @@ class WindowScores:
     def __enter__(self) -> "WindowScores":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.close()
 
     def read(self, rows: slice, columns: slice) -> Tensor:
@@ -404,7 +404,7 @@ def compute_device(model: nn.Module) -> torch.device:
 
 
 def threshold_per_class(threshold: Threshold, class_names: Sequence[str]) -> float | Sequence[float] | Tensor | None:
-    """Bring a dict of thresholds to one per class, in order; classes that it does not name get 0. Others pass.
+    """Bring a dict of thresholds to (num_classes,) in order; classes that it does not name get 0. Others pass.
 
     Raises:
         ValueError: If the dict names what is no class.
@@ -428,7 +428,8 @@ def resolve_classes(
 ) -> tuple[list[str], Tensor | None, str]:
     """Turn the classes of a call into names, embeddings and the name of "other".
 
-    The embeddings are `None` for the model's default vocabulary, of which the model takes care itself.
+    The embeddings, (num_classes, projection_dim), are `None` for the model's default vocabulary, of which the model
+    takes care itself.
 
     Raises:
         ValueError: If there are neither names nor a default vocabulary, or names and embeddings do not fit.
@@ -463,7 +464,7 @@ def open_windows(
     show_progress: bool = False,
     seen_class_mask: Tensor | None = None,
 ) -> WindowScores:
-    """Prepare a picture as the settings say: see `segment`."""
+    """Prepare a picture as the settings say; arguments as in `segment`."""
     image_processor, device = processor.image_processor, compute_device(model)
     picture = resize_short_side(image, settings.short_side)
     height, width = (min(settings.window or side, side) for side in (picture.height, picture.width))

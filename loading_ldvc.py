@@ -71,7 +71,10 @@ def load_checkpoint(
         loaded = load(model, **config_fields)
         processor = LDVCProcessor.from_pretrained(model)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise ValueError(f"{str(model)!r} cannot be loaded: {one_line(error)}") from error
+        raise ValueError(
+            f"{str(model)!r} cannot be loaded: {one_line(error)} If a file is damaged or missing, save or fetch the "
+            "checkpoint again."
+        ) from error
     finally:
         if shows_bars:
             logging.enable_progress_bar()
@@ -100,7 +103,9 @@ def load_whole(model: str | Path, **config_fields: Any) -> LDVCForSemanticSegmen
     from weights_ldvc import quiet_loading
 
     with quiet_loading():  # its report of missing weights is many lines; ours is one
-        loaded, info = LDVCForSemanticSegmentation.from_pretrained(model, output_loading_info=True, **config_fields)
+        loaded, info = LDVCForSemanticSegmentation.from_pretrained(
+            model, output_loading_info=True, use_safetensors=True, **config_fields
+        )
     if info["missing_keys"]:
         raise ValueError(f"it lacks weights, first {min(info['missing_keys'])}; save the checkpoint again.")
     return loaded

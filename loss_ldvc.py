@@ -170,12 +170,10 @@ def segmentation_loss(
         )
     if unlabeled_pixels not in ("negative", "ignore"):
         raise ValueError(f"`unlabeled_pixels` is {unlabeled_pixels!r}; use 'negative' or 'ignore'.")
-    num_classes = logits.shape[1]
-    check_labels(labels, num_classes, ignore_index)
-    num_masks = count_masks(labels, num_classes, ignore_index) if num_masks is None else num_masks
+    check_labels(labels, logits.shape[1], ignore_index)
+    num_masks = count_masks(labels, logits.shape[1], ignore_index) if num_masks is None else num_masks
 
     def block_terms(block: Tensor, first_class: int) -> tuple[Tensor, Tensor]:
-        """Focal and dice terms of the classes of a block of logits."""
         block = F.interpolate(block.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
         targets = one_hot_targets(labels, block.shape[1], ignore_index, first_class)
         pixel_mask = (labels != ignore_index).unsqueeze(1) if unlabeled_pixels == "ignore" else None

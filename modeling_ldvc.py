@@ -490,8 +490,7 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
                 projection_dim) for a list per image.
             class_mask: (batch_size, num_classes), 0 for padding of per-image class lists.
             image_features: From `get_image_features`.
-            labels: (batch_size, height, width) ids of positions on the class axis; `semantic_loss_ignore_index` is
-                unlabelled. With them, `loss` is returned.
+            labels: (batch_size, height, width) positions on the class axis, or `semantic_loss_ignore_index`; give `loss`.
             prompt_class_ids: (num_prompts,), see `get_class_embeds`.
             class_index: (batch_size, num_classes) rows of the encoded classes that make up each image's list.
             seen_class_mask: (num_classes,) or (batch_size, num_classes), 1 for classes that trained with masks, whose

@@ -229,7 +229,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     _load_processor = True
     _load_image_processor = _load_tokenizer = _load_feature_extractor = _load_video_processor = False
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         self._kept_embeds: OrderedDict[tuple, Tensor] = OrderedDict()
         self._kept_for: tuple | None = None  # the state of the text weights
         super().__init__(*args, **kwargs)
@@ -238,7 +238,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         """A copy starts without kept embeddings: what they are kept for are places of these very weights."""
         return {**self.__dict__, "_kept_embeds": OrderedDict(), "_kept_for": None}
 
-    def __call__(self, image: Any, candidate_labels: Any = None, **kwargs) -> Any:
+    def __call__(self, image: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:
         """Segment one picture or many.
 
         Args:
@@ -430,7 +430,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             for index in best_ids
         ]
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save model, code and processor; the library's own would leave the processor's prompt templates behind."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)

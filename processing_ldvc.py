@@ -312,8 +312,8 @@ class LDVCProcessor(ProcessorMixin):
 
     def post_process_semantic_segmentation(
         self,
-        outputs,
-        target_sizes=None,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
         threshold: float | Sequence[float] | Tensor | None = None,
         other_label: int | None = None,
         return_segmentation_scores: bool = False,

@@ -51,7 +51,12 @@ class LDVCVisionPrompts(nn.Module):
         self.dropout = nn.Dropout(config.vision_prompt_dropout)
 
     def forward(self, hidden_states: Tensor, layer: int) -> Tensor:
-        """Put layer `layer`'s prompts at positions 1 to num_prompts, in place of the previous layer's."""
+        """Put layer `layer`'s prompts at positions 1 to num_prompts, in place of the previous layer's.
+
+        Args:
+            hidden_states: (batch_size, num_tokens, hidden_size), summary token first.
+            layer: Layer of the tower, from 0.
+        """
         prompts = self.projection(self.tokens[layer]).expand(hidden_states.shape[0], -1, -1)
         prompts = self.dropout(prompts).to(hidden_states.dtype)  # after `expand`: every image draws its own
         patches = hidden_states[:, 1 if layer == 0 else 1 + self.num_prompts :]

@@ -248,11 +248,11 @@ def _read_file(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
         RecipeError: If the file is no mapping, or its base is missing or builds on it in turn.
     """
     try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is no valid YAML: {error}") from error
+        values = read_yaml(path.read_text(encoding="utf-8")) or {}
+    except ValueError as error:
+        raise RecipeError(f"recipe {path} is no valid YAML, correct this place: {error}") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"{path} holds a {type(values).__name__}; a recipe is a mapping of keys to values.")
+        raise RecipeError(f"recipe {path} holds a {type(values).__name__}, no mapping; write lines of `key: value`.")
     if "base" not in values:
         return values
     name, chain = values.pop("base"), (*children, path.resolve())
@@ -263,6 +263,19 @@ def _read_file(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
         circle = " -> ".join(str(link) for link in (*chain, base))
         raise RecipeError(f"the recipes build on each other in a circle: {circle}; take one `base` out.")
     return _merge(_read_file(base, chain), values)
+
+
+def read_yaml(text: str) -> Any:
+    """Read YAML, safely: plain values, no objects.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        # `!!int x`, `!!timestamp x` and deep nesting end in plain errors inside of PyYAML
+        raise ValueError(str(error) if isinstance(error, yaml.YAMLError) else f"{text[:80]!r} ({error})") from error
 
 
 def _merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -287,8 +300,8 @@ def _read_overrides(argv: list[str]) -> dict[str, Any]:
         if not has_value:
             text = argv.pop(0) if argv and not argv[0].startswith("--") else "true"
         try:
-            overrides[key.replace("-", "_")] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            overrides[key.replace("-", "_")] = read_yaml(text)
+        except ValueError as error:
             raise RecipeError(f"--{key} {text!r} is no valid value ({error}).") from error
     return overrides
 
@@ -308,7 +321,7 @@ def _build_recipe(values: dict[str, Any]) -> Recipe:
         elif key in hints and key != "model":
             settings[key] = _convert(key, value, hints[key])
         else:
-            near = difflib.get_close_matches(key, [*hints, *model_hints], n=1)
+            near = difflib.get_close_matches(str(key), [*hints, *model_hints], n=1)
             hint = f"did you mean `{near[0]}`?" if near else "see the fields of Recipe and LDVCConfig."
             raise RecipeError(f"a recipe has no key `{key}`; {hint}")
     return Recipe(**settings, model=model)

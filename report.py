@@ -319,7 +319,7 @@ def clipseg() -> str:
     """Seconds per picture of CLIPSeg and LDVC by label count."""
     path = ROOT / "results" / "benchmarks" / "clipseg.json"
     if not path.is_file():
-        return "Not run yet: `python -m benchmarks.clipseg`."
+        return "Not run yet: `python -m benchmarks clipseg`."
     result = json.loads(path.read_text())
     lines = [
         "| labels | CLIPSeg | LDVC | LDVC, class embeddings kept | CLIPSeg / LDVC |",

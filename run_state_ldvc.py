@@ -8,13 +8,16 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, load
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -30,6 +33,7 @@ __all__ = [
     "check_same_run",
     "find_state",
     "keep_only_trained_weights",
+    "load_state",
     "own_half",
     "prepare_for_shards",
     "read_log",
@@ -38,6 +42,7 @@ __all__ = [
 ]
 
 STATE_FOLDER = "states"
+COUNTS_FILE = "counts.pt"  # progress and audit
 # Keys that may change when a run is continued: none of them reaches the weights.
 FREE_ON_RESUME = (
     *("output_dir", "overwrite_output_dir", "results_file", "resume_from_checkpoint", "save_every", "keep_states"),
@@ -54,11 +59,11 @@ class Progress:
     step: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """For Accelerate."""
+        """To be saved with a state."""
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """For Accelerate."""
+        """Continue from a state."""
         self.step = state["step"]
 
 
@@ -81,17 +86,33 @@ def keep_only_trained_weights(accelerator: Accelerator, model: nn.Module) -> Non
     accelerator.register_load_state_pre_hook(before_loading)
 
 
-def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
+def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int, counted: Sequence[Any] = ()) -> None:
     """Write a state to resume from: aside first, then renamed, so that a kill never leaves half of one.
 
-    Objects registered for checkpointing are written by the first process alone.
+    Args:
+        accelerator: The run's.
+        folder: Output folder of the run.
+        step: Steps taken.
+        keep: How many states stay on disk.
+        counted: Progress and audit, written by the first process alone.
+
+    Raises:
+        OSError: If it cannot be written; the states before stay.
     """
     final = folder / STATE_FOLDER / f"step_{step:07d}"
     part = final.with_suffix(".part")
     if accelerator.is_main_process:
         shutil.rmtree(part, ignore_errors=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(part), safe_serialization=True)
+    try:
+        accelerator.save_state(str(part), safe_serialization=True)
+        if accelerator.is_main_process:
+            torch.save([thing.state_dict() for thing in counted], part / COUNTS_FILE)
+    except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
+        raise OSError(
+            f"the state of step {step} cannot be written to {part} ({error}); make room, then continue the run with "
+            "--resume_from_checkpoint latest."
+        ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         shutil.rmtree(final, ignore_errors=True)
@@ -134,6 +155,36 @@ def whole_model(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     return whole.to(accelerator.device).train(plain.training)
 
 
+def load_state(accelerator: Accelerator, state: Path, counted: Sequence[Any] = ()) -> None:
+    """Continue from a state.
+
+    Progress and audit are not registered with Accelerate, which would unpickle whatever their file holds.
+
+    Args:
+        accelerator: The run's, with model and optimiser prepared.
+        state: Folder of the state.
+        counted: As `save_state` had them.
+
+    Raises:
+        RecipeError: If a file is damaged, or the state belongs to another model.
+    """
+    random_states = state / f"random_states_{accelerator.process_index}.pkl"
+    try:
+        if random_states.is_file():
+            load(random_states)  # Accelerate goes on without a damaged one, to other weights
+        accelerator.load_state(str(state))
+        kept = torch.load(state / COUNTS_FILE, weights_only=True)
+        for thing, values in zip(counted, kept, strict=True):
+            thing.load_state_dict(values)
+    except RecipeError:
+        raise
+    except Exception as error:  # torch, safetensors and Accelerate each have their own for a damaged file
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeError(
+            f"the state {state} is damaged ({reason}); remove this folder to continue from the one before."
+        ) from error
+
+
 def find_state(recipe: Recipe, folder: Path) -> Path | None:
     """The state to resume from: the newest whole one, or the one named; `None` to start anew.
 
@@ -146,7 +197,7 @@ def find_state(recipe: Recipe, folder: Path) -> Path | None:
         states = sorted((folder / STATE_FOLDER).glob("step_???????"))
         return states[-1] if states else None
     state = Path(recipe.resume_from_checkpoint)
-    if not (state / "custom_checkpoint_0.pkl").is_file():  # the progress, whatever the weights are saved as
+    if not (state / COUNTS_FILE).is_file():  # the progress, whatever the weights are saved as
         raise RecipeError(
             f"`resume_from_checkpoint` {str(state)!r} is no training state; use 'latest' or a step folder."
         )
@@ -195,13 +246,21 @@ def read_log(path: Path, last_step: float = math.inf) -> list[dict[str, Any]]:
 
 
 class Log:
-    """JSON lines on disk, and Accelerate's trackers; resuming drops records past the state."""
+    """JSON lines on disk, and Accelerate's trackers; resuming drops records past the state.
 
-    def __init__(self, path: Path, accelerator: Accelerator, first_step: int):
+    Args:
+        path: The file.
+        accelerator: The run's.
+        first_step: Step of the state that the run continues from, 0 for none.
+        max_steps: Its last step, whose scores are written after the last state, so that they come again.
+    """
+
+    def __init__(self, path: Path, accelerator: Accelerator, first_step: int, max_steps: int):
         self.path, self.accelerator = path, accelerator
         self.records: list[dict[str, Any]] = []
         if accelerator.is_main_process:
-            self.records = read_log(path, first_step) if first_step else []
+            kept = read_log(path, first_step) if first_step else []
+            self.records = [record for record in kept if record["step"] < max_steps or "lr" in record]
             part = path.with_name(path.name + ".part")
             part.write_text("".join(json.dumps(record) + "\n" for record in self.records))
             os.replace(part, path)

@@ -32,6 +32,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, set_seed
 from huggingface_hub import upload_file
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -73,6 +74,7 @@ from run_state_ldvc import (
     check_same_run,
     find_state,
     keep_only_trained_weights,
+    load_state,
     prepare_for_shards,
     save_state,
     whole_model,
@@ -80,7 +82,7 @@ from run_state_ldvc import (
 from signatures_ldvc import Signature, describe_signatures, find_signatures
 from start_ldvc import build_model, describe_start, inductive_half
 from vocabularies import Vocabulary
-from weights_ldvc import ADAPTER_WEIGHTS
+from weights_ldvc import ADAPTER_WEIGHTS, write_files
 
 
 logger = logging.get_logger("ldvc.train")
@@ -290,7 +292,8 @@ def set_up(recipe: Recipe, accelerator: Accelerator) -> Run:
     audit = ProtocolAudit(vocabulary, recipe.setting, prompts, recipe.pseudo_region, recipe.pseudo_threshold, start)
     if accelerator.is_main_process:
         clear_output_dir(folder, recipe)
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True))
+        text = yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
+        write_files(folder, {"recipe.yaml": text.encode()})  # half of it would stop every resume
     accelerator.wait_for_everyone()
     return Run(recipe, accelerator, folder, vocabulary, model, processor, audit, train_data, eval_data)
 
@@ -306,10 +309,9 @@ def prepare_step(run: Run, progress: Progress) -> Step:
     loss = run.audit.watch(run.model, segmentation_loss)
     model, optimizer = accelerator.prepare(run.model, build_optimizer(recipe, run.model))
     keep_only_trained_weights(accelerator, run.model)
-    accelerator.register_for_checkpointing(progress, run.audit)
     state = find_state(recipe, run.folder)
     if state is not None:
-        accelerator.load_state(str(state))
+        load_state(accelerator, state, (progress, run.audit))
         run.audit.keep_on_first(accelerator)
         logger.warning("resumed at step %d from %s", progress.step, state)
     class_inputs = run.processor(class_names=run.loss_class_names, return_tensors="pt").to(accelerator.device)
@@ -325,11 +327,11 @@ def train(run: Run) -> tuple[Log, nn.Module]:
         The log, and the model as the accelerator prepared it.
 
     Raises:
-        FloatingPointError: If the loss is no longer a number; the last state stays on disk.
+        FloatingPointError: If loss or weights are no longer numbers; the last state stays on disk.
     """
     recipe, accelerator, progress = run.recipe, run.accelerator, Progress()
     take_step = prepare_step(run, progress)
-    log = Log(run.folder / "log.jsonl", accelerator, progress.step)
+    log = Log(run.folder / "log.jsonl", accelerator, progress.step, recipe.max_steps)
     batches = build_batches(recipe, accelerator, run.vocabulary, run.processor, progress.step, run.train_data)
     bar = tqdm(total=recipe.max_steps, initial=progress.step, desc="train", disable=not accelerator.is_main_process)
     take_step.model.train()
@@ -345,8 +347,9 @@ def train(run: Run) -> tuple[Log, nn.Module]:
             scores = run.evaluate(whole_model(accelerator, take_step.model), show_progress=False)["scores"]
             log_scores(log, progress.step, scores["0.0"])
         if recipe.save_every and progress.step % recipe.save_every == 0:
+            check_weights(run, take_step.model, progress.step)
             run.audit.bring_together(accelerator)
-            save_state(accelerator, run.folder, progress.step, recipe.keep_states)
+            save_state(accelerator, run.folder, progress.step, recipe.keep_states, (progress, run.audit))
     bar.close()
     return log, take_step.model
 
@@ -367,6 +370,27 @@ def log_step(run: Run, log: Log, bar: tqdm, step: int, rate: float, terms: dict[
         )
     bar.set_postfix(loss=f"{terms['loss']:.3f}")
     log.write({"step": step, **terms, "lr": rate})
+
+
+def check_weights(run: Run, model: nn.Module, step: int) -> None:
+    """Look at the trained weights before they become a state; the loss is looked at in the lines of the log only.
+
+    Args:
+        run: The run.
+        model: As the accelerator prepared it, perhaps in shards.
+        step: Steps taken.
+
+    Raises:
+        FloatingPointError: If a weight is no number, on all processes alike.
+    """
+    weights = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
+    parts = [getattr(weight, "to_local", lambda weight=weight: weight)() for weight in weights]
+    is_broken = torch.stack([~part.isfinite().all() for part in parts]).any()
+    if run.accelerator.reduce(is_broken.float(), "sum").item():
+        raise FloatingPointError(
+            f"weights are no numbers after step {step}; the last good state is in {run.folder / STATE_FOLDER}: resume "
+            "it with a lower learning_rate, or in full precision."
+        )
 
 
 def log_scores(log: Log, step: int, scores: dict[str, Any], floor: dict[str, Any] | None = None) -> list[Signature]:
@@ -404,15 +428,25 @@ def write_protocol(run: Run) -> dict[str, Any]:
 def save_checkpoint(
     recipe: Recipe, folder: Path, model: LDVCForSemanticSegmentation, processor: LDVCProcessor
 ) -> None:
-    """Write the checkpoint that users load, aside first so that none is half-written, and push it if asked."""
+    """Write the checkpoint that users load, aside first so that none is half-written, and push it if asked.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
     aside = folder / "checkpoint.part"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    if recipe.save_adapter_only:
-        model.save_adapter(aside)
-    else:
-        model.save_pretrained(aside)
-    processor.save_pretrained(aside)
+    try:
+        if recipe.save_adapter_only:
+            model.save_adapter(aside)
+        else:
+            model.save_pretrained(aside)
+        processor.save_pretrained(aside)
+    except (OSError, SafetensorError) as error:  # a full disk, in the words of Python and of safetensors
+        raise OSError(
+            f"the checkpoint cannot be written to {aside} ({error}); make room, then continue the run with "
+            "--resume_from_checkpoint latest."
+        ) from error
     for path in aside.iterdir():
         path.chmod(0o644)  # weights are written private, which a shared folder is not
         os.replace(path, folder / path.name)

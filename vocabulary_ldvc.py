@@ -36,6 +36,7 @@ VOCABULARY_WEIGHTS = "vocabulary.safetensors"
 VOCABULARY_CONFIG = "vocabulary.json"
 FORMAT_VERSION = 1
 TEXT_WEIGHTS = ("clip.text_model.", "clip.text_projection.", "text_prompts.")
+SAMPLES_PER_WEIGHT = 64  # of CLIP, to notice changes that have no version
 LENGTH_TOLERANCE = 0.01  # bfloat16 rounds a unit vector's length by up to 0.4 %
 
 
@@ -513,8 +514,8 @@ class LDVCVocabularyMixin:
     def _vocabulary_state(self) -> tuple | None:
         """Everything the kept embeddings depend on: names, and the weights by place, version and (prompts) value.
 
-        `None` where the weights cannot be compared: away by offloading, or without versions (inference tensors). Only
-        a write through `.data` into a CLIP weight, which is frozen, goes unnoticed.
+        `None` where the weights cannot be compared: away by offloading, or without versions (inference tensors). A
+        write through `.data` changes no version; samples of every weight notice it, unless it is to single numbers.
         """
         weights = [*self.clip.text_model.parameters(), *self.clip.text_projection.parameters()]
         prompts = None if self.text_prompts is None else self.text_prompts.tokens.detach()
@@ -524,9 +525,11 @@ class LDVCVocabularyMixin:
             return None
         # An address alone would be given to another tensor once this one is freed; a weak reference holds it.
         places = tuple((StorageWeakRef(w.untyped_storage()), w.data_ptr(), w._version, w.dtype) for w in weights)
+        samples = [w.detach().flatten()[:: max(1, w.numel() // SAMPLES_PER_WEIGHT)].float().sum() for w in weights]
+        samples = torch.stack(samples).cpu().numpy().tobytes()
         prompt_values = None if prompts is None else prompts.float().cpu().numpy().tobytes()
         names = (str(self.config.class_token_ids), str(self.config.prompt_class_ids))
-        return *names, places, prompt_values, torch.is_autocast_enabled(self._input_device.type)
+        return *names, places, samples, prompt_values, torch.is_autocast_enabled(self._input_device.type)
 
     def seen_class_mask(self, class_names: Sequence[str] | Classes) -> Tensor | None:
         """Tell by name which classes trained with masks, for the argument `seen_class_mask` of a call.

@@ -734,18 +734,6 @@ def cases_of_files_and_options():
 
 
 CASES = table()
-# What other files have to mend; the tests fail when they do, and the entries go.
-NOT_MENDED = {
-    "loading_ldvc.load_checkpoint: no remedy for damaged weights": r"checkpoint (cut|no) weights - .*",
-    "image_processing_ldvc.fetch_images: no remedy": r"file (text|empty|no pixels|pickle) - (python|pipeline)",
-    "image_processing_ldvc.process_image: arrays of text": r"array text - .*",
-    "recipe_ldvc._read_file: no remedy": r"recipe no (mapping|YAML)",
-}
-
-
-def marks(case):
-    reasons = [reason for reason, pattern in NOT_MENDED.items() if re.fullmatch(pattern, case)]
-    return [pytest.mark.xfail(strict=True, reason=reason) for reason in reasons]
 
 
 def test_the_table_is_long_and_goes_through_every_door():
@@ -754,7 +742,7 @@ def test_the_table_is_long_and_goes_through_every_door():
         assert sum(name.endswith(f"- {door}") for name in CASES) >= 12
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=marks(case)) for case in CASES])
+@pytest.mark.parametrize("case", CASES)
 def test_every_bad_input_is_refused_with_value_and_remedy(doors, tmp_path, clip_folder, case):
     call, error, mentions = CASES[case]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

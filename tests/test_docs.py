@@ -86,3 +86,9 @@ def test_every_module_that_an_installed_module_imports_is_installed_too():
         source = (ROOT / f"{name}.py").read_text()
         imported = set(re.findall(r"^\s*from \.?(\w+_ldvc) import", source, re.MULTILINE))
         assert imported <= installed, (name, imported - installed)
+
+
+def test_contributing_lists_every_root_module_once():
+    listed = re.search(r"## Where things are\n(.*?)\n## ", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)[1]
+    names = re.findall(r"`(\w+)`", listed.replace("`ldvc` command", ""))
+    assert sorted(names) == sorted(path.stem for path in ROOT.glob("*.py"))

@@ -52,11 +52,6 @@ SOURCES = sorted(
 )
 
 
-def not_mended(reason):
-    """Mark what another file has to mend; the test fails when it does, and the mark goes."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 # ---- no code of ours runs what a file says
 
 RUNS_OBJECTS = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "runpy", "code"}
@@ -214,7 +209,7 @@ def checkpoint(make_model, tiny_processor, tmp_path_factory):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("pytorch_model.bin", marks=not_mended("loading_ldvc: UnpicklingError ends in a traceback")),
+        "pytorch_model.bin",
         "model.safetensors",
     ],
 )
@@ -280,7 +275,6 @@ def resume(train_arguments):
 STATE_FILES = ["model.safetensors", "optimizer.bin", "random_states_0.pkl"]
 
 
-@not_mended("run_state_ldvc: Accelerate unpickles the objects registered for checkpointing, whatever they are")
 def test_a_training_state_that_someone_changed_never_runs(train_arguments, state, tmp_path):
     """Whatever files a state has: none may run."""
     folder, marker = state(train_arguments, tmp_path), tmp_path / "the trap has closed"
@@ -300,7 +294,6 @@ def test_a_changed_file_of_a_training_state_never_runs(train_arguments, state, t
         resume(train_arguments)
 
 
-@not_mended("train.prepare_step: errors of a changed state end in a traceback, or in another run without a word")
 @pytest.mark.parametrize("name", STATE_FILES)
 def test_a_changed_file_of_a_training_state_is_one_line(train_arguments, state, tmp_path, trap, name):
     as_zip(trap[0], state(train_arguments, tmp_path) / name)
@@ -356,12 +349,7 @@ READERS = {
 
 @pytest.mark.parametrize(
     "reader",
-    [
-        pytest.param(
-            name, marks=not_mended("data_ldvc._naming_sample: DecompressionBombError") if name == "data" else ()
-        )
-        for name in READERS
-    ],
+    READERS,
 )
 def test_a_decompression_bomb_is_refused_by_every_reader_before_it_is_unpacked(tmp_path, reader):
     (tmp_path / "bomb.png").write_bytes(png_of(100_000, 100_000))
@@ -447,7 +435,6 @@ def test_what_an_old_journal_and_names_say_writes_nothing_outside(checkpoint, tm
     assert set(everything_under(folder)) == {"coco.json", "names.json", "picture.png"}
 
 
-@not_mended("converters_ldvc._read_ids: an id of a list may lead out of the source")
 @pytest.mark.parametrize("image_id", ["../../outside", "/etc/passwd", "a/../../../outside"])
 def test_a_list_of_images_does_not_lead_out_of_its_source(tmp_path, image_id):
     root = tmp_path / "VOCdevkit" / "VOC2012"
@@ -468,7 +455,6 @@ def test_the_zip_of_the_page_has_flat_names_whatever_the_classes_are_called(tmp_
         assert archive.namelist() == ["masks.png", "names.json", "overlay.png"]
 
 
-@not_mended("demo_ldvc.Page.on_download: the visitor names the folder that is written to")
 @pytest.mark.parametrize("session_hash", ["../escaped", "{tmp_path}/escaped", "..", "a/../../escaped"])
 def test_a_visitor_does_not_choose_where_the_page_writes(tmp_path, session_hash):
     """Browsers send the name of their session themselves, and so may anybody send another."""
@@ -491,7 +477,6 @@ def test_a_visitor_does_not_choose_where_the_page_writes(tmp_path, session_hash)
 # ---- what the README says
 
 
-@not_mended("README.md: remote code is shown without a pinned revision")
 def test_the_readme_pins_a_revision_where_it_runs_remote_code():
     text = (ROOT / "README.md").read_text()
     assert "no remote code" in text
@@ -507,10 +492,7 @@ CASES = {"pictures": 60, "recipes": 60, "vocabularies": 200}  # about two second
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=not_mended("recipe_ldvc: errors of PyYAML") if name == "recipes" else ())
-        for name in sorted(FUZZERS)
-    ],
+    sorted(FUZZERS),
 )
 def test_damaged_files_are_read_or_refused(name):
     findings = fuzz(name, seconds=30, seed=1, max_cases=CASES[name])
@@ -519,7 +501,6 @@ def test_damaged_files_are_read_or_refused(name):
     assert findings.taken, "some damage does no harm"
 
 
-@not_mended("recipe_ldvc: PyYAML ends in KeyError, AttributeError or TypeError at tags and keys of other kinds")
 @pytest.mark.parametrize("text", ["!!bool x", "!!timestamp x", "12: cat"])
 def test_a_recipe_that_breaks_the_yaml_reader_is_refused(tmp_path, text):
     (tmp_path / "recipe.yaml").write_text(f"seed: {text}\n" if text.startswith("!") else text)
@@ -527,7 +508,6 @@ def test_a_recipe_that_breaks_the_yaml_reader_is_refused(tmp_path, text):
         read_recipe([str(tmp_path / "recipe.yaml")])
 
 
-@not_mended("image_processing_ldvc.load_pixels: a decoder's RuntimeError is not caught")
 def test_a_decoder_s_own_error_is_a_value_error_of_the_processor(tmp_path, images, monkeypatch):
     """Pillow's AVIF decoder raises RuntimeError at some damaged files."""
     images[0].save(tmp_path / "picture.png")
