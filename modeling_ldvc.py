@@ -490,7 +490,7 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
                 projection_dim) for a list per image.
             class_mask: (batch_size, num_classes), 0 for padding of per-image class lists.
             image_features: From `get_image_features`.
-            labels: (batch_size, height, width) class positions or `semantic_loss_ignore_index`; with them, `loss` is set.
+            labels: (batch_size, height, width) class positions or `semantic_loss_ignore_index`; with them, `loss` too.
             prompt_class_ids: (num_prompts,), see `get_class_embeds`.
             class_index: (batch_size, num_classes) rows of the encoded classes that make up each image's list.
             seen_class_mask: (num_classes,) or (batch_size, num_classes), 1 for classes that trained with masks, whose
