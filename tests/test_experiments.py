@@ -340,7 +340,17 @@ def test_two_lists_do_not_work_on_the_same_run(content, list_file, launched):
     assert experiments.run_job(job) is None
 
 
-def test_ctrl_c_ends_the_runs_at_work_and_says_how_to_go_on(content, list_file, launched, tmp_path, capsys):
+@pytest.fixture
+def pressable_ctrl_c():
+    """A shell starts what it puts in the background with Ctrl-C ignored."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_ctrl_c_ends_the_runs_at_work_and_says_how_to_go_on(
+    content, list_file, launched, tmp_path, capsys, pressable_ctrl_c
+):
     folder = experiments.OUTPUTS / "experiments" / "toys"
     mark = "pathlib.Path(sys.argv[2] + '.{}').touch()"
     slow = ["import pathlib, sys, time", mark.format("began"), "time.sleep(60)", mark.format("ended")]

@@ -350,7 +350,6 @@ def test_promise_3_no_event_alone_leaves_old_embeddings_in_use(make_story, event
     story.check()
 
 
-@pytest.mark.xfail(strict=True, reason="vocabulary_ldvc: a write through `.data` into a CLIP weight goes unnoticed")
 @pytest.mark.parametrize("kept_by", ["model", "pipeline"])
 def test_promise_3_a_write_through_data_into_a_clip_weight_is_noticed(make_story, kept_by):
     """As libraries merge low-rank updates and average weights: `weight.data += delta`."""
