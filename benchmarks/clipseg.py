@@ -34,7 +34,8 @@ def make_prompts(num_labels: int, vocab_size: int) -> torch.Tensor:
 def build_clipseg(settings: Settings) -> CLIPSegForImageSegmentation:
     """CLIPSeg of the published size, or a tiny one."""
     torch.manual_seed(0)
-    config = CLIPSegConfig()
+    # of "CIDAS/clipseg-rd64-refined"; the library's default has patches of 32 pixels
+    config = CLIPSegConfig(vision_config={"patch_size": 16}, reduce_dim=64, use_complex_transposed_convolution=True)
     if settings.quick:
         config = CLIPSegConfig(
             text_config=dict(TINY_TOWER),
@@ -69,6 +70,8 @@ def measure(settings: Settings) -> dict[str, Any]:
     """
     # The prompts of LDVC add nothing to the time of its text tower: they replace tokens.
     ldvc, clipseg = build_model(settings, num_text_prompts=0), build_clipseg(settings)
+    patch_sizes = [model.config.vision_config.patch_size for model in (ldvc, clipseg)]
+    check_equal("patch size", *patch_sizes, 0)
     rows, ratios, difference = [], {}, 0.0
     for num_labels in QUICK_COUNTS if settings.quick else LABEL_COUNTS:
         jobs = build_jobs(num_labels, settings, ldvc, clipseg)
