@@ -55,6 +55,13 @@ def one_hot_targets(labels: Tensor, num_classes: int, ignore_index: int = 255, f
     return labels.long().masked_fill(labels == ignore_index, -1).unsqueeze(1) == class_ids
 
 
+def count_present(labels: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
+    """Count present (image, class) pairs of (batch_size, height, width) labels: a float scalar tensor."""
+    is_present = torch.zeros(labels.shape[0], 1 + num_classes, device=labels.device)
+    columns = (labels.long() + 1).masked_fill(labels == ignore_index, 0)  # column 0: unlabelled
+    return is_present.scatter(1, columns.flatten(1), 1.0)[:, 1:].sum()
+
+
 def count_masks(labels: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
     """Count present (image, class) pairs: summed over processes, divided by their number, at least 1.
 
@@ -66,9 +73,7 @@ def count_masks(labels: Tensor, num_classes: int, ignore_index: int = 255) -> Te
     Returns:
         A float scalar tensor.
     """
-    is_present = torch.zeros(labels.shape[0], 1 + num_classes, device=labels.device)
-    columns = (labels.long() + 1).masked_fill(labels == ignore_index, 0)  # column 0: unlabelled
-    num_masks = is_present.scatter(1, columns.flatten(1), 1.0)[:, 1:].sum()
+    num_masks = count_present(labels, num_classes, ignore_index)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(num_masks)
         num_masks = num_masks / dist.get_world_size()
@@ -205,6 +210,7 @@ def loss_options(config: PreTrainedConfig) -> dict[str, Any]:
 
 __all__ = [
     "count_masks",
+    "count_present",
     "dice_loss",
     "loss_options",
     "one_hot_targets",

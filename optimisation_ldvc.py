@@ -10,12 +10,13 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from loss_ldvc import count_present
 from protocol_ldvc import ProtocolAudit
 from pseudo_labels_ldvc import pseudo_labels
 from recipe_ldvc import Recipe
 
 
-__all__ = ["Step", "build_optimizer", "choose_precision", "count_present", "learning_rate_at"]
+__all__ = ["Step", "build_optimizer", "choose_precision", "learning_rate_at"]
 
 logger = logging.get_logger("ldvc.train")
 
@@ -54,19 +55,6 @@ def learning_rate_at(step: int, recipe: Recipe) -> float:
     if step >= recipe.warmup_steps:
         return rate
     return rate * (1 - (1 - step / recipe.warmup_steps) * (1 - recipe.warmup_start))
-
-
-def count_present(labels: Tensor, num_classes: int) -> Tensor:
-    """Count present (image, class) pairs of (batch_size, height, width) labels, as `loss_ldvc.count_masks` does.
-
-    Returns:
-        A scalar int64 tensor.
-    """
-    image = torch.arange(len(labels), device=labels.device).view(-1, 1, 1)
-    # all that is no class shares one cell per image, which is left out
-    cells = image * (num_classes + 1) + labels.clamp(max=num_classes)
-    present = torch.bincount(cells.flatten(), minlength=len(labels) * (num_classes + 1)) > 0
-    return present.view(len(labels), -1)[:, :-1].sum()
 
 
 @dataclass
@@ -122,7 +110,7 @@ class Step:
                     sums[name] = sums.get(name, 0) + value.detach() / parts
                 if self.accelerator.sync_gradients:
                     # mean over processes, at least 1, as in `count_masks`
-                    factor = num_images / max(self.accelerator.reduce(num_masks.float(), "mean").item(), 1.0)
+                    factor = num_images / max(self.accelerator.reduce(num_masks, "mean").item(), 1.0)
                     self._finish_gradient(factor)
                 self.optimizer.step()
                 self.optimizer.zero_grad()

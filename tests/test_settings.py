@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import evaluate_ldvc
 from data_ldvc import TrainingCollator
 from evaluate_ldvc import load_checkpoint
-from optimisation_ldvc import count_present
+from loss_ldvc import count_present
 from protocol_ldvc import (
     names_given_to_the_loss,
     names_trained_with_masks,
