@@ -1,7 +1,7 @@
 """Pretrain the tiny CLIP of the picturebook on captions.
 
 Commands:
-    python -m picturebook.pretrain_clip                              the shipped model, about an hour on one core
+    python -m picturebook.pretrain_clip                              the shipped model, under three hours on one core
     python -m picturebook.pretrain_clip --resume                     continue after an interruption
     python -m picturebook.pretrain_clip --evaluate picturebook/clip  score a folder
     python -m picturebook.pretrain_clip --steps 4 2 2 --pages 600 --run-folder R --output R/clip --record R/r.json
@@ -77,7 +77,7 @@ class PretrainConfig:
     world: str = "plain"
     seed: int = 0
     num_pages: int = 60_000  # beyond this the model does not see a page often enough to remember it
-    stages: tuple[Stage, ...] = (Stage(64, 1.0, 128, 1600), Stage(128, 0.5, 96, 700), Stage(128, 1.0, 64, 250))
+    stages: tuple[Stage, ...] = (Stage(64, 1.0, 128, 2600), Stage(128, 0.5, 96, 1500), Stage(128, 1.0, 64, 600))
     num_layers: int = 6
     hidden_size: int = 192
     muon_lr: float = 5e-3  # leaves the plateau at once, where AdamW had not after three minutes
