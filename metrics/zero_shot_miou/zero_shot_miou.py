@@ -57,7 +57,6 @@ _CITATION = """
 
 DEFAULT_IGNORE_INDEX = 255
 SMALL_COMPONENT_SHARE = 0.001  # of the image's pixels; smaller components are called fragments
-MAX_DENSE_IDS = 1024  # id ranges up to this are counted in a table of its square (8 MB), larger ones are sorted first
 
 
 class Fragments(NamedTuple):
@@ -145,9 +144,11 @@ class _Counts:
         self.predicted: dict[int, np.ndarray] = {}  # id -> images with it, components, small components
         self.reference: dict[int, np.ndarray] = {}
 
-    def add_image(self, prediction: np.ndarray, reference: np.ndarray) -> None:
+    def add_image(self, prediction: np.ndarray, reference: np.ndarray, has_fragmentation: bool) -> None:
         self.num_images += 1
         self.pairs.update(_count_pairs(prediction, reference))
+        if not has_fragmentation:
+            return
         _add_arrays(self.predicted, _count_components(prediction))
         _add_arrays(self.reference, _count_components(reference))
 
@@ -166,6 +167,7 @@ class ZeroShotMIoU(evaluate.Metric):
     Args:
         num_labels: Number of classes; may be given here or to `compute`.
         ignore_index: Id of uncounted pixels; may be given here or to `compute`.
+        fragmentation: Count connected components too, which takes most of the time.
         **kwargs: As for every `evaluate.Metric`.
 
     Raises:
@@ -173,7 +175,12 @@ class ZeroShotMIoU(evaluate.Metric):
     """
 
     def __init__(
-        self, *args: Any, num_labels: int | None = None, ignore_index: int | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        num_labels: int | None = None,
+        ignore_index: int | None = None,
+        fragmentation: bool = True,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         if self.num_process != 1:
@@ -183,6 +190,7 @@ class ZeroShotMIoU(evaluate.Metric):
             )
         self.num_labels = num_labels
         self.ignore_index = ignore_index
+        self.fragmentation = fragmentation
         self._counts = _Counts()
 
     def __len__(self) -> int:
@@ -215,7 +223,7 @@ class ZeroShotMIoU(evaluate.Metric):
             references: As many maps of the same sizes.
         """
         for prediction, reference in _as_pairs(predictions, references):
-            self._counts.add_image(prediction, reference)
+            self._counts.add_image(prediction, reference, self.fragmentation)
 
     def compute(
         self,
@@ -241,7 +249,8 @@ class ZeroShotMIoU(evaluate.Metric):
                 process must make this call, also one without images, and gets the same result.
 
         Returns:
-            The scores of `scores_from_confusion` and `fragmentation`, see the metric card.
+            The scores of `scores_from_confusion` and, unless turned off at loading, `fragmentation`; see the metric
+            card.
 
         Raises:
             TypeError: If `num_labels` is given neither here nor at loading.
@@ -261,11 +270,12 @@ class ZeroShotMIoU(evaluate.Metric):
         counts = _Counts()
         counts.add_counts(vars(self._counts))
         for prediction, reference in _as_pairs(predictions, references):
-            counts.add_image(prediction, reference)
+            counts.add_image(prediction, reference, self.fragmentation)
         if across_processes:
             counts = _sum_over_processes(counts)
         scores = scores_from_confusion(_confusion_from_pairs(counts.pairs, num_labels, ignore_index), unseen_ids)
-        scores["fragmentation"] = _fragmentation(counts, num_labels, ignore_index)
+        if self.fragmentation:
+            scores["fragmentation"] = _fragmentation(counts, num_labels, ignore_index)
         self._counts = _Counts()
         return scores
 
@@ -284,7 +294,7 @@ def _as_pairs(predictions: Iterable[Any] | None, references: Iterable[Any] | Non
 
 
 def _as_pair(prediction: Any, reference: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Convert both maps to int64 arrays of one shape, (height, width).
+    """Convert both maps to integer arrays of one shape, (height, width).
 
     Raises:
         ValueError: If the shapes differ.
@@ -299,7 +309,7 @@ def _as_pair(prediction: Any, reference: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _as_label_map(label_map: Any, role: str) -> np.ndarray:
-    """Convert a NumPy, PyTorch, PIL or nested-list label map to an int64 array, (height, width).
+    """Convert a NumPy, PyTorch, PIL or nested-list label map to an array of the narrowest integers, (height, width).
 
     Raises:
         ValueError: If it is not two-dimensional.
@@ -312,32 +322,38 @@ def _as_label_map(label_map: Any, role: str) -> np.ndarray:
         raise ValueError(f"{role} of shape {label_map.shape}: give one (height, width) map of class ids per image")
     if label_map.dtype.kind not in ("b", "i", "u"):
         raise TypeError(f"{role} of dtype {label_map.dtype}: give class ids as integers, for example logits.argmax(0)")
+    if label_map.size and label_map.min() >= 0 and label_map.max() <= np.iinfo(np.uint8).max:
+        return label_map.astype(np.uint8)
     return label_map.astype(np.int64)
 
 
-def _compact(*label_maps: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Replace ids by indices into a short list of ids, so that they can be counted in a table.
+def _find_runs(*label_maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cut maps of one shape into runs: stretches within a row on which none of them changes.
+
+    A map is far fewer runs than pixels, so that everything below counts runs.
 
     Returns:
-        (num_ids,) ids and the maps as indices into it, 0 to num_ids - 1.
+        (num_runs,) flat index of the first pixel of each, and its length in pixels.
     """
-    low = min(label_map.min() for label_map in label_maps)
-    high = max(label_map.max() for label_map in label_maps)
-    if high - low < MAX_DENSE_IDS:
-        return np.arange(low, high + 1), [label_map - low for label_map in label_maps]
-    ids, indices = np.unique(np.stack(label_maps), return_inverse=True)
-    return ids, list(indices.reshape(len(label_maps), *label_maps[0].shape))
+    is_start = np.zeros(label_maps[0].shape, dtype=bool)
+    is_start[:, :1] = True
+    for label_map in label_maps:
+        is_start[:, 1:] |= label_map[:, 1:] != label_map[:, :-1]
+    first = np.flatnonzero(is_start)
+    return first, np.diff(first, append=is_start.size)
 
 
 def _count_pairs(prediction: np.ndarray, reference: np.ndarray) -> Counter:
     """Count the pixels of every pair (reference id, predicted id) that occurs."""
     if prediction.size == 0:
         return Counter()
-    ids, (prediction, reference) = _compact(prediction, reference)
-    table = np.bincount((reference * len(ids) + prediction).ravel())
-    codes = np.flatnonzero(table)
-    pairs = zip(ids[codes // len(ids)].tolist(), ids[codes % len(ids)].tolist(), strict=True)
-    return Counter(dict(zip(pairs, table[codes].tolist(), strict=True)))
+    first, lengths = _find_runs(prediction, reference)
+    reference_ids, reference_index = np.unique(reference.ravel()[first], return_inverse=True)
+    predicted_ids, predicted_index = np.unique(prediction.ravel()[first], return_inverse=True)
+    codes, index = np.unique(reference_index * len(predicted_ids) + predicted_index, return_inverse=True)
+    rows, columns = np.divmod(codes, len(predicted_ids))
+    pairs = zip(reference_ids[rows].tolist(), predicted_ids[columns].tolist(), strict=True)
+    return Counter(dict(zip(pairs, np.bincount(index, lengths).astype(np.int64).tolist(), strict=True)))
 
 
 def _confusion_from_pairs(pairs: Counter, num_labels: int, ignore_index: int) -> np.ndarray:
@@ -365,21 +381,15 @@ def _confusion_from_pairs(pairs: Counter, num_labels: int, ignore_index: int) ->
 
 
 def _count_components(label_map: np.ndarray) -> dict[int, np.ndarray]:
-    """Count 8-connected components of every id, all ids at once.
-
-    A map is far fewer runs (stretches of one id within a row) than pixels: runs that touch are joined as a graph.
+    """Count 8-connected components of every id, all ids at once, as the components of a graph of runs that touch.
 
     Returns:
         Per id the (3,) int64 counts: 1 image, components, components under 0.1 % of the image.
     """
     if label_map.size == 0:
         return {}
-    is_start = np.ones(label_map.shape, dtype=bool)
-    np.not_equal(label_map[:, 1:], label_map[:, :-1], out=is_start[:, 1:])
-    first = np.flatnonzero(is_start)
-    lengths = np.diff(first, append=label_map.size)
-    run = np.repeat(np.arange(len(first), dtype=np.int32), lengths).reshape(label_map.shape)
-    touching = _touching_runs(label_map, is_start, run)
+    first, lengths = _find_runs(label_map)
+    touching = _touching_runs(label_map, first)
     graph = sparse.coo_array((np.ones(len(touching[0]), dtype=bool), touching), shape=(len(first), len(first)))
     num_components, component = csgraph.connected_components(graph, directed=False)
     sizes = np.bincount(component, weights=lengths)
@@ -391,22 +401,24 @@ def _count_components(label_map: np.ndarray) -> dict[int, np.ndarray]:
     return dict(zip(ids.tolist(), counts.astype(np.int64), strict=True))
 
 
-def _touching_runs(label_map: np.ndarray, is_start: np.ndarray, run: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _touching_runs(label_map: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find pairs of runs of one id in neighbouring rows that share a side or a corner.
+
+    Of two such runs, one has its first pixel straight above or below the other, or one step to the right of its end.
 
     Returns:
         Two (num_pairs,) arrays of runs; a pair may occur more than once.
     """
-    width = label_map.shape[1]
-    pairs = []
-    for shift in (-1, 0, 1):  # the lower pixel lies so far to the right of the upper one
-        upper = np.s_[:-1, max(0, -shift) : width - max(0, shift)]
-        lower = np.s_[1:, max(0, shift) : width - max(0, -shift)]
-        # two runs that touch along a stretch: its first pixels are enough
-        is_pair = (label_map[upper] == label_map[lower]) & (is_start[upper] | is_start[lower])
-        pairs.append((run[upper][is_pair], run[lower][is_pair]))
-    upper_runs, lower_runs = zip(*pairs, strict=True)
-    return np.concatenate(upper_runs), np.concatenate(lower_runs)
+    ids, width = label_map.ravel(), label_map.shape[1]
+    has_left = first % width > 0
+    runs, neighbours = [], []
+    for step, is_inside in ((-width, True), (width, True), (-width - 1, has_left), (width - 1, has_left)):
+        neighbour = first + step
+        candidates = np.flatnonzero(is_inside & (neighbour >= 0) & (neighbour < ids.size))
+        run = candidates[ids[first[candidates]] == ids[neighbour[candidates]]]
+        runs.append(run)
+        neighbours.append(neighbour[run])
+    return np.concatenate(runs), np.searchsorted(first, np.concatenate(neighbours), side="right") - 1
 
 
 def _sum_components(components: dict[int, np.ndarray], is_class: Callable[[int], bool]) -> Fragments:
