@@ -2,9 +2,9 @@
 
     train.py [recipe.yaml] [--key value ...]
 
-One flat list of keys: the fields of `Recipe` and those of `LDVCConfig` that describe the model. An unknown key fails
-and names the nearest. A recipe file may build on another: `base: other.yaml`, a path beside it, whose keys it takes
-over and then changes.
+One flat list of keys: the fields of `Recipe` and those of `LDVCConfig` that describe the model (which a run's own
+recipe.yaml keeps together under `model`). An unknown key fails and names the nearest. A recipe file may build on
+another: `base: other.yaml`, a path beside it, whose keys it takes over and then changes.
 """
 
 import dataclasses
@@ -253,6 +253,8 @@ def _read_file(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise RecipeError(f"recipe {path} is no valid YAML, correct this place: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"recipe {path} holds a {type(values).__name__}, no mapping; write lines of `key: value`.")
+    if isinstance(values.get("model"), dict):  # recipe.yaml of a run
+        values.update(values.pop("model"))
     if "base" not in values:
         return values
     name, chain = values.pop("base"), (*children, path.resolve())

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -373,6 +374,13 @@ def test_every_recipe_in_the_repository_is_valid(path):
         assert read_recipe([str(path), "--class_names", "[cat]"]).get_vocabulary().class_names == ("cat",)
     else:
         assert read_recipe([str(path)]).get_vocabulary().unseen_names
+
+
+def test_the_recipe_that_a_run_writes_can_be_given_back(tmp_path):
+    recipe = read_recipe(["--num_regions", "4", "--learning_rate", "1e-3"])
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe)))
+    assert read_recipe([str(tmp_path / "recipe.yaml")]) == recipe
+    assert read_recipe([str(tmp_path / "recipe.yaml"), "--num_regions", "8"]).model["num_regions"] == 8
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_state(train_arguments, tmp_path, monkeypatch):
