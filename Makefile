@@ -38,9 +38,10 @@ embedded: venv
 	  --output assets/routing.png
 	$(BIN)/python report.py --figures
 
-# Speed and memory against peers: ARGS="--list" names the figures.
+# Speed and memory against peers, then the tables and the plot: ARGS="--list" names the figures.
 bench: venv
 	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python report.py --figures
 
 test: venv
 	$(BIN)/python -m pytest $(ARGS)

@@ -75,7 +75,9 @@ class BenchRow:
         model: Pixels and class embeddings to logits.
         whole: PIL pictures to label maps at their own size: pre-processing, model, post-processing.
         model_ratio: Median over repeats of model by tower.
+        model_ratio_range: Its lowest and highest.
         whole_ratio: Median over repeats of whole by tower.
+        whole_ratio_range: Its lowest and highest.
         text_ms: Encoding the class names, once per list; `None` for a baked vocabulary, which has no text tower.
         peak_mb: Highest resident memory of the process during the case in MB (10^6 bytes); `None` where the system
             does not tell.
@@ -87,7 +89,9 @@ class BenchRow:
     model: Timing
     whole: Timing
     model_ratio: float
+    model_ratio_range: tuple[float, float]
     whole_ratio: float
+    whole_ratio_range: tuple[float, float]
     text_ms: float | None
     peak_mb: float | None
     peak_device_mb: float | None
@@ -129,8 +133,14 @@ def time_case(model: nn.Module, processor: Any, case: BenchCase, repeats: int) -
     tower, bare_model, whole = (
         Timing(*(round(float(np.percentile(column, q)), 3) for q in (50, 95))) for column in times.T
     )
-    ratios = np.median(times[:, 1:] / times[:, :1], axis=0)
-    return BenchRow(case, tower, bare_model, whole, *(round(float(x), 3) for x in ratios), text_ms, *read_peak(device))
+    ratios = [spread_of(times[:, column] / times[:, 0]) for column in (1, 2)]
+    return BenchRow(case, tower, bare_model, whole, *ratios[0], *ratios[1], text_ms, *read_peak(device))
+
+
+def spread_of(values: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Median, and lowest and highest."""
+    median, low, high = (round(float(value), 3) for value in (np.median(values), values.min(), values.max()))
+    return median, (low, high)
 
 
 def build_steps(

@@ -1,7 +1,7 @@
 """Render the result tables of README, cards and docs from the files in results/, and the cards from their template.
 
     python report.py            write the tables between the markers of each document, and model_cards/
-    python report.py --figures  also draw assets/decoder_swap.png
+    python report.py --figures  also draw assets/decoder_swap.png and assets/speed.png
     python report.py --check    fail if a document does not show what results/ holds, or names a score outside a table
 
 A document names a table by a pair of comments, `<!-- table: NAME -->` and `<!-- end -->`; what stands between them is
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations_ldvc import Collected, Experiments, Finding, Row, collect, read_list, weigh_claims
+from benchmarks import plot, tables
 from cards_ldvc import read_cards, render_card
 from ledger_ldvc import REPORTED, SETTINGS, Spread, published_table, score_spread
 
@@ -26,8 +27,12 @@ ROOT = Path(__file__).resolve().parent
 RECORD = ROOT / "recipes" / "ablations" / "picturebook_record.yaml"
 ABLATIONS = ROOT / "recipes" / "ablations" / "picturebook.yaml"
 FIGURE = ROOT / "assets" / "decoder_swap.png"
+SPEED_FIGURE = ROOT / "assets" / "speed.png"
 CARDS = ROOT / "model_cards"
-DOCUMENTS = ("README.md", "picturebook/README.md", "docs/experiments.md", "model_cards/ldvc-picturebook.md")
+DOCUMENTS = (
+    *("README.md", "picturebook/README.md", "docs/experiments.md", "docs/speed.md"),
+    "model_cards/ldvc-picturebook.md",
+)
 MARKER = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 GROUPS = ("things_seen", "things_unseen", "stuff_seen", "stuff_unseen")
 # A number with one decimal on a line that speaks of scores; prose must not state them, tables are rendered.
@@ -337,6 +342,12 @@ def clipseg() -> str:
     return "\n".join([*lines, "", note])
 
 
+def speed_scaling() -> str:
+    """The scaling laws, with their plot once it is drawn."""
+    is_drawn = SPEED_FIGURE.is_file()
+    return tables.scaling(f"../{SPEED_FIGURE.relative_to(ROOT).as_posix()}" if is_drawn else None)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "picturebook_scores": picturebook_scores,
     "picturebook_clip": picturebook_clip,
@@ -345,6 +356,15 @@ TABLES: dict[str, Callable[[], str]] = {
     "picturebook_findings": picturebook_findings,
     "decoder_swap": decoder_swap,
     "clipseg": clipseg,
+    "speed": tables.goals,
+    "speed_machines": tables.machines,
+    "speed_details": tables.details,
+    "speed_operations": tables.operations,
+    "speed_latency": tables.latency,
+    "speed_scaling": speed_scaling,
+    "speed_memory": tables.memory_plan,
+    "speed_onnx": tables.onnx,
+    "speed_gpu": tables.gpu,
     **{f"published_{setting}": partial(published_table, setting) for setting in SETTINGS},
 }
 
@@ -370,6 +390,18 @@ def documents() -> dict[Path, str]:
     return {path: render(text) for path, text in wanted.items()}
 
 
+def draw_figures() -> None:
+    """Draw what there are results for, and name what there are none for."""
+    experiments = read_list(ABLATIONS)
+    curves = swap_rows(experiments, collect(experiments))
+    if curves:
+        draw_decoder_swap(curves, FIGURE)
+    else:
+        sys.stderr.write("no figure: no row of the list has a curve of scores yet; run `make experiments`.\n")
+    if not plot.draw_scaling(SPEED_FIGURE):
+        sys.stderr.write("no figure of scaling laws: run `python -m benchmarks scaling`.\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; a file that cannot be used ends with one line and exit code 2."""
     try:
@@ -383,15 +415,10 @@ def write_documents(argv: Sequence[str] | None) -> int:
     """Write or check the documents; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a document is out of date")
-    parser.add_argument("--figures", action="store_true", help=f"draw {FIGURE.relative_to(ROOT)} anew")
+    parser.add_argument("--figures", action="store_true", help="draw the figures anew")
     arguments = parser.parse_args(argv)
     if arguments.figures:
-        experiments = read_list(ABLATIONS)
-        curves = swap_rows(experiments, collect(experiments))
-        if curves:
-            draw_decoder_swap(curves, FIGURE)
-        else:
-            sys.stderr.write("no figure: no row of the list has a curve of scores yet; run `make experiments`.\n")
+        draw_figures()
     stale, unsourced = [], []
     for path, text in documents().items():
         name = path.relative_to(ROOT).as_posix()

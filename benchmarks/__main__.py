@@ -5,6 +5,8 @@
     python -m benchmarks --replace        again, all of them
     python -m benchmarks --list           their names, goals and what was measured
 
+Figures of a CUDA device are open where there is none; a plain run says so.
+
 Each figure is one module with one result file, written as soon as it is done, so a run that was stopped continues
 where it was. Every figure first compares the results of the two things, and stops if they differ. `--quick` runs tiny
 sizes to see that everything works; its figures mean nothing and are not kept.
@@ -21,12 +23,15 @@ from typing import Any
 
 import torch
 
+from benchmarks.models import ATTENTION
 from benchmarks.timing import Settings, describe_machine
 from evaluate_ldvc import write_json
 
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 FIGURES = ("tower", "clipseg", "classes", "text", "loss", "training", "postprocess", "metric", "routing", "startup")
+FIGURES += ("profile", "latency", "scaling", "memory_plan", "onnx", "gpu")
+OPEN = "open, for want of a CUDA device; `python -m benchmarks gpu --device cpu --quick` checks that the code runs."
 COMPARISONS = {"at most": float.__le__, "at least": float.__ge__}
 
 
@@ -43,13 +48,14 @@ def run_figure(name: str, settings: Settings) -> dict[str, Any]:
         "name": name,
         "title": figure.TITLE,
         "goals": {key: {"relation": relation, "value": value} for key, (relation, value) in figure.GOALS.items()},
-        **measured,
         "repeats": settings.repeats,
         "quick": settings.quick,
         "dtype": str(settings.dtype).removeprefix("torch."),
         "device": settings.device,
+        "attention": ATTENTION,
         "clock": settings.clock,
         "machine": describe_machine(),
+        **measured,  # may speak for itself where a setting differs from row to row
     }
 
 
@@ -66,6 +72,12 @@ def summarise(result: dict[str, Any]) -> str:
             verdict = f"; goal {goal['relation']} {goal['value']:g}: {'reached' if reached else 'missed'}"
         lines.append(f"  {key}: {median:.2f}{extent}{verdict}")
     return "\n".join(lines) + "\n"
+
+
+def describe(figure: ModuleType) -> str:
+    """What a figure would measure, and its goals."""
+    goals = [f"{key} {relation} {value:g}" for key, (relation, value) in figure.GOALS.items()]
+    return f"{figure.TITLE}\n  not measured yet{'; goals: ' if goals else ''}{', '.join(goals)}\n"
 
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -85,7 +97,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default="wall",
         help="processor: the process's own time, for a busy machine; with --threads 1",
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", help="cpu or cuda; by default each figure's own")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result files")
     arguments = parser.parse_args(argv)
@@ -102,31 +114,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = read_arguments(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    repeats = 1 if arguments.quick else arguments.repeats
-    settings = Settings(arguments.quick, repeats, arguments.device, getattr(torch, arguments.dtype), arguments.clock)
     failed = False
     for name in arguments.figures or FIGURES:
         path = arguments.output / f"{name}.json"
         if path.is_file() and not (arguments.replace or arguments.quick):
-            sys.stdout.write(summarise(json.loads(path.read_text())))
+            sys.stdout.write(f"{name}: {summarise(json.loads(path.read_text()))}")
         elif arguments.list:
-            sys.stdout.write(f"{load_figure(name).TITLE}\n  not measured yet\n")
+            sys.stdout.write(f"{name}: {describe(load_figure(name))}")
         else:
-            failed |= not measure_and_write(name, settings, path)
+            failed |= not measure_and_write(name, arguments, path)
     return int(failed)
 
 
-def measure_and_write(name: str, settings: Settings, path: Path) -> bool:
+def measure_and_write(name: str, arguments: argparse.Namespace, path: Path) -> bool:
     """Measure one figure; a failure is told and does not stop the others."""
     try:
-        result = run_figure(name, settings)
-    except (ValueError, ImportError, RuntimeError) as error:
+        device = choose_device(load_figure(name), arguments)
+        if device is None:
+            sys.stdout.write(f"{name}: {OPEN}\n")
+            return name not in arguments.figures
+        repeats, dtype = 1 if arguments.quick else arguments.repeats, getattr(torch, arguments.dtype)
+        result = run_figure(name, Settings(arguments.quick, repeats, device, dtype, arguments.clock))
+    except (ValueError, ImportError, RuntimeError, OSError) as error:
         sys.stderr.write(f"{name}: {error}\n")
         return False
-    if not settings.quick:
+    if not arguments.quick:
         write_json(result, path)
-    sys.stdout.write(summarise(result))
+    sys.stdout.write(f"{name}: {summarise(result)}")
     return True
+
+
+def choose_device(figure: ModuleType, arguments: argparse.Namespace) -> str | None:
+    """The device that was asked for, or the figure's own; `None` where that is a CUDA device and there is none."""
+    device = arguments.device or getattr(figure, "DEVICE", "cpu")
+    if arguments.device or device == "cpu" or torch.cuda.is_available():
+        return device
+    return "cpu" if arguments.quick else None
 
 
 if __name__ == "__main__":

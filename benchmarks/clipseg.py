@@ -84,4 +84,4 @@ def measure(settings: Settings) -> dict[str, Any]:
         seconds = time_rounds(jobs, settings)
         ratios[str(num_labels)] = ratio(seconds, "clipseg", "ldvc")
         rows.append({"labels": num_labels, "seconds": spreads(seconds)})
-    return {"ratios": ratios, "rows": rows, "image_size": SIDE, "dtype": "float32", "largest_difference": difference}
+    return {"ratios": ratios, "rows": rows, "image_size": SIDE, "largest_difference": difference}

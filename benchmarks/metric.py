@@ -1,7 +1,10 @@
 """The library's `mean_iou`, which stores all maps until the end, against the streaming metric of this repository.
 
-`evaluate.load("mean_iou")` comes from the Hub. Where it cannot be had, `StoredMeanIoU` below does what its description
-says, map by map: store, load again, leave out ignored pixels, three histograms. The result names which one ran.
+`evaluate.load("mean_iou")` is a script on the Hub. Where it cannot be had, `StoredMeanIoU` below is measured in its
+place: its public source (huggingface/evaluate, metrics/mean_iou) restated step by step. Maps are stored as pictures,
+read again at the end, and go one by one through three NumPy histograms over the pixels that are not ignored. The
+result says which of the two ran. Ours is timed twice: for the same figures, and as it comes, with the connected
+components that `mean_iou` does not count.
 """
 
 import logging
@@ -26,8 +29,12 @@ NUM_CLASSES, SIDE, NUM_MAPS, IGNORE = 20, 512, 200, 255
 TOLERANCE = 1e-9
 
 
+RESTATED = "mean_iou of evaluate, restated from its public source (the Hub was not at hand)"
+FROM_HUB = "mean_iou of evaluate, from the Hub"
+
+
 class StoredMeanIoU(evaluate.Metric):
-    """Mean IoU from maps that are stored as pictures until `compute`."""
+    """What `mean_iou` computes, the way it does: from maps that are stored as pictures until `compute`."""
 
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({"predictions": datasets.Image(), "references": datasets.Image()})
@@ -37,24 +44,32 @@ class StoredMeanIoU(evaluate.Metric):
         def areas(values: np.ndarray) -> np.ndarray:
             return np.histogram(values, bins=num_labels, range=(0, num_labels - 1))[0]
 
-        intersection, union = np.zeros(num_labels), np.zeros(num_labels)
+        intersection, union, labelled = np.zeros(num_labels), np.zeros(num_labels), np.zeros(num_labels)
         for picture, label_picture in zip(predictions, references, strict=True):
             prediction, reference = np.array(picture), np.array(label_picture)
             is_counted = reference != ignore_index
             prediction, reference = prediction[is_counted], reference[is_counted]
-            both = areas(prediction[prediction == reference])
+            both, predicted, wanted = areas(prediction[prediction == reference]), areas(prediction), areas(reference)
             intersection += both
-            union += areas(prediction) + areas(reference) - both
+            union += predicted + wanted - both
+            labelled += wanted
         with np.errstate(invalid="ignore"):  # a class that never occurs has no IoU
-            return {"mean_iou": float(np.nanmean(intersection / union))}
+            ious, accuracies = intersection / union, intersection / labelled
+        return {
+            "mean_iou": float(np.nanmean(ious)),
+            "mean_accuracy": float(np.nanmean(accuracies)),
+            "overall_accuracy": float(intersection.sum() / labelled.sum()),
+            "per_category_iou": ious,
+            "per_category_accuracy": accuracies,
+        }
 
 
 def load_stored_metric(folder: str) -> evaluate.Metric:
-    """The library's metric from the Hub or its cache, or the stand-in."""
+    """The library's metric from the Hub or its cache, or its restatement."""
     try:
         return evaluate.load("mean_iou", cache_dir=folder)
     except Exception as error:  # no network, offline mode, or a Hub that answers otherwise
-        logging.getLogger(__name__).info("mean_iou is not at hand (%s); the stand-in runs.", error)
+        logging.getLogger(__name__).info("mean_iou is not at hand (%s); its restatement is measured.", error)
         return StoredMeanIoU(cache_dir=folder)
 
 
@@ -91,25 +106,35 @@ def measure(settings: Settings) -> dict[str, Any]:
     pairs = make_maps(*((4, 64) if settings.quick else (NUM_MAPS, SIDE)))
     with tempfile.TemporaryDirectory() as folder:
         library = load_stored_metric(folder)
-        streaming = evaluate.load(str(METRIC), cache_dir=folder)
+        same_figures = evaluate.load(str(METRIC), cache_dir=folder, fragmentation=False)
+        with_fragments = evaluate.load(str(METRIC), cache_dir=folder)
 
         def run_library(some: list) -> float:
             for prediction, reference in some:
                 library.add(prediction=prediction, reference=reference)
             return library.compute(num_labels=NUM_CLASSES, ignore_index=IGNORE)["mean_iou"]
 
-        def run_ours(some: list) -> float:
+        def run_ours(metric: evaluate.Metric, some: list) -> float:
             for prediction, reference in some:
-                streaming.add(prediction=prediction, reference=reference)
-            return streaming.compute(num_labels=NUM_CLASSES, ignore_index=IGNORE)["miou"]
+                metric.add(prediction=prediction, reference=reference)
+            return metric.compute(num_labels=NUM_CLASSES, ignore_index=IGNORE)["miou"]
 
-        difference = check_equal("mean IoU", run_library(pairs), run_ours(pairs), TOLERANCE)
-        jobs = {"library": lambda: run_library(pairs), "ours": lambda: run_ours(pairs)}
+        difference = check_equal("mean IoU", run_library(pairs), run_ours(same_figures, pairs), TOLERANCE)
+        jobs = {
+            "library": lambda: run_library(pairs),
+            "ours": lambda: run_ours(same_figures, pairs),
+            "ours_with_fragments": lambda: run_ours(with_fragments, pairs),
+        }
         seconds = time_rounds(jobs, settings)
-        memory = growth(run_ours, pairs)
+        memory = growth(lambda some: run_ours(with_fragments, some), pairs)
     return {
-        "ratios": {"time": ratio(seconds, "library", "ours"), "memory_growth": memory},
+        "ratios": {
+            "time": ratio(seconds, "library", "ours"),
+            "time_with_fragments": ratio(seconds, "library", "ours_with_fragments"),
+            "memory_growth": memory,
+        },
         "seconds": spreads(seconds),
-        "stored_metric": type(library).__name__,
+        "compared_with": RESTATED if isinstance(library, StoredMeanIoU) else FROM_HUB,
+        "num_maps": len(pairs),
         "largest_difference": difference,
     }

@@ -14,6 +14,7 @@ TINY_TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads":
 TINY_VISION = {**TINY_TOWER, "image_size": 32, "patch_size": 8}
 TINY_FIELDS = {"projection_dim": 32, "decoder_attention_heads": 4, "decoder_intermediate_size": 48, "num_regions": 2}
 TINY_FIELDS |= {"route_top_k": 2, "num_vision_prompts": 3}
+ATTENTION = "sdpa"  # the backend of every model and of the peers, unless a figure compares backends
 WORDS = 1000  # first token id of the words that make class prompts differ
 
 
@@ -27,16 +28,17 @@ def build_config(settings: Settings, **fields) -> LDVCConfig:
     return config
 
 
-def build_model(settings: Settings, **fields) -> LDVCForSemanticSegmentation:
-    """Random weights (time does not depend on their values), eval mode, SDPA attention, on the settings' device."""
+def build_model(settings: Settings, attention: str = ATTENTION, **fields) -> LDVCForSemanticSegmentation:
+    """Random weights of a fixed seed (time does not depend on their values), eval mode, on the settings' device."""
     torch.manual_seed(0)
-    model = LDVCForSemanticSegmentation._from_config(build_config(settings, **fields), attn_implementation="sdpa")
+    model = LDVCForSemanticSegmentation._from_config(build_config(settings, **fields), attn_implementation=attention)
     return model.to(settings.device, settings.dtype).eval()
 
 
 def build_bare_tower(model: LDVCForSemanticSegmentation) -> CLIPVisionModel:
     """The library's own vision model with the same weights and attention backend."""
-    tower = CLIPVisionModel._from_config(model.config.vision_config, attn_implementation="sdpa")
+    attention = model.config._attn_implementation
+    tower = CLIPVisionModel._from_config(model.config.vision_config, attn_implementation=attention)
     tower.load_state_dict(model.clip.vision_model.state_dict(), strict=False)
     return tower.to(model.device, model.dtype).eval()
 

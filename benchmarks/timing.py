@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from bench_ldvc import clock
+from bench_ldvc import synchronize
 
 
 Seconds = dict[str, list[float]]  # job -> seconds of each round
@@ -60,11 +60,15 @@ def time_rounds(jobs: Mapping[str, Callable[[], Any]], settings: Settings) -> Se
 
 def time_once(job: Callable[[], Any], settings: Settings) -> float:
     """Seconds of one call, by the settings' clock."""
-    if settings.clock == "wall":
-        return clock(job, torch.device(settings.device)) / 1000
-    started = time.process_time()
+    started = read_clock(settings)
     job()
-    return time.process_time() - started
+    return read_clock(settings) - started
+
+
+def read_clock(settings: Settings) -> float:
+    """Seconds by the settings' clock, once the device has done all that was asked of it."""
+    synchronize(torch.device(settings.device))
+    return time.perf_counter() if settings.clock == "wall" else time.process_time()
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -88,6 +92,7 @@ def describe_machine() -> dict[str, Any]:
         "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),

@@ -233,6 +233,7 @@ def test_the_record_names_what_an_outdated_clip_made_in_place_of_its_scores(worl
     )
 
 
+@pytest.mark.slow
 def test_the_figure_draws_a_line_and_a_band_for_each_decoder(world, tmp_path, monkeypatch):
     rise = [{"step": step, "miou_seen": 0.1 * step, "miou_unseen": 0.05 * step} for step in (1, 2, 3)]
     fall = [{"step": step, "miou_seen": 0.2 * step, "miou_unseen": 0.4 - 0.1 * step} for step in (1, 2, 3)]
@@ -256,8 +257,11 @@ def test_the_figure_draws_a_line_and_a_band_for_each_decoder(world, tmp_path, mo
 
 def test_figures_without_a_curve_are_left_out_and_documents_written(world, monkeypatch, capsys):
     monkeypatch.setattr(report, "documents", dict)
+    monkeypatch.setattr(report.plot, "draw_scaling", lambda path: False)
     assert report.main(["--figures"]) == 0
-    assert "no figure: no row of the list has a curve" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "no figure: no row of the list has a curve" in told
+    assert "no figure of scaling laws: run `python -m benchmarks scaling`." in told
 
 
 def test_the_figure_needs_a_curve(tmp_path):

@@ -57,6 +57,7 @@ _CITATION = """
 
 DEFAULT_IGNORE_INDEX = 255
 SMALL_COMPONENT_SHARE = 0.001  # of the image's pixels; smaller components are called fragments
+MAX_DENSE_IDS = 1024  # id ranges up to this are counted in a table of its square (8 MB), larger ones are sorted first
 
 
 class Fragments(NamedTuple):
@@ -322,6 +323,8 @@ def _as_label_map(label_map: Any, role: str) -> np.ndarray:
         raise ValueError(f"{role} of shape {label_map.shape}: give one (height, width) map of class ids per image")
     if label_map.dtype.kind not in ("b", "i", "u"):
         raise TypeError(f"{role} of dtype {label_map.dtype}: give class ids as integers, for example logits.argmax(0)")
+    if label_map.dtype == np.uint8:
+        return label_map
     if label_map.size and label_map.min() >= 0 and label_map.max() <= np.iinfo(np.uint8).max:
         return label_map.astype(np.uint8)
     return label_map.astype(np.int64)
@@ -335,10 +338,11 @@ def _find_runs(*label_maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         (num_runs,) flat index of the first pixel of each, and its length in pixels.
     """
-    is_start = np.zeros(label_maps[0].shape, dtype=bool)
-    is_start[:, :1] = True
+    is_start = np.zeros(label_maps[0].size, dtype=bool)
     for label_map in label_maps:
-        is_start[:, 1:] |= label_map[:, 1:] != label_map[:, :-1]
+        ids = label_map.ravel()
+        is_start[1:] |= ids[1:] != ids[:-1]
+    is_start[:: label_maps[0].shape[1]] = True
     first = np.flatnonzero(is_start)
     return first, np.diff(first, append=is_start.size)
 
@@ -348,12 +352,25 @@ def _count_pairs(prediction: np.ndarray, reference: np.ndarray) -> Counter:
     if prediction.size == 0:
         return Counter()
     first, lengths = _find_runs(prediction, reference)
-    reference_ids, reference_index = np.unique(reference.ravel()[first], return_inverse=True)
-    predicted_ids, predicted_index = np.unique(prediction.ravel()[first], return_inverse=True)
-    codes, index = np.unique(reference_index * len(predicted_ids) + predicted_index, return_inverse=True)
-    rows, columns = np.divmod(codes, len(predicted_ids))
-    pairs = zip(reference_ids[rows].tolist(), predicted_ids[columns].tolist(), strict=True)
-    return Counter(dict(zip(pairs, np.bincount(index, lengths).astype(np.int64).tolist(), strict=True)))
+    ids, prediction, reference = _compact(prediction.ravel()[first], reference.ravel()[first])
+    pixels = np.bincount(reference * len(ids) + prediction, lengths)
+    codes = np.flatnonzero(pixels)
+    pairs = zip(ids[codes // len(ids)].tolist(), ids[codes % len(ids)].tolist(), strict=True)
+    return Counter(dict(zip(pairs, pixels[codes].astype(np.int64).tolist(), strict=True)))
+
+
+def _compact(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Replace the ids of runs by indices into a short list of ids, so that pairs can be counted in a table.
+
+    Returns:
+        (num_ids,) ids and both (num_runs,) arrays as int64 indices into them.
+    """
+    both = np.stack([prediction, reference]).astype(np.int64)
+    low, high = both.min(), both.max()
+    if int(high) - int(low) < MAX_DENSE_IDS:
+        return np.arange(low, high + 1), *(both - low)
+    ids, both = np.unique(both, return_inverse=True)
+    return ids, *both.reshape(2, -1)
 
 
 def _confusion_from_pairs(pairs: Counter, num_labels: int, ignore_index: int) -> np.ndarray:

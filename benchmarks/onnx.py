@@ -1,0 +1,151 @@
+"""ONNX Runtime and torch.compile against eager PyTorch: the same weights, pixels and class embeddings.
+
+The int8 program's agreement is measured on the embedded world's trained checkpoint, since random weights would say
+nothing of it: on held-out drawn pages, and on photographs where LDVC_VOC2012 names a folder of PASCAL VOC 2012.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.models import build_model, check_equal, make_class_embeds, make_pixels
+from benchmarks.timing import Settings, ratio, spreads, time_rounds
+from converters_ldvc import find_voc2012
+from export_ldvc import INT8_FILE, MISSING, export_onnx, measure_agreement, quantize
+from modeling_ldvc import LDVCForSemanticSegmentation
+from processing_ldvc import LDVCProcessor
+
+
+TITLE = "ONNX Runtime and torch.compile / eager PyTorch, 512 x 512, 20 classes, class embeddings kept"
+GOALS = {"onnx_difference": ("at most", 1e-3)}
+SIDE, NUM_CLASSES, NUM_PICTURES = 512, 20, 32
+TOLERANCE = 1e-3  # of logits
+INT8 = "onnx int8"
+TRAINED = Path(__file__).resolve().parent.parent / "picturebook" / "ldvc"
+Way = Callable[[Tensor, Tensor], Tensor]  # pixel values, class embeddings -> logits
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """Let the programs vote on pictures, then compare logits of the real size and time in turn.
+
+    Raises:
+        ValueError: If the settings are none that a program is exported for.
+    """
+    if settings.device != "cpu" or settings.dtype != torch.float32:
+        raise ValueError("programs are exported in float32 and run on the CPU; leave --device and --dtype out.")
+    agreement = agreements(settings)
+    model = build_model(settings)
+    pixels, embeds = make_pixels(settings, SIDE), make_class_embeds(model, NUM_CLASSES)
+    with tempfile.TemporaryDirectory() as folder:
+        ways, skipped = build_ways(model, Path(folder), settings)
+        result = compare(ways, pixels, embeds, settings)
+    return {**result, "skipped": skipped, "agreement": agreement}
+
+
+@torch.inference_mode()
+def compare(ways: dict[str, Way], pixels: Tensor, embeds: Tensor, settings: Settings) -> dict[str, Any]:
+    """Largest difference of logits from eager's, then time in turn; int8 alone may differ by more than 1e-3."""
+    expected = ways["eager"](pixels, embeds)
+    differences = {}
+    for name, way in ways.items():
+        if name != "eager":
+            tolerance = float("inf") if name == INT8 else TOLERANCE
+            differences[name] = check_equal(f"logits of {name}", expected, way(pixels, embeds), tolerance)
+    seconds = time_rounds({name: lambda way=way: way(pixels, embeds) for name, way in ways.items()}, settings)
+    ratios: dict[str, Any] = {name: ratio(seconds, name, "eager") for name in differences}
+    return {
+        "ratios": {**ratios, **({"onnx_difference": differences["onnx"]} if "onnx" in differences else {})},
+        "seconds": spreads(seconds),
+        "differences": differences,
+        "largest_logit": float(expected.abs().max()),
+    }
+
+
+def build_ways(
+    model: LDVCForSemanticSegmentation, folder: Path, settings: Settings
+) -> tuple[dict[str, Way], dict[str, str]]:
+    """Ways to the same logits: name -> call; and name -> reason for those that this machine cannot go."""
+    ways: dict[str, Way] = {"eager": lambda pixels, embeds: model(pixel_values=pixels, class_embeds=embeds).logits}
+    skipped = {}
+    try:
+        ways["compile"] = compile_way(model, settings)
+    except RuntimeError as error:  # no C++ compiler, or one that fails
+        skipped["compile"] = f"torch.compile: {str(error).strip().splitlines()[0]}"
+    ways |= export_ways(model, folder)
+    return ways, skipped
+
+
+@torch.inference_mode()
+def compile_way(model: LDVCForSemanticSegmentation, settings: Settings) -> Way:
+    """The model compiled as one graph, and run once so that a compiler that is missing is noticed here."""
+    # without inductor a quick run needs no minute, and still sees graph breaks
+    backend = "eager" if settings.quick else "inductor"
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    compiled(pixel_values=make_pixels(settings, SIDE), class_embeds=make_class_embeds(model, NUM_CLASSES))
+    return lambda pixels, embeds: compiled(pixel_values=pixels, class_embeds=embeds).logits
+
+
+def export_ways(model: LDVCForSemanticSegmentation, folder: Path) -> dict[str, Way]:
+    """ONNX programs in float32 and in 8 bits; each is in memory before its file makes way for the next."""
+    path = export_onnx(model, folder)
+    ways = {"onnx": open_program(path)}
+    ways[INT8] = open_program(quantize(path, folder / INT8_FILE))
+    return ways
+
+
+def open_program(path: Path) -> Way:
+    """An ONNX program on as many threads as PyTorch has; `ExportedLDVC` would take the library's own number.
+
+    Raises:
+        ImportError: If onnxruntime is missing.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(MISSING.format(error.name)) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(pixels: Tensor, embeds: Tensor) -> Tensor:
+        inputs = {"pixel_values": pixels.numpy(), "class_embeds": embeds.numpy()}
+        return torch.from_numpy(session.run(["logits"], inputs)[0])
+
+    return run
+
+
+def agreements(settings: Settings) -> dict[str, dict[str, Any]]:
+    """How often both programs of the trained checkpoint name the class that eager PyTorch names, per kind of picture.
+
+    Returns:
+        Kind of picture -> `pictures` and, per program, `same_class` and `largest_difference`.
+    """
+    model = LDVCForSemanticSegmentation.from_pretrained(TRAINED, dtype=torch.float32).eval()
+    processor = LDVCProcessor.from_pretrained(TRAINED)
+    names = [model.config.id2label[index] for index in range(model.config.num_default_classes)]
+    embeds = model.encode_vocabulary(names, processor).class_embeds
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        programs = export_ways(model, Path(folder))
+        for kind, pictures in picture_kinds(1 if settings.quick else NUM_PICTURES):
+            pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
+            found[kind] = {"pictures": len(pictures)}
+            found[kind] |= {name: measure_agreement(model, way, pixels, embeds) for name, way in programs.items()}
+    return found
+
+
+def picture_kinds(count: int) -> Iterator[tuple[str, list[Image.Image]]]:
+    """Held-out drawn pages; and the first of VOC's validation photographs, where LDVC_VOC2012 names their folder."""
+    from picturebook import draw_scene
+
+    yield "drawn pages", [draw_scene("test", 0, index).image for index in range(count)]
+    folder = os.environ.get("LDVC_VOC2012")
+    if folder:
+        samples = find_voc2012(Path(folder)).splits["validation"][:count]
+        yield "photographs of PASCAL VOC 2012", [Image.open(sample.image_path).convert("RGB") for sample in samples]
