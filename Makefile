@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 export OMP_WAIT_POLICY ?= passive
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: train record experiments embedded bench test test-slow style quality venv clean
+.PHONY: train record experiments embedded bench load test test-slow style quality venv clean
 
 train: venv
 	$(LAUNCH) train.py $(ARGS)
@@ -42,6 +42,11 @@ embedded: venv
 bench: venv
 	$(BIN)/python -m benchmarks $(ARGS)
 	$(BIN)/python report.py --figures
+
+# Page and bulk command under a bounded load: memory and disk must stay bounded.
+load: venv
+	$(BIN)/python -m tests.load page
+	$(BIN)/python -m tests.load segment
 
 test: venv
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,19 +1,29 @@
-"""A batch of pictures through one model: the work of `ldvc segment`."""
+"""Many pictures through one model: the work of `ldvc segment`.
+
+    pictures -> loaded in threads -> grouped by size, through the model -> saved in threads
+
+Each arrow is an iterator that holds a bounded number of pictures, so that memory is steady however many there are.
+"""
 
 from __future__ import annotations
 
 import difflib
+import os
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
+from transformers.utils import logging
 
-from files_ldvc import Picture, open_picture
+from files_ldvc import Picture, pixel_limit
 from formats_ldvc import OutputFolder, describe_names
-from inference_ldvc import InferenceSettings, encode_classes, segment
+from inference_ldvc import InferenceSettings, PreparedPicture, encode_classes, prepare_picture, segment_batch
 from loading_ldvc import default_names, load_checkpoint, one_line, unseen_names
 from vocabulary_ldvc import LDVCVocabulary
 
@@ -23,8 +33,11 @@ if TYPE_CHECKING:
 
     from inference_ldvc import Segmentation
 
+logger = logging.get_logger("ldvc.batch")
 
 MAX_SCORE_BYTES = 4 * 2**30  # of the scores of one picture
+MAX_THREADS = 4  # for loading, and as many for saving; beside a model on the CPU, one each
+MAX_GROUPS = 4  # batches of pictures that may wait for others of their size
 
 
 def make_settings(short_side: int | None, window: int | None, stride: int | None) -> InferenceSettings | None:
@@ -75,6 +88,27 @@ def check_known(single: Iterable[str], names: Sequence[str]) -> None:
             raise ValueError(f"--threshold names {name!r}, which is no class; {hint}")
 
 
+@dataclass
+class Job:
+    """A picture on its way.
+
+    Attributes:
+        picture: Which.
+        image: Upright RGB, once it is loaded.
+        prepared: What the model reads of it.
+        group: Equal where pictures fit into one call of the model.
+        result: What was found.
+        error: Why it got no further.
+    """
+
+    picture: Picture
+    image: Image.Image | None = None
+    prepared: PreparedPicture | None = None
+    group: Hashable = None
+    result: Segmentation | None = None
+    error: Exception | None = None
+
+
 class Segmenter:
     """A loaded model with the classes and settings of one run.
 
@@ -88,6 +122,7 @@ class Segmenter:
         other: Name of pixels below it.
         keeps_scores: Return the scores of all classes too.
         keeps_best_scores: Return every pixel's best score too.
+        batch_size: Pictures, or windows, per call of the model; `None` is one picture, or the settings' windows.
 
     Raises:
         ValueError: If the checkpoint, the classes or the threshold cannot be used.
@@ -104,13 +139,17 @@ class Segmenter:
         other: str | None = None,
         keeps_scores: bool = False,
         keeps_best_scores: bool = False,
+        batch_size: int | None = None,
     ):
         parsed = None if threshold is None else parse_threshold(threshold)
         self.model, self.processor = load_checkpoint(model, device)
         if vocabulary is not None:
             self.model.set_vocabulary(LDVCVocabulary.load(vocabulary))
         self.model_name = str(Path(model).resolve()) if Path(model).exists() else model
+        if settings is not None and batch_size is not None:
+            settings = replace(settings, window_batch_size=batch_size)
         self.settings, self.classes, self.class_embeds = settings, classes, None
+        self.batch_size = batch_size or 1
         if classes is None:
             self.names = default_names(self.model)
         else:
@@ -128,22 +167,60 @@ class Segmenter:
         self.threshold = None if parsed is None else {"all": parsed[0], **parsed[1]}
         self.keeps_scores, self.top_k = keeps_scores, 1 if keeps_best_scores else None
 
-    def run(self, image: Image.Image) -> Segmentation:
-        """Segment a picture.
+    def load(self, job: Job, max_pixels: int) -> None:
+        """Decode and resize a picture, under a `pixel_limit`; needs no model, so that threads may do it ahead.
 
         Raises:
             ValueError: If the scores of so many classes would not fit into memory.
         """
-        size = 4 * len(self.names) * image.width * image.height
+        job.image = job.picture.read(max_pixels)
+        size = 4 * len(self.names) * job.image.width * job.image.height
         if self.keeps_scores and size > MAX_SCORE_BYTES:
             raise ValueError(
-                f"scores of {len(self.names)} classes at {image.width} x {image.height} pixels take "
+                f"scores of {len(self.names)} classes at {job.image.width} x {job.image.height} pixels take "
                 f"{size / 2**30:.0f} GiB, more than {MAX_SCORE_BYTES // 2**30}; leave --scores out."
             )
-        return segment(
+        job.prepared = prepare_picture(self.processor, job.image, self.settings)
+        if self.settings is not None:
+            job.group = tuple(min(self.settings.window or side, side) for side in job.prepared.pixels.size)
+            return
+        job.group = job.prepared.pixels.shape
+        if self.model.device.type == "cuda":  # copied to the GPU while it computes
+            job.prepared = replace(job.prepared, pixels=job.prepared.pixels.pin_memory())
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        """Segment pictures as they come, in batches of one size; those that failed before are passed on."""
+        for batch in batches(jobs, self.batch_size):
+            yield from self.run_batch(batch)
+
+    def run_batch(self, batch: Sequence[Job]) -> Iterator[Job]:
+        """Segment pictures of one size, all in one call if that works, and otherwise one by one."""
+        if batch[0].error is not None:
+            yield from batch
+            return
+        num_done = 0
+        try:
+            results = self.segment([job.prepared for job in batch])
+            for job in batch:
+                job.result, job.prepared = next(results), None
+                num_done += 1
+                yield job
+        except Exception as error:  # the others are still to be done
+            clear_frames(error.__traceback__)  # or what they hold stays in memory, of which there may be too little
+            if len(batch) > 1:
+                logger.warning(f"{len(batch)} pictures in one call failed, now one by one: {one_line(error)}")
+                for job in batch[num_done:]:
+                    yield from self.run_batch([job])
+            else:
+                batch[0].error = error
+                yield batch[0]
+
+    def segment(self, pictures: Sequence[PreparedPicture]) -> Iterator[Segmentation]:
+        """Segment pictures in one call of the model."""
+        return segment_batch(
             self.model,
             self.processor,
-            image,
+            pictures,
             self.classes,
             class_embeds=self.class_embeds,
             settings=self.settings,
@@ -154,14 +231,17 @@ class Segmenter:
         )
 
     def describe(self) -> dict[str, Any]:
-        """Content of `names.json`."""
+        """Content of `names.json`: all that results depend on, and so not the size of batches."""
+        inference = None if self.settings is None else asdict(self.settings)
+        if inference is not None:
+            del inference["window_batch_size"]
         return describe_names(
             self.names if self.other is None else [*self.names, self.other],
             other=self.other,
             model=self.model_name,
             labels=self.classes or {name: [name] for name in self.names},
             threshold=self.threshold,
-            inference=None if self.settings is None else asdict(self.settings),
+            inference=inference,
             scores=self.keeps_scores,
         )
 
@@ -170,23 +250,97 @@ class Segmenter:
         return unseen_names(self.model, self.classes or self.names)
 
 
+def batches(jobs: Iterable[Job], batch_size: int) -> Iterator[list[Job]]:
+    """Collect jobs of one group until a batch is full; those that failed come at once, each alone.
+
+    So that memory is bounded whatever the sizes, the fullest group goes when `MAX_GROUPS` batches of pictures wait.
+    """
+    groups: dict[Hashable, list[Job]] = {}
+    for job in jobs:
+        if job.error is not None:
+            yield [job]
+            continue
+        groups.setdefault(job.group, []).append(job)
+        if len(groups[job.group]) == batch_size:
+            yield groups.pop(job.group)
+        elif sum(map(len, groups.values())) >= MAX_GROUPS * batch_size:
+            yield groups.pop(max(groups, key=lambda group: len(groups[group])))
+    yield from groups.values()
+
+
+def in_threads(step: Callable[[Job], None], jobs: Iterable[Job], num_threads: int, num_ahead: int) -> Iterator[Job]:
+    """Do a step of every job in threads, and yield the jobs in order; those that failed before are passed on.
+
+    Args:
+        step: Its error becomes the job's.
+        jobs: Taken as they are needed, in the caller's thread.
+        num_threads: Jobs at work at once.
+        num_ahead: Jobs taken and not yielded yet, at most.
+    """
+
+    def attempt(job: Job) -> Job:
+        try:
+            if job.error is None:
+                step(job)
+        except Exception as error:  # the others are still to be done
+            job.error = error
+        return job
+
+    waiting: deque[Future[Job]] = deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(attempt, job))
+                if len(waiting) == num_ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # of an interrupted run
+            for future in waiting:
+                future.cancel()
+
+
 def segment_pictures(
-    pictures: Sequence[Picture], segmenter: Segmenter, folder: OutputFolder, max_pixels: int, debug: bool
+    pictures: Sequence[Picture],
+    segmenter: Segmenter,
+    folder: OutputFolder,
+    max_pixels: int,
+    debug: bool = False,
+    shows_progress: bool = True,
 ) -> list[tuple[str, str]]:
     """Segment and save each picture.
+
+    Args:
+        pictures: What to do.
+        segmenter: With what.
+        folder: Started with these pictures.
+        max_pixels: Refuse larger ones.
+        debug: Raise the first error.
+        shows_progress: Draw a progress bar, if stderr is a terminal.
 
     Returns:
         What failed, as (file, reason): one bad picture stops no other, unless errors are to be shown in full.
     """
+
+    def load(job: Job) -> None:
+        segmenter.load(job, max_pixels)
+
+    def save(job: Job) -> None:
+        folder.save(job.picture.name, job.picture.path, job.image, job.result)
+        job.image = job.prepared = job.result = None  # others of its batch may wait for long
+
+    is_on_cpu = segmenter.model.device.type == "cpu"
+    num_threads = 1 if is_on_cpu else min(MAX_THREADS, os.cpu_count() or 1)
+    num_saved = 1 if segmenter.keeps_scores else 1 + num_threads  # at once; scores may be gigabytes
     failures: list[tuple[str, str]] = []
-    bar = tqdm(pictures, unit="picture", disable=None)  # `None`: no bar where stderr is no terminal
-    for picture in bar:
-        try:
-            image = open_picture(picture.path, max_pixels)
-            folder.save(picture.name, picture.path, image, segmenter.run(image))
-        except Exception as error:  # the others are still to be done
-            if debug:
-                raise
-            failures.append((str(picture.path), one_line(error)))
-            bar.set_postfix(failed=len(failures))
+    bar = tqdm(total=len(pictures), unit="picture", disable=None if shows_progress else True)
+    with bar, pixel_limit(max_pixels):
+        loaded = in_threads(load, map(Job, pictures), num_threads, segmenter.batch_size + num_threads)
+        for job in in_threads(save, segmenter.run(loaded), num_threads, num_saved):
+            bar.update()
+            if job.error is not None and debug:
+                raise job.error
+            if job.error is not None:
+                failures.append((str(job.picture.path), one_line(job.error)))
+                bar.set_postfix(failed=len(failures))
     return failures

@@ -19,10 +19,13 @@ import typer
 from typer.core import TyperGroup
 
 from files_ldvc import MAX_PIXELS, Found, find_pictures
-from formats_ldvc import Existing, Format, OutputFolder, written_aside
+from formats_ldvc import Existing, Format, OutputFolder
 from labels_ldvc import as_classes, check_labels, parse_labels
 from labels_ldvc import render as render_labels
 from loading_ldvc import EMBEDDED_CHECKPOINT, default_names, load_checkpoint, one_line
+from parts_ldvc import written_aside
+from rows_ldvc import find_rows
+from shares_ldvc import Share, join_processes
 
 
 if TYPE_CHECKING:  # these imports take seconds
@@ -97,7 +100,10 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: name.replace("_", "-"),  # train.py's way of writing options works too
+    },
 )
 labels_app = typer.Typer(rich_markup_mode=None, help="Look at label lists.")
 app.add_typer(labels_app, name="labels")
@@ -138,57 +144,93 @@ Examples:
   ldvc segment photos --recursive --labels classes.txt --format png --format overlay --output masks
   ldvc segment "photos/*.jpg" --labels "road, car" --threshold "0.3, car=0.5" --format coco-rle
   ldvc segment aerial.tif --labels "field, wood, water" --window 512 --format npz --scores
+  ldvc segment --dataset data/voc2012 --split validation --id-column image_id --batch-size 8
+  accelerate launch --multi_gpu --num_processes 4 -m cli_ldvc segment photos --skip-existing
 
 \b
 Labels: commas part classes, bars part synonyms. A value that ends in .txt is a
 file with one class per line.
 Names of results: a picture found in a folder keeps its path below it, any other
 its file name, without the suffix; where two would be the same, both keep it.
+Of a dataset, results are named by the rows' numbers or by --id-column.
 names.json holds the name and colour of every id. Pixels follow the upright
 picture (EXIF orientation applied).
 Exit code: 0, 1 if some pictures failed, 2 for bad arguments."""
 
+DATASET_DEFAULTS = {"--split": "validation", "--dataset-config": None, "--image-column": "image", "--id-column": None}
+
+ImagesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="IMAGE", help="Files, folders or glob patterns.", show_default=False)
+]
 LabelsOption = Annotated[
     str | None, typer.Option("--labels", "-l", help="Class names; by default the checkpoint's own.")
+]
+VocabularyOption = Annotated[Path | None, typer.Option(help="Folder of a saved LDVCVocabulary, in place of --labels.")]
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+FormatsOption = Annotated[
+    list[Format] | None, typer.Option("--format", "-f", help="Repeatable; by default png and overlay.")
+]
+RecursiveOption = Annotated[bool, typer.Option("--recursive", "-r", help="Search folders below folders too.")]
+DatasetOption = Annotated[
+    str | None, typer.Option(help="Folder or Hub id of a dataset of the library `datasets`, in place of IMAGE.")
+]
+SplitOption = Annotated[
+    str | None, typer.Option(help="Split of the dataset.", show_default=DATASET_DEFAULTS["--split"])
+]
+ConfigOption = Annotated[str | None, typer.Option(help="Configuration of a dataset that has several.")]
+ImageColumnOption = Annotated[
+    str | None,
+    typer.Option(help="Column of the dataset's pictures.", show_default=DATASET_DEFAULTS["--image-column"]),
+]
+IdColumnOption = Annotated[
+    str | None, typer.Option(help="Column of names for the results; by default, rows are counted from 0.")
 ]
 ThresholdOption = Annotated[
     str | None, typer.Option(help='Probability below which a pixel is "other": "0.3", or by class "0.3, car=0.5".')
 ]
+OtherOption = Annotated[str | None, typer.Option(help='Name of "other".')]
+ScoresOption = Annotated[bool, typer.Option("--scores", help="Keep all probabilities in the npz.")]
+ShortSideOption = Annotated[
+    int | None, typer.Option(min=0, help="Resize to this shorter side in pixels first; 0 keeps the size.")
+]
+WindowOption = Annotated[
+    int | None, typer.Option(min=0, help="Slide a window of so many pixels; 0 or nothing takes the picture whole.")
+]
+StrideOption = Annotated[int | None, typer.Option(min=1, help="Pixels from window to window; by default 5/6 of it.")]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Pictures, or windows, per call of the model; by default 1 picture, or 4 windows."),
+]
+MaxPixelsOption = Annotated[int, typer.Option(min=1, help="Refuse larger pictures, which may be decompression bombs.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
+SkipOption = Annotated[bool, typer.Option("--skip-existing", help="Make only what is missing or damaged: resume.")]
 
 
 @app.command("segment", epilog=SEGMENT_EXAMPLES)
 def segment_command(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Files, folders or glob patterns.")],
+    images: ImagesArgument = None,
     labels: LabelsOption = None,
     model: ModelOption = DEFAULT_MODEL,
-    vocabulary: Annotated[
-        Path | None, typer.Option(help="Folder of a saved LDVCVocabulary, in place of --labels.")
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("ldvc-masks"),
-    formats: Annotated[
-        list[Format] | None, typer.Option("--format", "-f", help="Repeatable; by default png and overlay.")
-    ] = None,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search folders below folders too.")] = False,
+    vocabulary: VocabularyOption = None,
+    output: OutputOption = Path("ldvc-masks"),
+    formats: FormatsOption = None,
+    recursive: RecursiveOption = False,
+    dataset: DatasetOption = None,
+    split: SplitOption = None,
+    dataset_config: ConfigOption = None,
+    image_column: ImageColumnOption = None,
+    id_column: IdColumnOption = None,
     threshold: ThresholdOption = None,
-    other: Annotated[str | None, typer.Option(help='Name of "other".')] = None,
-    scores: Annotated[bool, typer.Option("--scores", help="Keep all probabilities in the npz.")] = False,
-    short_side: Annotated[
-        int | None, typer.Option(min=0, help="Resize to this shorter side in pixels first; 0 keeps the size.")
-    ] = None,
-    window: Annotated[
-        int | None, typer.Option(min=0, help="Slide a window of so many pixels; 0 or nothing takes the picture whole.")
-    ] = None,
-    stride: Annotated[
-        int | None, typer.Option(min=1, help="Pixels from window to window; by default 5/6 of it.")
-    ] = None,
+    other: OtherOption = None,
+    scores: ScoresOption = False,
+    short_side: ShortSideOption = None,
+    window: WindowOption = None,
+    stride: StrideOption = None,
+    batch_size: BatchOption = None,
     device: DeviceOption = "auto",
-    max_pixels: Annotated[
-        int, typer.Option(min=1, help="Refuse larger pictures, which may be decompression bombs.")
-    ] = MAX_PIXELS,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
-    skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Make only what is missing or damaged: resume.")
-    ] = False,
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
+    overwrite: OverwriteOption = False,
+    skip_existing: SkipOption = False,
     debug: DebugOption = False,
 ) -> int:
     """Label every pixel of pictures with the classes that you name.
@@ -198,24 +240,54 @@ def segment_command(
     formats = formats or [Format.PNG, Format.OVERLAY]
     check_options(labels, vocabulary, formats, scores, overwrite, skip_existing)
     entries = None if labels is None else parse_labels(labels)
-    found = find_pictures(images, recursive, output)
+    found = find_source(images, recursive, output, dataset, [split, dataset_config, image_column, id_column])
     import batch_ldvc  # seconds, so after what can be refused at once
 
     classes = None if entries is None else as_classes(entries)
     settings = batch_ldvc.make_settings(short_side, window, stride)
-    has_coco = Format.COCO_RLE in formats
+    has_coco, share = Format.COCO_RLE in formats, join_processes()
+    device = share.device if device == "auto" and share.device else device
     segmenter = batch_ldvc.Segmenter(
-        model, device, classes, vocabulary, settings, threshold, other, keeps_scores=scores, keeps_best_scores=has_coco
+        model, device, classes, vocabulary, settings, threshold, other, scores, has_coco, batch_size
     )
     folder = OutputFolder(
         output, formats, segmenter.describe(), num_classes=len(segmenter.names), unseen_names=segmenter.unseen_names()
     )
     existing = Existing.OVERWRITE if overwrite else Existing.SKIP if skip_existing else Existing.REFUSE
-    todo = set(folder.start({picture.name: picture.path for picture in found.pictures}, existing))
+    todo = set(folder.start({picture.name: picture.path for picture in found.pictures}, existing, share))
     pictures = [picture for picture in found.pictures if picture.name in todo]
-    failures = found.failures + batch_ldvc.segment_pictures(pictures, segmenter, folder, max_pixels, debug)
-    folder.finish()
-    return report_batch(found, len(pictures), failures, folder)
+    failures = batch_ldvc.segment_pictures(pictures, segmenter, folder, max_pixels, debug, share.is_main)
+    return finish_batch(found, len(pictures), failures, folder, share)
+
+
+def find_source(
+    images: Sequence[str] | None, recursive: bool, output: Path, dataset: str | None, values: Sequence[str | None]
+) -> Found:
+    """Find the pictures of files and folders, or of a dataset.
+
+    Args:
+        images: See `find_pictures`.
+        recursive: See `find_pictures`.
+        output: See `find_pictures`.
+        dataset: See `find_rows`.
+        values: Of the options in `DATASET_DEFAULTS`; `None` is the default.
+
+    Raises:
+        ValueError: If there is no source, or there are two, or options of a dataset come without one.
+    """
+    given = [option for option, value in zip(DATASET_DEFAULTS, values, strict=True) if value is not None]
+    if images and dataset is not None:
+        raise ValueError(f"--dataset takes the place of {images[0]!r}; give one of them.")
+    if dataset is not None:
+        values = (value or own for value, own in zip(values, DATASET_DEFAULTS.values(), strict=True))
+        return find_rows(dataset, *values)
+    if not images:
+        raise ValueError(
+            "no picture to segment: name files, folders or patterns, or a --dataset. See 'ldvc segment --help'."
+        )
+    if given:
+        raise ValueError(f"{given[0]} goes with --dataset; give both.")
+    return find_pictures(images, recursive, output)
 
 
 def check_options(
@@ -239,15 +311,28 @@ def check_options(
         raise ValueError("--overwrite and --skip-existing exclude each other; give one of them.")
 
 
-def report_batch(found: Found, num_tried: int, failures: Sequence[tuple[str, str]], folder: OutputFolder) -> int:
-    """Say what was done, and list what failed; returns the exit code."""
-    num_done = num_tried - (len(failures) - len(found.failures))
-    kinds = ", ".join(folder.formats)
+def finish_batch(
+    found: Found, num_tried: int, failures: list[tuple[str, str]], folder: OutputFolder, share: Share
+) -> int:
+    """Wait for all processes, write what is one for all, say what was done and what failed; returns the exit code.
+
+    Only the main process has another than 0: a launcher that sees one ends the others, who may still be at work.
+    """
+    everywhere = share.gather((num_tried, failures, folder.close()))
+    share.leave()
+    if not share.is_main:
+        return 0
+    folder.finish([journal for _, _, journals in everywhere for journal in journals])
+    places = {str(picture.path): place for place, picture in enumerate(found.pictures)}
+    failures = sorted((failure for _, some, _ in everywhere for failure in some), key=lambda pair: places[pair[0]])
+    num_tried = sum(tried for tried, _, _ in everywhere)
     skipped = len(found.pictures) - num_tried
-    text = f"{num_done} of {len(found.pictures)} pictures segmented into {folder.folder} ({kinds})"
+    text = f"{num_tried - len(failures)} of {len(found.pictures)} pictures segmented into {folder.folder}"
+    text += f" ({', '.join(folder.formats)})"
     typer.echo(text + (f", {skipped} were there already" if skipped else ""))
     if found.left_out:
         typer.echo(found.describe_left_out(), err=True)
+    failures = [*found.failures, *failures]
     if failures:
         typer.echo(f"{len(failures)} failed:", err=True)
         for name, reason in failures:

@@ -20,12 +20,12 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
-from datasets import Dataset, DatasetDict, Image, IterableDataset, load_dataset, load_from_disk
+from datasets import Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
-from folders_ldvc import is_image_folder, load_image_folder
 from image_processing_ldvc import load_pixels, nearest_indices, to_rgb
 from pseudo_labels_ldvc import withhold_labels
+from rows_ldvc import open_split
 
 
 __all__ = [
@@ -99,50 +99,12 @@ def load_split(
         from picturebook import load_picturebook
 
         loaded = load_picturebook(split, num_images, seed)
-    elif _is_saved_to_disk(Path(dataset).expanduser()):
-        loaded = _load_saved(dataset, split)
-    elif is_image_folder(dataset):
-        loaded = load_image_folder(dataset, split)
     else:
-        loaded = _load_by_name(dataset, split, config_name, streaming, revision)
+        loaded = open_split(dataset, split, config_name=config_name, streaming=streaming, revision=revision)
     if streaming and isinstance(loaded, Dataset):
         loaded = loaded.to_iterable_dataset()
     loaded = _keep_columns(loaded, dataset, {"image": image_column, "label": label_column})
     return loaded if num_images is None else loaded.take(num_images)
-
-
-def _is_saved_to_disk(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
-
-
-def _load_saved(folder: str, split: str) -> Dataset:
-    saved = load_from_disk(str(Path(folder).expanduser()))
-    splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
-    if split not in splits:
-        raise ValueError(f"Dataset '{folder}' has no split '{split}'; it has {sorted(splits)}.")
-    return splits[split]
-
-
-def _load_by_name(
-    dataset: str, split: str, config_name: str | None, streaming: bool, revision: str | None
-) -> Dataset | IterableDataset:
-    folder = Path(dataset).expanduser()
-    path = str(folder) if folder.is_dir() else dataset
-    try:
-        return load_dataset(path, config_name, split=split, streaming=streaming, revision=revision)
-    except ValueError as error:  # the library's message lists the splits or configurations there are
-        raise ValueError(f"Dataset '{dataset}', split '{split}': {error}") from error
-    except RuntimeError as error:
-        if "Dataset scripts" not in str(error):
-            raise
-        raise ValueError(
-            f"Dataset '{dataset}' is a loading script ({error}), which no current version of the library runs: make "
-            "the dataset with prepare_data.py, or name one that is stored as Parquet."
-        ) from error
-    except (FileNotFoundError, ConnectionError) as error:
-        problem = "holds no dataset" if folder.is_dir() else "is neither a folder here nor a Hub dataset in reach"
-        remedy = "check the path or id, or make a dataset with prepare_data.py"
-        raise FileNotFoundError(f"'{dataset}' {problem}: {remedy} ({error})") from error
 
 
 def _keep_columns(

@@ -8,10 +8,13 @@ import hashlib
 import html
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +33,8 @@ __all__ = ["build_demo", "launch"]
 logger = logging.getLogger(__name__)
 
 MAX_FILE_SIZE = "40mb"
-CACHE_SECONDS = 3600  # then files that were uploaded or made are deleted
+KEPT_SECONDS = 900  # then files that were uploaded or made are deleted
+SWEEP_SECONDS = 60  # from one look for such files to the next
 MAX_WAITING = 32  # requests in the queue; further ones are told to come back
 MAX_SESSIONS = 64  # kept in memory, about 10 MB each; with more, the oldest begins anew
 CSS = """
@@ -77,7 +81,10 @@ def launch(
         OSError: If the port cannot be used.
     """
     check_port(host, port)
+    folder = TemporaryDirectory(prefix="ldvc_demo_", ignore_cleanup_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = folder.name  # for all that is uploaded or made; Gradio asks again and again
     blocks = build_demo(model_folder)
+    own = set(Path(folder.name).rglob("*"))  # the example
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning(f"the page listens on {host}: everyone who reaches this machine can use it.")
     keep_from_proxy(host)
@@ -99,11 +106,51 @@ def launch(
         quiet=True,
         prevent_thread_lock=True,
     )
+    threading.Thread(target=keep_clean, args=(blocks, folder, own), daemon=True).start()
     sys.stdout.write(f"LDVC is at {blocks.local_url} (Ctrl+C stops it)\n")
     sys.stdout.flush()
     if block:
-        blocks.block_thread()
+        wait_for_end(blocks)
     return blocks
+
+
+def keep_clean(blocks: gr.Blocks, folder: TemporaryDirectory, own: Collection[Path]) -> None:
+    """Delete visitors' files when they are old, and all files when the page ends.
+
+    Gradio can do that, but stops for good when a visitor comes while it looks, and forgets files of a visitor who made
+    a mistake (of Gradio 6.31, found by `tests/load.py`).
+
+    Args:
+        blocks: The page, served.
+        folder: Of all its files.
+        own: What is in it from the start.
+    """
+    while blocks.is_running:
+        delete_old(Path(folder.name), own)
+        time.sleep(SWEEP_SECONDS)
+    folder.cleanup()
+
+
+def delete_old(folder: Path, own: Collection[Path]) -> None:
+    """Delete the files in a folder that have been there for `KEPT_SECONDS`, and then the folders that they leave."""
+    for parent, folders, files in os.walk(folder, topdown=False):  # which minds nothing that comes and goes meanwhile
+        for path in (Path(parent, name) for name in (*files, *folders)):
+            with suppress(OSError):  # it is gone already, or not empty
+                if path not in own and time.time() - path.stat().st_mtime > KEPT_SECONDS:
+                    path.rmdir() if path.is_dir() else path.unlink()
+
+
+def wait_for_end(blocks: gr.Blocks) -> None:
+    """Serve until Ctrl+C, or until the system asks to end, which then counts as Ctrl+C.
+
+    Gradio's own waiting does not part from open tabs, so that it has to be given up after some seconds.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        while blocks.is_running:
+            time.sleep(0.1)
+    blocks.close(verbose=False)
 
 
 def check_port(host: str, port: int) -> None:
@@ -158,8 +205,7 @@ class Page:
     def __init__(self, segmenter: Segmenter):
         self.segmenter = segmenter
         self.first_visit, label_text = segmenter.start()
-        self.downloads = TemporaryDirectory(prefix="ldvc_demo_")  # one file per visitor, gone with the page
-        with gr.Blocks(title="LDVC", analytics_enabled=False, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)) as blocks:
+        with gr.Blocks(title="LDVC", analytics_enabled=False) as blocks:
             self.blocks = blocks
             self.visit = gr.State(None)
             gr.Markdown(
@@ -175,6 +221,7 @@ class Page:
                     self._add_result()
             self._add_explanation()
             self._connect()
+        self.downloads = Path(self.masks_file.GRADIO_CACHE, "downloads")
 
     # ---- components
 
@@ -382,8 +429,8 @@ class Page:
             return [self.refuse(visit, ValueError(NO_ANSWER), 0)[1], None]
         # The browser chooses the name of its session: no part of a path may come from it.
         visitor = hashlib.sha256(str(request.session_hash).encode()).hexdigest()
-        folder = Path(self.downloads.name, visitor)
-        folder.mkdir(exist_ok=True)
+        folder = self.downloads / visitor
+        folder.mkdir(parents=True, exist_ok=True)
         self.segmenter.write_masks(visit.answer, folder / "ldvc_masks.zip")
         return [say("Masks written."), str(folder / "ldvc_masks.zip")]
 

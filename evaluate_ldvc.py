@@ -11,6 +11,8 @@ from the probability of seen classes, as the literature does.
 A checkpoint is scored under a setting (default: inductive) only if protocol.json, the audit of its training, agrees:
 same weights, classes and split, no mask of an unseen class. `--allow_protocol_mismatch` scores it all the same and
 says in the result what does not fit. A checkpoint without an audit is scored and marked "unaudited".
+
+With `--predictions FOLDER` the label maps stay on disk, and an evaluation that was stopped goes on from them.
 """
 
 import argparse
@@ -42,7 +44,8 @@ from check_data import choose_vocabulary
 from data_ldvc import check_label_convention, dataset_fingerprint, load_split, map_labels, read_sample
 from image_processing_ldvc import best_classes
 from inference_ldvc import InferenceSettings, class_scores, encode_classes, prepare_image
-from processes_ldvc import process_state
+from predictions_ldvc import KeptPredictions, code_fingerprint
+from processes_ldvc import leave_processes, process_state
 from processing_ldvc import LDVCProcessor, check_templates
 from protocol_ldvc import (
     PROTOCOL_FILE,
@@ -56,7 +59,7 @@ from protocol_ldvc import (
 from run_state_ldvc import read_log
 from signatures_ldvc import describe_signatures, find_signatures
 from vocabularies import VOCABULARIES, Vocabulary
-from weights_ldvc import ADAPTER_CONFIG
+from weights_ldvc import ADAPTER_CONFIG, weights_fingerprint
 
 
 METRIC_PATH = str(Path(__file__).resolve().parent / "metrics" / "zero_shot_miou")
@@ -204,6 +207,7 @@ def evaluate_model(
     offsets: Sequence[float] = SEEN_SCORE_OFFSETS,
     class_names: Sequence[str] | None = None,
     groups: Mapping[str, Sequence[int]] | None = None,
+    kept: KeptPredictions | None = None,
     show_progress: bool = True,
 ) -> dict[str, Any]:
     """Score a model on a labelled split; every process takes every n-th image and returns the same result.
@@ -218,6 +222,7 @@ def evaluate_model(
         offsets: What to subtract from the probability of seen classes; one score table for each.
         class_names: Names to encode in place of the vocabulary's, one per class.
         groups: Groups of class ids that are reported apart.
+        kept: Predictions that are there already; those that are not are made and kept.
         show_progress: Draw a progress bar on the first process.
 
     Returns:
@@ -237,16 +242,35 @@ def evaluate_model(
     title = "evaluate" if show_progress else None
     for index, pixels, label_map in read_share(dataset, processor, settings, device, title):
         reference = map_labels(label_map, num_classes, reduce_labels=reduce_labels)
-        scores = class_scores(model, pixels, embeds, settings)
-        for offset in offsets:
-            # a constant per class stays the same under averaging and resizing, so that one pass serves all offsets
-            shifted = scores - offset * is_seen.to(scores)[:, None, None]
-            prediction = best_classes(shifted, reference.shape).cpu().numpy()
+        predictions = kept.read(index, reference.shape) if kept else None
+        if predictions is None:
+            predictions = predict(class_scores(model, pixels, embeds, settings), is_seen, offsets, reference.shape)
+            if kept:
+                kept.write(index, predictions)
+        for offset, prediction in zip(offsets, predictions, strict=True):
             metrics[offset].add(prediction=prediction, reference=reference)
             areas[offset].append((index, image_areas(prediction, reference, num_classes)))
     model.train(was_training)
     scores = {str(offset): finish_table(metrics[offset], areas[offset], vocabulary, groups) for offset in offsets}
     return {"num_images": len(dataset), "scores": scores}
+
+
+def predict(scores: Tensor, is_seen: Tensor, offsets: Sequence[float], size: tuple[int, int]) -> list[np.ndarray]:
+    """Take the best class of every pixel, once for each offset of the seen classes.
+
+    A constant per class stays the same under averaging and resizing, so that one pass of the model serves all offsets.
+
+    Args:
+        scores: (num_classes, height, width) probabilities.
+        is_seen: (num_classes,) bool.
+        offsets: What to subtract from the probability of seen classes.
+        size: (height, width) of the result.
+
+    Returns:
+        One (height, width) int64 map per offset.
+    """
+    shift = is_seen.to(scores)[:, None, None]
+    return [best_classes(scores - offset * shift, size).cpu().numpy() for offset in offsets]
 
 
 def finish_table(
@@ -276,10 +300,11 @@ def provenance(model_config: Any, dataset: Any, seed: int | None = None) -> dict
     # result files do not make code other code
     status = ["git", "status", "--porcelain", "--", ".", ":!results"]
     dirty = subprocess.run(status, cwd=root, capture_output=True, text=True, check=False)
-    config = model_config.to_json_string(use_diff=False)
+    config = json.loads(model_config.to_json_string(use_diff=False))
+    config.pop("_name_or_path", None)  # a checkpoint that is moved keeps its hash
     return {
         "commit": head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "") or None,
-        "config_sha256": hashlib.sha256(config.encode()).hexdigest()[:16],
+        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16],
         "dataset_fingerprint": dataset_fingerprint(dataset),
         "seed": seed,
         "versions": {name: version(name) for name in LIBRARIES},
@@ -399,6 +424,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--image_stats", default="imagenet", help="pixel statistics of --training_free")
     parser.add_argument("--floor", help="result of --training_free on the same images, for the failure signatures")
     parser.add_argument("--output", help="JSON file for the result")
+    parser.add_argument("--predictions", help="folder to keep label maps in; a stopped run goes on from what is there")
     return parser.parse_args(argv)
 
 
@@ -475,6 +501,38 @@ def find_history(checkpoint: str) -> list[dict[str, Any]]:
     return [record for record in read_log(Path(checkpoint) / "log.jsonl") if "miou_unseen" in record]
 
 
+def load_images(arguments: argparse.Namespace) -> Any:
+    """Load the split that the command line names."""
+    return load_split(
+        arguments.dataset,
+        arguments.split,
+        config_name=arguments.dataset_config,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        num_images=arguments.num_images,
+    )
+
+
+def describe_predictions(
+    arguments: argparse.Namespace,
+    model: nn.Module,
+    processor: LDVCProcessor,
+    settings: InferenceSettings,
+    trace: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Say what label maps depend on, classes aside, so that none of another evaluation is taken for one of this."""
+    pixels = processor.image_processor
+    return {
+        "weights_sha256": weights_fingerprint(model.state_dict()),
+        "code_sha256": code_fingerprint(),
+        "prompt_templates": processor.prompt_templates,
+        "image_mean_and_std": [pixels.image_mean, pixels.image_std],
+        "inference": asdict(settings),
+        **{name: getattr(arguments, name) for name in ("dataset", "dataset_config", "split", "image_column")},
+        **{name: trace[name] for name in ("config_sha256", "dataset_fingerprint", "versions")},
+    }
+
+
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Load everything, score, print the table, write the result."""
     state = process_state()
@@ -490,19 +548,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         known = shared_names(vocabulary.class_names, audit["names_trained_with_masks"])
         new = tuple(name for name in vocabulary.class_names if name not in known)
         vocabulary, offsets = Vocabulary(vocabulary.name, vocabulary.class_names, new), [0.0]
-    dataset = load_split(
-        arguments.dataset,
-        arguments.split,
-        config_name=arguments.dataset_config,
-        image_column=arguments.image_column,
-        label_column=arguments.label_column,
-        num_images=arguments.num_images,
-    )
+    dataset = load_images(arguments)
     config = model.encoder.config if arguments.training_free else model.config
     trace = provenance(config, dataset, audit.get("seed"))
     floor = load_floor(arguments.floor, vocabulary, trace["dataset_fingerprint"]) if arguments.floor else None
     if arguments.prompt_templates:
         processor.prompt_templates = check_templates(arguments.prompt_templates)
+    names = permute_names(vocabulary) if arguments.permute_unseen_names else list(vocabulary.class_names)
+    kept = None
+    if arguments.predictions:
+        made_by = describe_predictions(arguments, model, processor, settings, trace)
+        made_by |= {"class_names": names, "seen_class_ids": list(vocabulary.seen_class_ids), "offsets": offsets}
+        kept = KeptPredictions(arguments.predictions, made_by, vocabulary.class_names, offsets)
     result = evaluate_model(
         model.to(state.device),
         processor,
@@ -511,7 +568,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         settings,
         reduce_labels=arguments.reduce_labels,
         offsets=offsets,
-        class_names=permute_names(vocabulary) if arguments.permute_unseen_names else None,
+        class_names=names,
+        kept=kept,
     )
     scores = next(iter(result["scores"].values()))
     history = [] if is_cross or arguments.training_free else find_history(arguments.checkpoint)
@@ -559,6 +617,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; user errors end with one line and exit code 2."""
     try:
         run(parse_arguments(argv))
+        leave_processes()
     except (ValueError, TypeError, OSError) as error:
         sys.stderr.write(f"evaluate_ldvc: {error}\n")
         return 2

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
@@ -45,12 +46,16 @@ class Picture:
     """A file to segment.
 
     Attributes:
-        path: The file.
+        path: The file, or what a picture without one is called.
         name: Output path below the output folder, without a suffix.
     """
 
     path: Path
     name: PurePath
+
+    def read(self, max_pixels: int) -> Image.Image:
+        """Decode it, under a `pixel_limit`; see `decode_picture`."""
+        return decode_picture(self.path, max_pixels)
 
 
 @dataclass
@@ -183,7 +188,10 @@ def drop_suffixes(pictures: Iterable[Picture]) -> list[Picture]:
 
 @contextmanager
 def pixel_limit(max_pixels: int | None) -> Iterator[None]:
-    """Let Pillow open pictures of up to `max_pixels` pixels (`None`: of any size), without warnings on the way."""
+    """Let Pillow open pictures of up to `max_pixels` pixels (`None`: of any size), without warnings on the way.
+
+    The limit is the whole process's: around threads that decode pictures, not in them.
+    """
     own_limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None if max_pixels is None else max_pixels / 2  # Pillow refuses twice as many
     try:
@@ -207,10 +215,24 @@ def open_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         ValueError: If it is no picture, is damaged or over the limit.
     """
+    with pixel_limit(max_pixels):
+        return decode_picture(path, max_pixels)
+
+
+def decode_picture(source: Path | IO[bytes], max_pixels: int) -> Image.Image:
+    """Decode a picture under a `pixel_limit` that is set already; otherwise as `open_picture`.
+
+    Args:
+        source: File, or its open content.
+        max_pixels: That of the limit, for the message.
+
+    Raises:
+        ValueError: If it is no picture, is damaged or over the limit.
+    """
     from image_processing_ldvc import to_rgb
 
     try:
-        with pixel_limit(max_pixels), Image.open(path) as image:
+        with Image.open(source) as image:
             return to_rgb(image)
     except Image.DecompressionBombError as error:
         raise ValueError(
@@ -221,6 +243,6 @@ def open_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except MemoryError as error:
         raise ValueError("it does not fit into memory; make it smaller.") from error
     except ValueError as error:
-        raise ValueError(one_line(error).removeprefix(f"{path} ")) from error
+        raise ValueError(one_line(error).removeprefix(f"{source} ")) from error
     except Exception as error:  # decoders raise nearly anything at damaged files
         raise ValueError(f"cannot be read ({one_line(error, 160)}).") from error

@@ -45,7 +45,7 @@ from evaluate_ldvc import (
 from folders_ldvc import read_class_names
 from image_processing_ldvc import best_classes
 from inference_ldvc import InferenceSettings, class_scores, encode_classes
-from processes_ldvc import process_state
+from processes_ldvc import leave_processes, process_state
 from processing_ldvc import LDVCProcessor
 from vocabularies import Vocabulary
 from weights_ldvc import weights_fingerprint
@@ -551,6 +551,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; user errors end with one line and exit code 2."""
     try:
         run(parse_arguments(argv))
+        leave_processes()
     except (ValueError, TypeError, OSError) as error:
         sys.stderr.write(f"forgetting: {error}\n")
         return 2

@@ -1,7 +1,7 @@
 """What `ldvc segment` writes: index PNGs with their names, overlays, COCO RLE and npz, each aside and renamed.
 
 One folder holds the results of one class list, named in its `names.json`; a run with other names into the same folder
-is refused, since ids would change their meaning.
+is refused, since ids would change their meaning. Several processes may write into it at once.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path, PurePath
 from typing import IO, TYPE_CHECKING, Any
@@ -20,15 +19,27 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from coco_ldvc import (
+    COCO_FILE,
+    Journal,
+    coco_annotations,
+    find_journals,
+    known_names,
+    read_json,
+    remove_journals,
+    write_coco,
+)
 from files_ldvc import pixel_limit
+from parts_ldvc import remove_left_over, written_aside
 from pictures_ldvc import class_colors, draw_overlay, save_label_map
+from shares_ldvc import Share
 
 
 if TYPE_CHECKING:  # this import takes seconds
     from inference_ldvc import Segmentation
 
 
-NAMES_FILE, COCO_FILE, COCO_JOURNAL = "names.json", "coco.json", "coco.json.part"
+NAMES_FILE = "names.json"
 MAX_PALETTE_IDS, MAX_IDS = 256, 65536  # of an 8-bit and of a 16-bit PNG
 OVERLAY_SIDE = 2560  # pixels of the longer side; overlays are for looking at, and blending needs 60 bytes a pixel
 
@@ -51,20 +62,6 @@ class Existing(StrEnum):
     REFUSE = "refuse"
     OVERWRITE = "overwrite"
     SKIP = "skip"
-
-
-@contextmanager
-def written_aside(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside `path` that takes its place when the block ends well, and is deleted when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def write_png(file: IO[bytes], label_map: np.ndarray, class_names: Sequence[str]) -> None:
@@ -133,38 +130,6 @@ def write_npz(
     np.savez_compressed(file, **arrays)
 
 
-def coco_annotations(label_map: np.ndarray, best_scores: np.ndarray, num_classes: int) -> list[dict[str, Any]]:
-    """Encode every class of a label map as COCO's compressed run lengths, by pycocotools.
-
-    Args:
-        label_map: (height, width) ids; the id `num_classes` is "other".
-        best_scores: (height, width), probability of each pixel's best class.
-        num_classes: Classes without "other".
-
-    Returns:
-        One annotation per class present; `score` is the mean probability inside the mask (of "other": the mean of what
-        the best class lacks of 1), `category_id` the id of the label map.
-    """
-    from pycocotools import mask as coco_mask
-
-    annotations = []
-    for class_id in np.unique(label_map).tolist():
-        is_class = label_map == class_id
-        rle = coco_mask.encode(np.asfortranarray(is_class, dtype=np.uint8))
-        mean = float(best_scores[is_class].mean(dtype=np.float64))
-        annotations.append(
-            {
-                "category_id": class_id,
-                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
-                "area": int(coco_mask.area(rle)),
-                "bbox": coco_mask.toBbox(rle).tolist(),
-                "iscrowd": 0,
-                "score": round(1 - mean if class_id == num_classes else mean, 6),
-            }
-        )
-    return annotations
-
-
 def is_whole(path: Path) -> bool:
     """Whether a result is there and can be read to its end."""
     try:
@@ -186,14 +151,6 @@ def describe_names(class_names: Sequence[str], **settings: Any) -> dict[str, Any
         "colors": {str(class_id): "#{:02x}{:02x}{:02x}".format(*color) for class_id, color in enumerate(colors)},
         **settings,
     }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty where there is none or it is damaged."""
-    with suppress(OSError, ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    return {}
 
 
 class OutputFolder:
@@ -218,22 +175,24 @@ class OutputFolder:
         self.folder, self.formats, self.description = folder, list(dict.fromkeys(formats)), dict(description)
         self.class_names = list(self.description["names"].values())
         self.num_classes, self.unseen_names = num_classes, unseen_names
-        self._coco: dict[str, dict[str, Any]] = {}  # name -> {"image": ..., "annotations": [...]}
-        self._journal: IO[str] | None = None
+        self._journal: Journal | None = None
 
     def paths(self, name: PurePath) -> list[Path]:
         """Files of one picture, COCO's apart, which is one for all."""
         return [self.folder / name.with_name(name.name + SUFFIXES[kind]) for kind in self.formats if kind in SUFFIXES]
 
-    def start(self, pictures: Mapping[PurePath, Path], existing: Existing = Existing.REFUSE) -> list[PurePath]:
+    def start(
+        self, pictures: Mapping[PurePath, Path], existing: Existing = Existing.REFUSE, share: Share | None = None
+    ) -> list[PurePath]:
         """Check the folder before any work is done, and write `names.json`.
 
         Args:
-            pictures: Name -> file of everything that will be saved.
+            pictures: Name -> file of everything that will be saved, by all processes.
             existing: What to do with results that are there.
+            share: Of this process, where there are several.
 
         Returns:
-            The names still to do, in order: with `Existing.SKIP` those without whole results.
+            The names that this process is to do, in order: with `Existing.SKIP` those without whole results.
 
         Raises:
             ValueError: If results would overwrite a picture or each other, results are there already, or the folder
@@ -241,38 +200,21 @@ class OutputFolder:
             OSError: If the folder cannot be written.
             ModuleNotFoundError: If pycocotools is needed and missing.
         """
+        share = share or Share()
         has_coco = Format.COCO_RLE in self.formats
         if has_coco:
             importlib.import_module("pycocotools.mask")  # known to be missing now, not at the first picture
-        self._check_writable()
-        planned = self._plan(pictures)
-        is_same = self._check_names(planned, existing)
-        known = self._read_coco() if is_same else {}
-        there = sorted(path for path in planned if path.exists())
-        coco_file = self.folder / COCO_FILE
-        if has_coco and coco_file.exists() and (not is_same or any(name.as_posix() in known for name in pictures)):
-            there.append(coco_file)
-        if there and existing is Existing.REFUSE:
-            raise ValueError(
-                f"{str(there[0])!r} is there already ({len(there)} results in all); use --overwrite, or "
-                "--skip-existing to make only what is missing."
-            )
-        if not is_same:  # with --overwrite: results of other names must not outlive a picture that fails this time
-            for path in there:
-                path.unlink()
-        self._coco = known
-        with written_aside(self.folder / NAMES_FILE) as file:
-            file.write((json.dumps(self.description, indent=1, ensure_ascii=False) + "\n").encode())
-        todo = list(pictures)
+        share.main_first(lambda: self._prepare(pictures, existing))
+        todo = share.of(list(pictures))
         if existing is Existing.SKIP:
-            todo = [name for name in pictures if not self._is_done(name)]
+            known = known_names(self.folder) if has_coco else set()
+            todo = [name for name in todo if not self._is_done(name, known)]
         if has_coco:
-            self._journal = (self.folder / COCO_JOURNAL).open("a" if is_same else "w", encoding="utf-8")
-            self._journal.write("\n")  # a stopped run may have left half a line
+            self._journal = Journal(self.folder)
         return todo
 
     def save(self, name: PurePath, source: Path, image: Image.Image, result: Segmentation) -> None:
-        """Write everything that was asked for of one picture.
+        """Write everything that was asked for of one picture; threads may save pictures at once.
 
         Args:
             name: From `start`.
@@ -295,34 +237,52 @@ class OutputFolder:
         if self._journal is not None:
             height, width = label_map.shape
             annotations = coco_annotations(label_map, result.top_scores[0].cpu().numpy(), self.num_classes)
-            record = {
-                "name": name.as_posix(),
-                "image": {"file_name": source.as_posix(), "width": width, "height": height},
-                "annotations": annotations,
-            }
-            # A stopped run loses nothing: the journal is read by the next one, and a torn last line is left out.
-            self._journal.write(json.dumps(record, ensure_ascii=False) + "\n")
-            self._journal.flush()
-            self._coco[record["name"]] = record
+            described = {"file_name": source.as_posix(), "width": width, "height": height}
+            self._journal.add(name.as_posix(), described, annotations)
 
-    def finish(self) -> None:
-        """Write COCO's file from all pictures of the folder, those of earlier runs too."""
+    def close(self) -> list[Path]:
+        """End this process's part of the work; returns the files that `finish` needs of it."""
         if self._journal is None:
-            return
+            return []
         self._journal.close()
-        images, annotations = [], []
-        for image_id, (name, record) in enumerate(sorted(self._coco.items()), 1):
-            images.append({"id": image_id, **record["image"], "name": name})
-            annotations += [
-                {"id": len(annotations) + offset, "image_id": image_id, **annotation}
-                for offset, annotation in enumerate(record["annotations"], 1)
-            ]
-        categories = [{"id": class_id, "name": name} for class_id, name in enumerate(self.class_names)]
-        info = {"description": "LDVC; category ids are the ids of names.json and of the PNG and npz label maps"}
-        content = {"info": info, "images": images, "annotations": annotations, "categories": categories}
-        with written_aside(self.folder / COCO_FILE) as file:
-            file.write(json.dumps(content, ensure_ascii=False).encode())
-        (self.folder / COCO_JOURNAL).unlink()
+        return [self._journal.path]
+
+    def finish(self, journals: Sequence[Path] | None = None) -> None:
+        """Write COCO's file from all pictures of the folder, those of earlier runs too.
+
+        Args:
+            journals: What `close` returned in all processes; `None` closes the only one.
+        """
+        if Format.COCO_RLE in self.formats:
+            write_coco(self.folder, self.class_names, self.close() if journals is None else journals)
+
+    def _prepare(self, pictures: Mapping[PurePath, Path], existing: Existing) -> None:
+        """Do what `start` does once for all processes.
+
+        Raises:
+            ValueError: See `start`.
+        """
+        self._check_writable()
+        planned = self._plan(pictures)
+        is_same = self._check_names(planned, existing)
+        there = sorted(path for path in planned if path.exists())
+        coco_file = self.folder / COCO_FILE
+        if Format.COCO_RLE in self.formats and coco_file.exists():
+            known = known_names(self.folder) if is_same else set()
+            if not is_same or any(name.as_posix() in known for name in pictures):
+                there.append(coco_file)
+        if there and existing is Existing.REFUSE:
+            raise ValueError(
+                f"{str(there[0])!r} is there already ({len(there)} results in all); use --overwrite, or "
+                "--skip-existing to make only what is missing."
+            )
+        if not is_same:  # with --overwrite: results of other names must not outlive a picture that fails this time
+            remove_journals(self.folder)
+            for path in there:
+                path.unlink(missing_ok=True)
+        remove_left_over(self.folder)
+        with written_aside(self.folder / NAMES_FILE) as file:
+            file.write((json.dumps(self.description, indent=1, ensure_ascii=False) + "\n").encode())
 
     def _check_writable(self) -> None:
         """Try to write.
@@ -385,7 +345,7 @@ class OutputFolder:
             if file not in planned and file.name.endswith((*SUFFIXES.values(),))
         ]
         if Format.COCO_RLE not in self.formats:
-            strays += [path for path in (self.folder / COCO_FILE, self.folder / COCO_JOURNAL) if path.exists()]
+            strays += [*self.folder.glob(COCO_FILE), *find_journals(self.folder)]
         if existing is Existing.OVERWRITE and not strays:
             return False
         raise ValueError(
@@ -393,25 +353,6 @@ class OutputFolder:
             "folder with --output, or empty this one."
         )
 
-    def _is_done(self, name: PurePath) -> bool:
-        has_coco = Format.COCO_RLE not in self.formats or name.as_posix() in self._coco
+    def _is_done(self, name: PurePath, known: Collection[str]) -> bool:
+        has_coco = Format.COCO_RLE not in self.formats or name.as_posix() in known
         return has_coco and all(is_whole(path) for path in self.paths(name))
-
-    def _read_coco(self) -> dict[str, dict[str, Any]]:
-        """Records of earlier runs, finished or not, by name."""
-        records: dict[str, dict[str, Any]] = {}
-        content = read_json(self.folder / COCO_FILE)
-        if content:
-            by_id = {image["id"]: image for image in content["images"]}
-            for image in by_id.values():
-                kept = {key: image[key] for key in ("file_name", "width", "height")}
-                records[image["name"]] = {"image": kept, "annotations": []}
-            for annotation in content["annotations"]:
-                kept = {key: value for key, value in annotation.items() if key not in ("id", "image_id")}
-                records[by_id[annotation["image_id"]]["name"]]["annotations"].append(kept)
-        with suppress(OSError):
-            for line in (self.folder / COCO_JOURNAL).read_text(encoding="utf-8").splitlines():
-                with suppress(ValueError, KeyError):
-                    record = json.loads(line)
-                    records[record["name"]] = record
-        return records

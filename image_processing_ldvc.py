@@ -432,8 +432,11 @@ class LDVCImageProcessor(PilBackend):
             raise ValueError(f"an image has shape {array.shape}; it needs at least one pixel.")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError("an image holds NaN or infinite pixels; clean it first.")
-        if do_convert_rgb and len(array) == 1:
-            array = array.repeat(3, axis=0)
+        if do_convert_rgb and len(array) != 3:
+            raise ValueError(
+                f"an image of shape {tuple(image.shape)} has {len(array)} channels by `input_data_format` "
+                f"{str(input_data_format)!r}; leave that out, or name the axis that has 1, 3 or 4."
+            )
         return array
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list:

@@ -9,7 +9,8 @@ only until the picture has been read past it. Scores are upsampled from there, a
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,14 @@ class Segmentation:
     scores: Tensor | None = None
     top_ids: Tensor | None = None
     top_scores: Tensor | None = None
+
+
+def grouped(keys: Iterable) -> Iterator[tuple[Any, list[int]]]:
+    """Yield each distinct key with the positions that hold it."""
+    groups: dict[Any, list[int]] = {}
+    for position, key in enumerate(keys):
+        groups.setdefault(key, []).append(position)
+    yield from groups.items()
 
 
 # ---- pictures and windows
@@ -218,7 +227,7 @@ class WindowScores:
         """
         height, width = self.window_size
         while self._waiting and self._waiting[0][0] < rows.stop:
-            self._run_windows()
+            self._run_windows([(self, corner) for corner in self._waiting[: self._batch_size]])
         for corner in [corner for corner in self._scored if corner[0] + height <= rows.start]:
             del self._scored[corner]
         logits = next(iter(self._scored.values()))[0]
@@ -232,17 +241,37 @@ class WindowScores:
                 counts[vertical[1], horizontal[1]] += 1
         return totals.div_(counts)
 
-    def _run_windows(self) -> None:
-        """Send the next batch of windows through the model and keep their logits on the token grid."""
-        batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
-        windows = torch.stack([self._read_window(top, left) for top, left in batch])
-        outputs = self._model(pixel_values=windows, **self._classes)
+    @staticmethod
+    def run_together(pictures: Sequence["WindowScores"]) -> None:
+        """Send pictures of few windows through the model, windows of several in one call; scores are read as always.
+
+        Pictures whose windows fill a batch by themselves are left as they are.
+
+        Args:
+            pictures: Of one model, list of classes and batch size.
+        """
+        small = [picture for picture in pictures if len(picture._waiting) < picture._batch_size]
+        for _, members in grouped(picture.window_size for picture in small):
+            waiting = [(small[member], corner) for member in members for corner in small[member]._waiting]
+            for start in range(0, len(waiting), small[0]._batch_size):
+                WindowScores._run_windows(waiting[start : start + small[0]._batch_size])
+
+    @staticmethod
+    def _run_windows(windows: Sequence[tuple["WindowScores", tuple[int, int]]]) -> None:
+        """Send windows of one size through the model and keep their logits on the token grid.
+
+        Args:
+            windows: Picture and corner of each; of every picture those that come next.
+        """
+        pixels = torch.stack([picture._read_window(*corner) for picture, corner in windows])
+        outputs = windows[0][0]._model(pixel_values=pixels, **windows[0][0]._classes)
         offsets = getattr(outputs, "class_score_offsets", None)
-        for index, corner in enumerate(batch):
+        for index, (picture, corner) in enumerate(windows):
             # a copy, so that dropping a window frees its memory whatever becomes of its batch
             logits = outputs.logits[index].float().clone()
-            self._scored[corner] = (logits, None if offsets is None else offsets[index].float()[:, None, None])
-        self._progress.update(len(batch))
+            picture._scored[corner] = (logits, None if offsets is None else offsets[index].float()[:, None, None])
+            picture._waiting.remove(corner)
+            picture._progress.update()
 
 
 def image_blocks(size: tuple[int, int], pixels_per_block: int) -> Iterator[tuple[slice, slice]]:
@@ -340,7 +369,7 @@ def segment_image(
     return best_classes(scores, (image.height, image.width)).cpu().numpy()
 
 
-# ---- one call for one picture
+# ---- one call for one picture, or for several
 
 
 @torch.no_grad()
@@ -455,18 +484,51 @@ def resolve_classes(
     return names, class_embeds, "other"
 
 
+@dataclass(frozen=True)
+class PreparedPicture:
+    """A picture as `segment_batch` takes it.
+
+    Attributes:
+        size: (height, width) of the upright picture.
+        pixels: What the model reads: (3, height, width) normalised pixels at the processor's own size or, where the
+            settings cut windows, the upright RGB picture at the size that they are cut from.
+    """
+
+    size: tuple[int, int]
+    pixels: Tensor | PIL.Image.Image
+
+
+def prepare_picture(
+    processor: LDVCProcessor, image: Any, settings: InferenceSettings | None = None
+) -> PreparedPicture:
+    """Open and resize a picture: what of `segment` needs no model, to be done in another thread, for example.
+
+    Args:
+        processor: The model's [`LDVCProcessor`].
+        image: What the image processor opens: PIL image, array, tensor, path or URL.
+        settings: As for `segment`.
+
+    Raises:
+        ValueError: If the picture cannot be read.
+    """
+    picture = processor.image_processor.load_rgb(image)
+    size = (picture.height, picture.width)
+    if settings is not None:
+        return PreparedPicture(size, resize_short_side(picture, settings.short_side))
+    return PreparedPicture(size, processor.image_processor(picture, return_tensors="pt")["pixel_values"][0])
+
+
 def open_windows(
     model: nn.Module,
     processor: LDVCProcessor,
-    image: PIL.Image.Image,
+    picture: PIL.Image.Image,
     class_embeds: Tensor | None,
     settings: InferenceSettings,
     show_progress: bool = False,
     seen_class_mask: Tensor | None = None,
 ) -> WindowScores:
-    """Prepare a picture as the settings say; arguments as in `segment`."""
+    """Cut a picture that is resized already into windows; other arguments as in `segment`."""
     image_processor, device = processor.image_processor, compute_device(model)
-    picture = resize_short_side(image, settings.short_side)
     height, width = (min(settings.window or side, side) for side in (picture.height, picture.width))
 
     def read_window(top: int, left: int) -> Tensor:
@@ -477,22 +539,25 @@ def open_windows(
     return WindowScores(model, read_window, size, class_embeds, settings, show_progress, seen_class_mask)
 
 
-def add_whole(
-    pixels: PixelClasses,
-    model: nn.Module,
-    processor: LDVCProcessor,
-    image: PIL.Image.Image,
-    class_embeds: Tensor | None,
-    seen_class_mask: Tensor | None,
-) -> None:
-    """Fill a picture from one pass of the model at the processor's own size."""
-    pixel_values = processor.image_processor(image, return_tensors="pt")["pixel_values"].to(compute_device(model))
-    outputs = model(pixel_values=pixel_values, class_embeds=class_embeds, seen_class_mask=seen_class_mask)
-    offsets = outputs.class_score_offsets
-    pixels.add_upsampled(outputs.logits[0], None if offsets is None else offsets[0])
+def whole_logits(
+    model: nn.Module, pixels: Sequence[Tensor], class_embeds: Tensor | None, seen_class_mask: Tensor | None
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Send pictures through the model, those of one size together.
+
+    Returns:
+        Of each its (num_classes, grid_height, grid_width) logits and (num_classes,) offsets, `None` without any.
+    """
+    device = compute_device(model)
+    found: dict[int, tuple[Tensor, Tensor | None]] = {}
+    for _, members in grouped(tensor.shape for tensor in pixels):
+        pixel_values = torch.stack([pixels[member].to(device, non_blocking=True) for member in members])
+        outputs = model(pixel_values=pixel_values, class_embeds=class_embeds, seen_class_mask=seen_class_mask)
+        offsets = outputs.class_score_offsets
+        for row, member in enumerate(members):
+            found[member] = outputs.logits[row], None if offsets is None else offsets[row]
+    return [found[index] for index in range(len(pixels))]
 
 
-@torch.no_grad()
 def segment(
     model: nn.Module,
     processor: LDVCProcessor,
@@ -535,32 +600,86 @@ def segment(
             is a class, or the model is in training mode.
     """
     check_eval_mode(model)
+    (found,) = segment_batch(
+        model,
+        processor,
+        [prepare_picture(processor, image, settings)],
+        class_names,
+        class_embeds=class_embeds,
+        settings=settings,
+        threshold=threshold,
+        other_label=other_label,
+        return_scores=return_scores,
+        top_k=top_k,
+        show_progress=show_progress,
+    )
+    return found
+
+
+@torch.no_grad()
+def segment_batch(
+    model: nn.Module,
+    processor: LDVCProcessor,
+    pictures: Sequence[PreparedPicture],
+    class_names: ClassNames = None,
+    *,
+    class_embeds: Tensor | None = None,
+    settings: InferenceSettings | None = None,
+    threshold: Threshold = None,
+    other_label: str | None = None,
+    return_scores: bool = False,
+    top_k: int | None = None,
+    show_progress: bool = False,
+) -> Iterator[Segmentation]:
+    """Label every pixel of several pictures: one call of the model for those whose pixels have one size.
+
+    Windows of several pictures fill a call together, `settings.window_batch_size` of them. The pictures come from
+    `prepare_picture`, with the same settings; all other arguments are those of `segment`, so that `class_embeds`,
+    (num_classes, projection_dim), may be encoded once for all batches.
+
+    Yields:
+        The [`Segmentation`] of each picture, in order, made when it is asked for.
+
+    Raises:
+        ValueError: As `segment`.
+    """
+    check_eval_mode(model)
     names, class_embeds, default_other = resolve_classes(model, processor, class_names, class_embeds, show_progress)
     threshold = threshold_per_class(threshold, names)
     other = [] if threshold is None else [other_label or default_other]
     if other and other[0] in names:
         raise ValueError(f"{other[0]!r} is a class of this call; pass another `other_label` for what is no class.")
-    image = processor.image_processor.load_rgb(image)
-    size = (image.height, image.width)
-    pixels = PixelClasses(len(names), size, threshold, None, top_k, return_scores)
     # of the default vocabulary, the model knows by itself
     seen_class_mask = None if class_names is None else model.seen_class_mask(class_names)
-    if settings is None:
-        add_whole(pixels, model, processor, image, class_embeds, seen_class_mask)
-    else:
-        with open_windows(model, processor, image, class_embeds, settings, show_progress, seen_class_mask) as scores:
-            for rows, columns, block in resized_blocks(scores, size, len(names)):
-                pixels.add(rows, columns, block)
-    return Segmentation(pixels.label_map, names + other, pixels.scores, pixels.top_ids, pixels.top_scores)
+    with ExitStack() as stack:
+        if settings is None:
+            scores = whole_logits(model, [picture.pixels for picture in pictures], class_embeds, seen_class_mask)
+        else:
+            arguments = (class_embeds, settings, show_progress, seen_class_mask)
+            windows = (open_windows(model, processor, picture.pixels, *arguments) for picture in pictures)
+            scores = [stack.enter_context(opened) for opened in windows]
+            WindowScores.run_together(scores)
+        for picture, own in zip(pictures, scores, strict=True):
+            pixels = PixelClasses(len(names), picture.size, threshold, None, top_k, return_scores)
+            if settings is None:
+                pixels.add_upsampled(*own)
+            else:
+                for rows, columns, block in resized_blocks(own, picture.size, len(names)):
+                    pixels.add(rows, columns, block)
+            yield Segmentation(pixels.label_map, names + other, pixels.scores, pixels.top_ids, pixels.top_scores)
+            del pixels  # its scores, before there are those of the next
 
 
 __all__ = [
     "InferenceSettings",
+    "PreparedPicture",
     "Segmentation",
     "class_scores",
     "encode_classes",
     "prepare_image",
+    "prepare_picture",
     "segment",
+    "segment_batch",
     "segment_image",
     "window_starts",
 ]

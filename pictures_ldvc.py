@@ -246,7 +246,7 @@ def save_curves(log_records: Sequence[Mapping[str, Any]], path: str | PathLike) 
     figure.savefig(path, dpi=150)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)  # a page serves many lists
 def _choose_colors(sorted_names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Return name -> (3,) uint8 RGB, all distinct; cached, because every cell of a sheet asks again."""
     chosen: dict[str, np.ndarray] = dict(FIXED_COLORS)

@@ -8,7 +8,7 @@ list go through the model in one pass per picture, and without names the model's
 import dataclasses
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ try:
         check_eval_mode,
         check_text_tower,
         encode_classes,
+        grouped,
         resolve_classes,
         segment,
         threshold_per_class,
@@ -44,6 +45,7 @@ except ImportError:
         check_eval_mode,
         check_text_tower,
         encode_classes,
+        grouped,
         resolve_classes,
         segment,
         threshold_per_class,
@@ -182,14 +184,6 @@ def as_stream(images: Any) -> Any:
     if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
         return Rows(images)
     return (image for image in images)
-
-
-def grouped(keys: Iterable) -> Iterator[tuple[Any, list[int]]]:
-    """Yield each distinct key with the positions that hold it."""
-    groups: dict[Any, list[int]] = {}
-    for position, key in enumerate(keys):
-        groups.setdefault(key, []).append(position)
-    yield from groups.items()
 
 
 def check_top_k(top_k: Any) -> None:

@@ -1,23 +1,32 @@
 """This process among those that `accelerate launch` started."""
 
 import os
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 
-__all__ = ["check_joined", "process_state"]
+__all__ = ["check_joined", "leave_processes", "process_state"]
 
 
-def process_state() -> PartialState:
+def process_state(**options: Any) -> PartialState:
     """Join the other processes, on the CPU too: by itself, `PartialState` does not heed ACCELERATE_USE_CPU.
+
+    Args:
+        options: Of torch's `init_process_group`, such as `timeout`.
 
     Raises:
         ValueError: If processes were started together that do not know of each other.
     """
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), **options)
     check_joined(state.num_processes)
     return state
+
+
+def leave_processes() -> None:
+    """Part from the other processes; one that ends without it may abort while its threads still listen to them."""
+    PartialState().destroy_process_group()
 
 
 def check_joined(num_processes: int) -> None:

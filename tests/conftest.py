@@ -1,5 +1,7 @@
 """Fixtures: a tiny CLIP with its tokenizer, made here, and LDVC on top of it. Nothing comes from a network."""
 
+import copy
+import gc
 import os
 
 
@@ -76,6 +78,11 @@ def build_clip(
     return CLIPModel(config).eval()
 
 
+def pytest_collection_finish():
+    """What the libraries made stays to the end; looking through it again and again took a sixth of the time."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
@@ -111,11 +118,20 @@ def clip_folder(tmp_path_factory, clip_model, tokenizer):
 def make_model(clip_model, tokenizer):
     """Return a function that builds a tiny LDVC in eval mode with the given configuration fields."""
 
-    def build(clip=clip_model, **config_fields) -> LDVCForSemanticSegmentation:
+    built: dict[str, LDVCForSemanticSegmentation] = {}
+
+    def build_anew(clip, fields) -> LDVCForSemanticSegmentation:
         torch.manual_seed(1)
-        return LDVCForSemanticSegmentation.from_clip_pretrained(
-            clip, tokenizer, **{**TINY_FIELDS, **config_fields}
-        ).eval()
+        return LDVCForSemanticSegmentation.from_clip_pretrained(clip, tokenizer, **{**TINY_FIELDS, **fields}).eval()
+
+    def build(clip=clip_model, **config_fields) -> LDVCForSemanticSegmentation:
+        if clip is not clip_model:
+            return build_anew(clip, config_fields)
+        key = repr(sorted(config_fields.items()))
+        if key not in built:  # most tests ask for the same few, and a copy takes half the time
+            built[key] = build_anew(clip, config_fields)
+        torch.manual_seed(1)
+        return copy.deepcopy(built[key])
 
     return build
 
@@ -169,9 +185,12 @@ def scenes(tmp_path_factory):
 
 
 @pytest.fixture
-def train_arguments(scenes, clip_folder, tmp_path):
-    """Command line of a run of six steps."""
+def train_arguments(scenes, clip_folder, tmp_path, monkeypatch):
+    """Command line of a run of six steps; without pictures and curves, which would be most of its time."""
     import yaml
+
+    monkeypatch.setattr("train.save_curves", lambda records, path: None)
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # five seconds at the end of a stream
 
     recipe = {
         "dataset": str(scenes),
@@ -193,10 +212,38 @@ def train_arguments(scenes, clip_folder, tmp_path):
         "log_every": 1,
         "save_every": 2,
         "num_workers": 0,
-        "num_pictures": 2,
+        "num_pictures": 0,
         "cpu": True,
         "output_dir": str(tmp_path / "run"),
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return [str(path)]
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory):
+    """Return a function that gives the folder of the run of `train_arguments`: trained once, to be read or copied."""
+    from accelerate.state import AcceleratorState
+
+    import train
+
+    kept = {}
+
+    def get(train_arguments):
+        if not kept:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            kept["folder"] = tmp_path_factory.mktemp("whole") / "run"
+            assert train.main([*train_arguments, "--output_dir", str(kept["folder"])]) == 0
+            AcceleratorState._reset_state(reset_partial_state=True)
+        return kept["folder"]
+
+    return get
+
+
+@pytest.fixture
+def finished_run(whole_run, train_arguments, tmp_path):
+    """Return the output folder of `train_arguments` as that run left it."""
+    import shutil
+
+    return shutil.copytree(whole_run(train_arguments), tmp_path / "run")

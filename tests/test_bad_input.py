@@ -768,6 +768,7 @@ def test_what_looks_odd_and_is_a_name_is_taken_by_every_door(doors):
     assert list(json.loads((doors.work / "odd" / "names.json").read_text())["names"].values()) == names
 
 
+@pytest.mark.slow
 def test_ten_thousand_names_fit_python_and_are_too_many_for_the_page(doors):
     names = [f"thing {index}" for index in range(10_000)]
     assert doors.processor(class_names=names)["input_ids"]

@@ -440,6 +440,7 @@ def test_a_variant_that_cannot_run_has_the_reason_in_its_row(monkeypatch):
     assert row["skipped"] == "No available kernel. Aborting execution."
 
 
+@pytest.mark.slow
 def test_training_steps_take_prompts_and_classes_from_the_recipes(monkeypatch):
     built = []
 

@@ -149,6 +149,7 @@ def test_a_clean_folder_is_fit_and_every_pixel_is_counted(own, tmp_path, capsys)
     assert printed.endswith("Fit for training. Warnings: 0.\n")
 
 
+@pytest.mark.slow
 def test_every_kind_of_dataset_is_read(own, tmp_path):
     splits = {split: load_split(str(own), split) for split in ("train", "validation")}
     DatasetDict(splits).save_to_disk(tmp_path / "saved")

@@ -68,6 +68,7 @@ def read_names(folder):
 # ---- the command itself
 
 
+@pytest.mark.slow
 def test_help_and_version_import_no_heavy_library():
     code = (
         "import sys, cli_ldvc\n"
@@ -83,6 +84,7 @@ def test_help_and_version_import_no_heavy_library():
         assert done.stdout.endswith("HEAVY []\n"), arguments
 
 
+@pytest.mark.slow
 def test_the_script_runs_and_reports_its_exit_code():
     done = subprocess.run(
         [sys.executable, ROOT / "cli_ldvc.py", "segment", "nosuch.png"], capture_output=True, text=True, check=False
@@ -127,7 +129,7 @@ def test_every_help_has_examples_that_the_command_understands(ldvc, command):
 
 USAGE_ERRORS = [
     (["segmnt"], "Did you mean 'segment'"),
-    (["segment"], "Missing argument 'IMAGE'. See 'ldvc segment --help'"),
+    (["segment"], "name files, folders or patterns, or a --dataset. See 'ldvc segment --help'"),
     (["segment", "a.png", "--lables", "cat"], "--labels"),
     (["segment", "a.png", "--format", "tiff"], "'tiff' is not one of 'png', 'overlay', 'coco-rle', 'npz'"),
     (["labels"], "Missing command"),
@@ -178,6 +180,7 @@ def test_a_closed_pipe_is_no_error_to_speak_of(ldvc, monkeypatch):
 # ---- segment
 
 
+@pytest.mark.slow
 def test_a_folder_of_20_pictures_gives_outputs_that_agree(ldvc, checkpoint, tmp_path, capsys):
     (tmp_path / "photos" / "more").mkdir(parents=True)
     for index in range(20):
@@ -225,6 +228,7 @@ def test_the_label_map_is_that_of_the_python_call(ldvc, checkpoint, picture, tmp
         assert np.array_equal(np.asarray(Image.open(out / "picture.png")), expected)
 
 
+@pytest.mark.slow
 def test_labels_from_a_file_and_the_own_vocabulary(ldvc, checkpoint, picture, tmp_path):
     (tmp_path / "classes.txt").write_text("dog\nsofa | couch\n")
     ldvc("segment", picture, "-l", tmp_path / "classes.txt", "-m", checkpoint, "-o", tmp_path / "a")
@@ -242,6 +246,7 @@ def test_a_saved_vocabulary_names_the_classes(ldvc, checkpoint, picture, tmp_pat
     assert_one_line(ldvc("segment", picture, *options, "-l", "cat"), "--labels", "--vocabulary", "one of them")
 
 
+@pytest.mark.slow
 def test_pixels_below_the_threshold_are_other(ldvc, checkpoint, picture, tmp_path):
     options = ["-m", checkpoint, "-f", "png", "-f", "coco-rle"]
     assert ldvc("segment", picture, *options, "-o", tmp_path / "a", "--threshold", "1").exit_code == 0
@@ -291,13 +296,14 @@ def test_an_error_of_the_model_stops_no_other_either(ldvc, checkpoint, picture, 
     def fail(*_):
         raise RuntimeError("no\nmemory")
 
-    monkeypatch.setattr(batch_ldvc.Segmenter, "run", fail)
+    monkeypatch.setattr(batch_ldvc.Segmenter, "segment", fail)
     result = ldvc("segment", picture, "-m", checkpoint, "-o", tmp_path / "out")
     assert (result.exit_code, result.stderr) == (1, f"1 failed:\n  {picture}: no memory\n")
     result = ldvc("segment", picture, "-m", checkpoint, "-o", tmp_path / "out", "--debug")
     assert isinstance(result.exception, RuntimeError)
 
 
+@pytest.mark.slow
 def test_existing_results_are_kept_skipped_or_replaced_as_asked(ldvc, checkpoint, picture, tmp_path):
     call = ["segment", picture, "-m", checkpoint, "-o", tmp_path / "out"]
     assert ldvc(*call).exit_code == 0
@@ -543,6 +549,7 @@ def test_labels_check_of_a_baked_checkpoint_compares_nothing(ldvc, baked):
 # ---- bench
 
 
+@pytest.mark.slow
 def test_bench_prints_a_table_and_writes_json(ldvc, checkpoint, tmp_path):
     options = ["--classes", "1,3", "--sizes", "32", "--batches", "2", "--repeats", "2", "--json", tmp_path / "b.json"]
     result = ldvc("bench", "-m", checkpoint, *options)
@@ -560,6 +567,7 @@ def test_bench_prints_a_table_and_writes_json(ldvc, checkpoint, tmp_path):
     assert row["text_ms"] > 0
 
 
+@pytest.mark.slow
 def test_bench_times_a_baked_checkpoint_without_its_text_tower(baked):
     model, processor = loading_ldvc.load_checkpoint(baked)
     [row] = bench_ldvc.run_bench(model, processor, [bench_ldvc.BenchCase(5, 32, 1)], repeats=1)
@@ -583,6 +591,7 @@ def test_bench_cases_are_checked():
         list(bench_ldvc.run_bench(None, None, [], 0))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux lets the peak start again")
 def test_the_peak_of_memory_is_that_of_the_case():
     device = torch.device("cpu")

@@ -44,7 +44,10 @@ DECODERS = {
     "cosine": {"logit_scale": "cosine", "logit_bias_init": -1.0},
     "no prompts": {"num_vision_prompts": 0, "num_text_prompts": 0},
 }
-each_decoder = pytest.mark.parametrize("decoder", DECODERS)
+each_decoder = pytest.mark.parametrize(
+    "decoder",
+    [name if name in ("route", "class") else pytest.param(name, marks=pytest.mark.slow) for name in DECODERS],
+)
 
 
 @pytest.fixture
@@ -137,6 +140,19 @@ def test_loading_without_any_own_weight_initialises_all_of_them(make_folder, dec
             assert torch.equal(weight, model.state_dict()[name]), name
 
 
+def test_a_baked_vocabulary_that_a_file_lacks_is_reported_and_empty(make_model, tiny_processor, tmp_path):
+    model = make_model()
+    model.set_vocabulary(NAMES, tiny_processor, bake=True)
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    [name] = [name for name in weights if name.endswith("class_embeds")]
+    del weights[name]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded, info = LDVCForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(info["missing_keys"]) == {name}
+    assert not loaded.state_dict()[name].any()
+
+
 # ---- saving and loading
 
 
@@ -186,7 +202,11 @@ def test_a_weight_of_another_shape_is_refused_by_name(make_folder):
     assert loaded.vision_prompts.tokens.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float32, torch.float16))],
+    ids=str,
+)
 def test_a_checkpoint_keeps_its_dtype_and_loads_in_another(make_folder, dtype):
     model, folder = make_folder(dtype=dtype)
     assert json.loads((folder / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
@@ -204,11 +224,18 @@ def test_tied_weights_there_are_none(make_model):
     assert not model.all_tied_weights_keys
 
 
-def test_new_tokens_do_not_fit_and_old_ones_are_found(make_model):
+def test_the_input_embeddings_are_the_text_towers_and_can_be_replaced(make_model, inputs):
     model = make_model()
-    embeddings = model.clip.text_model.get_input_embeddings()
+    embeddings = model.get_input_embeddings()
+    assert embeddings is model.clip.text_model.get_input_embeddings()
     assert embeddings.num_embeddings == model.config.text_config.vocab_size
     assert model.get_output_embeddings() is None
+    expected = model(**inputs).logits
+    model.set_input_embeddings(copy.deepcopy(embeddings))
+    assert model.get_input_embeddings() is not embeddings
+    assert torch.equal(model(**inputs).logits, expected)
+    model.set_input_embeddings(nn.Embedding(*embeddings.weight.shape))
+    assert not torch.allclose(model(**inputs).logits, expected, atol=1e-3)
 
 
 # ---- where the weights go
@@ -413,7 +440,7 @@ def test_the_installed_transformers_is_in_the_stated_range():
     allowed = SpecifierSet(stated.removeprefix("transformers"))
     assert Version(transformers.__version__) in allowed
     assert Version("5.22") not in allowed
-    assert Version("6.0") not in allowed
+    assert Version("5.24") not in allowed  # not released, so not tested
 
 
 def test_a_default_configuration_makes_a_model_without_arguments():

@@ -515,6 +515,7 @@ def test_a_draw_is_the_same_whatever_came_before_it(augmented_set):
     assert_same_crops(straight, collect(backwards)[::-1])
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_the_draws_and_reading_on_resumes(augmented_set):
     loader = torch.utils.data.DataLoader(
         augmented_set, batch_size=None, sampler=range(8, 20), num_workers=2, multiprocessing_context="fork"
@@ -577,6 +578,7 @@ def test_processes_share_a_stream_without_overlap(num_shards):
     assert len(first | second) == 6
 
 
+@pytest.mark.slow
 def test_workers_share_a_stream_without_overlap():
     stream = StreamingTrainingSet(make_dataset().to_iterable_dataset(num_shards=2), KEEP_PIXELS, num_classes=4)
     loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="fork")

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
 import time
 import zipfile
@@ -34,6 +35,14 @@ def segmenter():
     return Segmenter()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_folder(tmp_path_factory):
+    """Where Gradio keeps files; `launch` names another, which is forgotten with this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def page(segmenter):
     return Page(segmenter)
@@ -59,6 +68,7 @@ def test_the_page_starts_with_an_example_that_is_segmented_and_explained(page):
     assert page.shown.value == answer.names
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_know_the_example_starts_with_an_empty_page(segmenter, monkeypatch, upload):
     monkeypatch.setattr(segmenter, "start", lambda: (Visit(), "cat, dog"))
     page = Page(segmenter)
@@ -173,6 +183,7 @@ def test_a_visit_without_a_result_is_told_so(page):
     assert page.on_shown(Visit(), [])[0] == Visit()
 
 
+@pytest.mark.slow
 def test_downloads_of_two_visitors_are_two_files(page):
     paths = [
         Path(page.on_download(visit, SimpleNamespace(session_hash=name))[1])
@@ -202,6 +213,7 @@ def test_swatches_have_the_colours_of_the_overlay():
 # ---- limits
 
 
+@pytest.mark.slow
 def test_the_page_is_bounded_private_and_silent(segmenter, monkeypatch):
     options = {}
     monkeypatch.setattr(demo_ldvc, "keep_from_proxy", lambda _: None)
@@ -218,12 +230,58 @@ def test_the_page_is_bounded_private_and_silent(segmenter, monkeypatch):
     assert all(fn.concurrency_limit == 1 and fn.api_visibility == "private" for fn in runs_model)
 
 
+@pytest.mark.slow
 def test_a_page_for_the_whole_network_is_announced(segmenter, monkeypatch, caplog):
     monkeypatch.setattr(demo_ldvc, "keep_from_proxy", lambda _: None)
     monkeypatch.setattr(demo_ldvc, "build_demo", lambda _: Page(segmenter).blocks)
     monkeypatch.setattr(demo_ldvc.gr.Blocks, "launch", lambda self, **_: None)
     launch("any", host="0.0.0.0", port=free_port(), block=False)
     assert "everyone who reaches this machine" in caplog.text
+
+
+def test_files_of_visitors_are_deleted_when_they_are_old_and_those_of_the_page_stay(tmp_path):
+    old, young, own = (tmp_path / name / "a.png" for name in ("old", "young", "own"))
+    for path in (old, young, own):
+        path.parent.mkdir()
+        path.write_bytes(b"")
+    long_ago = time.time() - demo_ldvc.KEPT_SECONDS - 1
+    for path in (old, own):
+        os.utime(path, (long_ago, long_ago))
+    demo_ldvc.delete_old(tmp_path, {own.parent, own})
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        *("old", "own", "own/a.png", "young", "young/a.png")
+    ]
+    os.utime(old.parent, (long_ago, long_ago))
+    demo_ldvc.delete_old(tmp_path, {own.parent, own})
+    assert not old.parent.exists()
+
+
+def test_the_page_deletes_while_it_is_served_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    folder = demo_ldvc.TemporaryDirectory(dir=tmp_path)
+    upload = Path(folder.name, "upload.png")
+    upload.write_bytes(b"")
+    blocks, was_there = SimpleNamespace(is_running=True), []
+
+    def pause(seconds):
+        was_there.append(upload.exists())
+        blocks.is_running = len(was_there) < 2
+        monkeypatch.setattr(demo_ldvc, "KEPT_SECONDS", -1)
+
+    monkeypatch.setattr(demo_ldvc, "time", SimpleNamespace(time=time.time, sleep=pause))
+    demo_ldvc.keep_clean(blocks, folder, set())
+    assert was_there == [True, False]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_ends_where_the_system_asks_it_to_as_at_ctrl_c(monkeypatch):
+    blocks = SimpleNamespace(is_running=True, close=lambda verbose: setattr(blocks, "is_running", False))
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(demo_ldvc, "time", SimpleNamespace(sleep=lambda seconds: os.kill(os.getpid(), signal.SIGTERM)))
+    try:
+        demo_ldvc.wait_for_end(blocks)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not blocks.is_running
 
 
 def test_what_the_user_keeps_from_a_proxy_stays_kept(monkeypatch):
@@ -349,6 +407,7 @@ def browser(driver, server, tmp_path):
     return browser
 
 
+@pytest.mark.slow
 def test_the_page_loads_whole_from_this_machine_alone(browser, server):
     requests, failures = set(), []
     for entry in browser.driver.get_log("performance"):
@@ -366,6 +425,7 @@ def test_the_page_loads_whole_from_this_machine_alone(browser, server):
     assert not [entry["message"] for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
+@pytest.mark.slow
 def test_every_control_has_a_name_for_screen_readers(browser):
     nameless = browser.driver.execute_script(
         """return [...document.querySelectorAll('#labels textarea, #threshold input, #row input, #column input,'
@@ -375,6 +435,7 @@ def test_every_control_has_a_name_for_screen_readers(browser):
     assert nameless == []
 
 
+@pytest.mark.slow
 def test_typed_names_change_the_mask_and_the_classes(browser):
     before = browser.result
     browser.type_labels("cat; sand|beach")
@@ -387,6 +448,7 @@ def test_typed_names_change_the_mask_and_the_classes(browser):
     assert "2 classes on 512 x 512 pixels" in browser.find("#status").text
 
 
+@pytest.mark.slow
 def test_the_threshold_moves_with_the_keyboard_and_makes_other(browser):
     from selenium.webdriver.common.keys import Keys
 
@@ -394,6 +456,7 @@ def test_the_threshold_moves_with_the_keyboard_and_makes_other(browser):
     browser.wait_for(lambda: "other · 100%" in browser.find("#classes").text, "every pixel to be other")
 
 
+@pytest.mark.slow
 def test_an_uploaded_picture_is_segmented(browser, upload):
     before = browser.result
     browser.upload(upload["path"])
@@ -401,6 +464,7 @@ def test_an_uploaded_picture_is_segmented(browser, upload):
     browser.wait_for(lambda: "80 x 96 pixels" in browser.find("#status").text, "its size")
 
 
+@pytest.mark.slow
 def test_a_click_on_the_result_explains_that_pixel(browser):
     from selenium.webdriver import ActionChains
 
@@ -414,6 +478,7 @@ def test_a_click_on_the_result_explains_that_pixel(browser):
     browser.wait_for(lambda: browser.find("#routing img").get_attribute("src") != routing, "its routes")
 
 
+@pytest.mark.slow
 def test_a_class_is_switched_off_and_on_with_the_keyboard(browser):
     from selenium.webdriver.common.keys import Keys
 
@@ -425,6 +490,7 @@ def test_a_class_is_switched_off_and_on_with_the_keyboard(browser):
     browser.wait_for(lambda: browser.result != second, "the mask with sky")
 
 
+@pytest.mark.slow
 def test_masks_are_downloaded(browser):
     browser.find("#download").click()
     [path] = browser.wait_for(lambda: list(browser.downloads.glob("*.zip")), "the zip")
@@ -433,6 +499,7 @@ def test_masks_are_downloaded(browser):
         assert set(np.unique(masks)) <= {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 def test_a_bad_upload_and_empty_names_show_a_message_and_the_result_stays(browser, tmp_path):
     before = browser.result
     (tmp_path / "text.png").write_text("this is text")
@@ -444,6 +511,7 @@ def test_a_bad_upload_and_empty_names_show_a_message_and_the_result_stays(browse
     assert "Traceback" not in browser.find("body").text
 
 
+@pytest.mark.slow
 def test_two_tabs_do_not_share_what_they_show(browser, server):
     before = browser.result
     browser.type_labels("sky")
@@ -458,6 +526,7 @@ def test_two_tabs_do_not_share_what_they_show(browser, server):
     assert len(browser.driver.find_elements("css selector", "#classes label")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [420, 1280])
 def test_the_page_fits_its_window(browser, width):
     browser.driver.execute_cdp_cmd(

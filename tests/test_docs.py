@@ -41,6 +41,7 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(monkeypatch):
     assert names["label_map"].shape == names["result"].label_map.shape == names["image"].size[::-1]
 
 
+@pytest.mark.slow
 def test_the_python_of_the_model_card_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
     names = {}

@@ -12,6 +12,7 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
+import evaluate_ldvc
 from baseline_ldvc import TrainingFreeCLIP
 from evaluate_ldvc import (
     bootstrap_intervals,
@@ -22,6 +23,7 @@ from evaluate_ldvc import (
     load_checkpoint,
     main,
     permute_names,
+    provenance,
     write_json,
 )
 from inference_ldvc import (
@@ -32,6 +34,7 @@ from inference_ldvc import (
     segment_image,
     window_starts,
 )
+from predictions_ldvc import KeptPredictions
 from vocabularies import Vocabulary
 
 
@@ -210,8 +213,121 @@ def test_a_checkpoint_of_the_wrong_kind_is_refused(clip_folder, tmp_path, tiny_m
         (["m", "--dataset", "d", "--vocabulary", "voc2013"], "did you mean 'voc2012'?"),
         (["m", "--dataset", "d", "--stride", "0"], "stride is 0"),
         (["m", "--dataset", "d", "--window", "-1"], "window is -1"),
+        (["m", "--dataset", "d", "--window_batch_size", "0"], "window_batch_size is 0; use at least 1"),
     ],
 )
 def test_bad_arguments_end_with_one_line(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_checkpoint_keeps_the_hash_of_its_configuration_where_it_is_moved(tmp_path, tiny_model, dataset):
+    hashes = set()
+    for name in ("here", "there"):
+        tiny_model.save_pretrained(tmp_path / name)
+        config = type(tiny_model).from_pretrained(tmp_path / name).config
+        hashes.add(provenance(config, dataset)["config_sha256"])
+    config.num_regions = 1
+    hashes.add(provenance(config, dataset)["config_sha256"])
+    assert len(hashes) == 2
+
+
+# ---- kept predictions
+
+OFFSETS = (0.0, 0.3)
+
+
+def score(model, processor, dataset, kept=None):
+    return evaluate_model(model, processor, dataset, VOCABULARY, WHOLE, offsets=OFFSETS, kept=kept)
+
+
+def keep(folder, **made_by):
+    return KeptPredictions(folder, {"weights": "abc", **made_by}, VOCABULARY.class_names, OFFSETS)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Pictures that went through the model."""
+    calls, class_scores = [], evaluate_ldvc.class_scores
+
+    def count(*arguments):
+        calls.append(1)
+        return class_scores(*arguments)
+
+    monkeypatch.setattr(evaluate_ldvc, "class_scores", count)
+    return calls
+
+
+def test_an_evaluation_that_was_stopped_goes_on_to_the_same_scores(
+    tiny_model, tiny_processor, dataset, tmp_path, counted, monkeypatch
+):
+    whole = score(tiny_model, tiny_processor, dataset)
+    counted.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate_ldvc, "predict", lambda *rest: stop_at_third(counted, *rest))
+        with pytest.raises(KeyboardInterrupt):
+            score(tiny_model, tiny_processor, dataset, keep(tmp_path))
+    counted.clear()
+    resumed = score(tiny_model, tiny_processor, dataset, keep(tmp_path))
+    assert len(counted) == 1
+    assert json.dumps(resumed) == json.dumps(whole)  # as text, in which NaN equals NaN
+
+
+def stop_at_third(calls, *arguments, predict=evaluate_ldvc.predict):
+    if len(calls) == 3:
+        raise KeyboardInterrupt
+    return predict(*arguments)
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut off", "of another size", "of another vocabulary"])
+def test_a_kept_map_that_cannot_be_used_is_made_again(tiny_model, tiny_processor, dataset, tmp_path, counted, harm):
+    whole = score(tiny_model, tiny_processor, dataset, keep(tmp_path))
+    path = keep(tmp_path).path(1, 0.3)
+    if harm == "missing":
+        path.unlink()
+    elif harm == "cut off":
+        path.write_bytes(path.read_bytes()[:60])
+    else:
+        size = (48, 40) if harm == "of another vocabulary" else (4, 4)
+        Image.fromarray(np.full(size, 9, np.uint8)).save(path)
+    counted.clear()
+    assert json.dumps(score(tiny_model, tiny_processor, dataset, keep(tmp_path))) == json.dumps(whole)
+    assert len(counted) == 1
+    with Image.open(path) as picture:
+        assert picture.size == (40, 48)
+
+
+def test_kept_maps_of_another_evaluation_are_refused_by_what_differs(tmp_path):
+    keep(tmp_path, window=512)
+    keep(tmp_path, window=512)
+    with pytest.raises(ValueError, match=r"another evaluation: window was 512 and is 256; name another folder"):
+        keep(tmp_path, window=256)
+    with pytest.raises(ValueError, match=r"stride was None and is 426"):
+        keep(tmp_path, window=512, stride=426)
+
+
+def test_kept_maps_hold_more_ids_than_a_byte(tmp_path):
+    kept = KeptPredictions(tmp_path, {}, [f"class {index}" for index in range(300)], [0.0])
+    label_map = np.arange(300).reshape(15, 20)
+    kept.write(7, [label_map])
+    np.testing.assert_array_equal(kept.read(7, (15, 20))[0], label_map)
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["0000007.png"]
+
+
+@pytest.mark.slow
+def test_the_command_line_goes_on_from_kept_maps_unless_the_weights_changed(
+    tmp_path, tiny_model, tiny_processor, scenes, counted, capsys
+):
+    for name in ("first", "second"):
+        tiny_model.save_pretrained(tmp_path / name)
+        tiny_processor.save_pretrained(tmp_path / name)
+        tiny_model.decoder.layers[0].cross_attn.q_proj.weight.data += 1
+    options = ["--dataset", str(scenes), "--class_names", "[cat, dog, sofa, grass]", "--unseen_classes", "[sofa]"]
+    options += ["--short_side", "32", "--window", "0", "--num_images", "2", "--predictions", str(tmp_path / "maps")]
+    assert main([str(tmp_path / "first"), *options]) == 0
+    assert main([str(tmp_path / "first"), *options]) == 0
+    assert len(counted) == 2
+    assert len(list((tmp_path / "maps").rglob("*.png"))) == 4
+    assert main([str(tmp_path / "second"), *options]) == 2
+    assert "weights_sha256 was" in capsys.readouterr().err

@@ -458,6 +458,7 @@ def test_the_command_of_a_row_is_one_that_can_be_typed():
     assert jobs[0].command[1:3] == ["-m", "accelerate.commands.launch"]
 
 
+@pytest.mark.slow
 def test_clip_without_training_is_scored_on_the_lists_data(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "OUTPUTS", tmp_path / "outputs")
     arguments = [str(ROOT / "recipes" / "ablations" / "picturebook.yaml"), "--only", "floor_tokens", "floor_value"]

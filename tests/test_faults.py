@@ -20,11 +20,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from datasets import Dataset, Features, config
+from datasets import Dataset, DatasetDict, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 from safetensors.torch import load_file
@@ -169,6 +170,7 @@ def train_through_kills(commands, train_arguments, tmp_path, num_kills, max_step
     return kills
 
 
+@pytest.mark.slow
 def test_training_killed_three_times_resumes_bit_for_bit(commands, train_arguments, tmp_path):
     kills = train_through_kills(commands, train_arguments, tmp_path, num_kills=3, max_steps=40)
     assert sum(kills.values()) >= 1  # a fast machine may be done before the third; the slow test below is stricter
@@ -246,16 +248,30 @@ def evaluate_arguments(checkpoint, scenes, output):
 
 
 @pytest.mark.slow
-def test_an_evaluation_killed_leaves_the_old_result_and_starts_again(commands, checkpoint, scenes, tmp_path):
-    output = tmp_path / "result.json"
+def test_an_evaluation_killed_keeps_the_old_result_and_goes_on_from_its_maps(commands, checkpoint, scenes, tmp_path):
+    output, maps = tmp_path / "result.json", tmp_path / "maps"
     arguments = evaluate_arguments(checkpoint, scenes, output)
     commands.must_end_well("evaluate_ldvc", arguments)
     first = output.read_text()
-    for seconds in (0.05, 0.3):
-        code = commands.run("evaluate_ldvc", arguments, lambda seconds=seconds: time.sleep(seconds))
-        assert code in (-signal.SIGKILL, 0)
+    arguments += ["--predictions", str(maps)]
+    kept = {}
+    for wanted in (0, 3, 7):
+
+        def wait(wanted=wanted):
+            start = time.monotonic()
+            while len(list(maps.rglob("[0-9]*.png"))) <= wanted and time.monotonic() - start < 10:
+                time.sleep(0.0005)
+
+        code = commands.run("evaluate_ldvc", arguments, wait)
+        assert code in (-signal.SIGKILL, 0), commands.output.read_text()
         assert json.loads(output.read_text())["scores"] == json.loads(first)["scores"]
+        found = {path: path.stat().st_mtime_ns for path in maps.rglob("[0-9]*.png")}
+        assert found.items() >= kept.items(), "what was there is made again"
+        kept = found
+    assert kept
     commands.must_end_well("evaluate_ldvc", arguments)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(list(maps.rglob("[0-9]*.png"))) == 20  # ten pictures, two offsets
     assert json.loads(output.read_text())["scores"] == json.loads(first)["scores"]
 
 
@@ -303,35 +319,14 @@ def told(caplog, monkeypatch):
     return caplog
 
 
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    """Make the run without faults once; it is the same for all tests of this file."""
-    kept = {}
-
-    def get(train_arguments):
-        if not kept:
-            AcceleratorState._reset_state(reset_partial_state=True)
-            kept["folder"] = tmp_path_factory.mktemp("whole") / "run"
-            assert train.main([*train_arguments, "--output_dir", str(kept["folder"])]) == 0
-            AcceleratorState._reset_state(reset_partial_state=True)
-        return kept["folder"]
-
-    return get
-
-
 def resume(train_arguments):
     AcceleratorState._reset_state(reset_partial_state=True)
     return train.main([*train_arguments, "--resume_from_checkpoint", "latest"])
 
 
 # Bytes that a file may have: under the size of the weights, of the optimiser's moments, of the smallest file.
-@pytest.mark.parametrize(
-    "num_bytes",
-    [
-        50_000,
-        pytest.param(150_000, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("num_bytes", [50_000, 150_000])
 def test_a_disk_full_while_saving_a_state_keeps_the_last_one(
     train_arguments, tmp_path, monkeypatch, told, whole_run, num_bytes
 ):
@@ -345,6 +340,7 @@ def test_a_disk_full_while_saving_a_state_keeps_the_last_one(
     assert_same_run(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_disk_full_while_saving_the_checkpoint_leaves_none(train_arguments, tmp_path, monkeypatch, told, whole_run):
     whole = whole_run(train_arguments)
     with monkeypatch.context() as patch:
@@ -427,6 +423,7 @@ def test_a_disk_that_really_is_full_keeps_the_last_state(train_arguments, small_
 # ---- files of a run that a fault cuts off
 
 
+@pytest.mark.slow
 def test_a_recipe_that_could_not_be_written_whole_leaves_that_of_the_run(train_arguments, tmp_path, monkeypatch, told):
     """It is written at every start, also beside states that belong to it: half of it would stop every resume."""
     assert train.main(train_arguments) == 0
@@ -475,6 +472,9 @@ def test_weights_that_are_no_numbers_reach_no_state(train_arguments, tmp_path, m
 # ---- data
 
 
+SPLITS = ("train", "validation")
+
+
 @pytest.fixture
 def own_scenes(scenes, tmp_path):
     """A copy of the scenes that a test may damage."""
@@ -493,12 +493,6 @@ def cut_off(path):
 
 def empty(path):
     path.write_bytes(b"")
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch):
-    """The library waits five seconds at the end of every stream, for a defect of Arrow's threads."""
-    monkeypatch.setattr(config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
 
 
 @pytest.mark.parametrize("streaming", ["false", pytest.param("true", marks=pytest.mark.slow)])
@@ -521,6 +515,41 @@ def test_a_picture_damaged_inside_a_whole_shard_is_named_by_its_row(train_argume
     assert_one_line(told, "ample ", "repair it or leave the sample out")
 
 
+def test_a_shard_that_vanishes_under_a_stream_is_one_line_and_the_last_state_stays(
+    train_arguments, own_scenes, tmp_path, monkeypatch, told
+):
+    """Ten scenes are read through in two and a half steps; then the file is opened again."""
+    log_step = train.log_step
+
+    def remove_shard(run, log, bar, step, *rest):
+        log_step(run, log, bar, step, *rest)
+        (own_scenes / "train-00000-of-00001.parquet").unlink(missing_ok=True)
+
+    monkeypatch.setattr(train, "log_step", remove_shard)
+    assert train.main([*train_arguments, "--dataset", str(own_scenes), "--streaming", "true"]) == 2
+    assert_one_line(told, "sample 10", "train-00000-of-00001.parquet")
+    assert states_of(tmp_path / "run") == ["step_0000002"]
+
+
+@pytest.mark.parametrize("is_saved", [False, True], ids=["Parquet", "save_to_disk"])
+def test_an_evaluation_split_without_a_row_is_one_line_before_training(
+    train_arguments, own_scenes, checkpoint, tmp_path, told, capsys, is_saved
+):
+    path, folder = own_scenes / "validation-00000-of-00001.parquet", own_scenes
+    rows = {name: Dataset.from_parquet(str(own_scenes / f"{name}-00000-of-00001.parquet")) for name in SPLITS}
+    empty = rows["validation"].select([])
+    if is_saved:
+        folder = tmp_path / "saved"
+        DatasetDict({"train": rows["train"], "validation": empty}).save_to_disk(folder)
+    else:
+        empty.to_parquet(path)
+    assert train.main([*train_arguments, "--dataset", str(folder)]) == 2
+    assert_one_line(told, str(folder))
+    assert not (tmp_path / "run" / "states").exists()
+    assert evaluate_ldvc.main(evaluate_arguments(checkpoint, folder, tmp_path / "result.json")) == 2
+    assert str(folder) in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_stream_that_ends_before_its_first_row_is_one_line(train_arguments, own_scenes, told):
     path = own_scenes / "train-00000-of-00001.parquet"
@@ -529,6 +558,7 @@ def test_a_stream_that_ends_before_its_first_row_is_one_line(train_arguments, ow
     assert_one_line(told, "no sample")
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_shorter_than_the_training_starts_again(train_arguments, own_scenes, tmp_path):
     path = own_scenes / "train-00000-of-00001.parquet"
     Dataset.from_parquet(str(path)).select(range(3)).to_parquet(path)
@@ -557,3 +587,32 @@ def test_a_lost_worker_is_one_line_and_the_run_resumes_bit_for_bit(train_argumen
     assert states_of(tmp_path / "run") == ["step_0000002"]
     assert resume(options) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def start_two_processes(arguments, folder):
+    """Start the trainer twice under `accelerate launch`."""
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+        *(str(ROOT / "train.py"), *map(str, arguments)),
+    ]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with (folder / "output.txt").open("w") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output, env=environment, cwd=folder)
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_other_and_the_run_resumes_bit_for_bit(train_arguments, tmp_path):
+    options = [*train_arguments, "--save_every", "1", "--max_steps", "40"]
+    assert start_two_processes([*options, "--output_dir", tmp_path / "whole"], tmp_path).wait(timeout=300) == 0
+    lost = [*options, "--output_dir", tmp_path / "lost", "--resume_from_checkpoint", "latest"]
+    launcher = start_two_processes(lost, tmp_path)
+    while launcher.poll() is None and not (tmp_path / "lost" / "states" / "step_0000003").exists():
+        time.sleep(0.01)
+    trainers = [child for child in psutil.Process(launcher.pid).children() if "train.py" in " ".join(child.cmdline())]
+    assert len(trainers) == 2
+    trainers[1].kill()
+    assert launcher.wait(timeout=120) != 0
+    assert not (tmp_path / "lost" / "model.safetensors").exists()
+    assert start_two_processes(lost, tmp_path).wait(timeout=300) == 0, (tmp_path / "output.txt").read_text()[-3000:]
+    assert_same_run(tmp_path / "whole", tmp_path / "lost")

@@ -254,6 +254,7 @@ def test_the_command_writes_tables_and_numbers(folders, tmp_path, capsys):
     assert "absent names alone: pixels of seen classes claimed" in printed
 
 
+@pytest.mark.slow
 def test_clip_without_training_may_stand_before(folders, clip_folder, capsys):
     _, after, data = folders
     assert main([str(clip_folder), after, "--training_free_before", "--dataset", data, *OPTIONS]) == 0
@@ -321,6 +322,7 @@ def test_bad_input_ends_with_one_line_that_names_the_value(folders, capsys, opti
     assert message in error
 
 
+@pytest.mark.slow
 def test_label_maps_that_count_otherwise_than_said_are_refused(folders, tmp_path, capsys):
     before, after, data = folders
     summary = {"class_names": list(VOCABULARY.class_names), "reduce_labels": True}
@@ -329,6 +331,7 @@ def test_label_maps_that_count_otherwise_than_said_are_refused(folders, tmp_path
     assert "reduce_labels is False, but the label maps of" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_clip_has_no_old_class_list(folders, clip_folder, capsys):
     _, after, data = folders
     arguments = [str(clip_folder), after, "--training_free_before", "--dataset", data, "--old_dataset", data]

@@ -13,20 +13,20 @@ from pycocotools.coco import COCO
 
 import files_ldvc
 import formats_ldvc
+from coco_ldvc import coco_annotations
 from files_ldvc import find_pictures, open_picture
 from formats_ldvc import (
     Existing,
     Format,
     OutputFolder,
-    coco_annotations,
     describe_names,
     is_whole,
     write_npz,
     write_overlay,
     write_png,
-    written_aside,
 )
 from inference_ldvc import Segmentation
+from parts_ldvc import written_aside
 from pictures_ldvc import class_colors
 
 

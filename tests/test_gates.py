@@ -8,6 +8,7 @@ from test_remote_code import SHIPPED
 
 
 def assert_kept(gate):
+    """The whole project is measured by `make quality` too; that is why the fast tests leave it out."""
     assert gate.breaches == [], f"{gate.name}: {gate.value}, limit {gate.limit}"
 
 
@@ -15,36 +16,44 @@ def test_shipping_code_is_found_by_its_imports():
     assert {path.stem for path in gates.shipping()} == set(SHIPPED)
 
 
+@pytest.mark.slow
 def test_functions_are_short():
     for gate in gates.function_lengths():
         assert_kept(gate)
 
 
+@pytest.mark.slow
 def test_files_and_lines_are_short():
     for gate in gates.file_lengths():
         assert_kept(gate)
 
 
+@pytest.mark.slow
 def test_every_argument_of_shipping_code_has_a_type():
     assert_kept(gates.typed_arguments())
 
 
+@pytest.mark.slow
 def test_every_public_function_of_shipping_code_is_explained():
     assert_kept(gates.docstrings()[0])
 
 
+@pytest.mark.slow
 def test_every_public_function_of_tensors_says_their_shapes():
     assert_kept(gates.docstrings()[1])
 
 
+@pytest.mark.slow
 def test_the_readme_imports_on_its_first_screen():
     assert_kept(gates.readme())
 
 
+@pytest.mark.slow
 def test_shipping_code_imports_nothing_that_stays():
     assert_kept(gates.import_graph())
 
 
+@pytest.mark.slow
 def test_importing_ldvc_loads_no_library_of_training_or_page():
     assert_kept(gates.light_import())
 

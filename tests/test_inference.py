@@ -322,6 +322,7 @@ def largest_storage(model, processor, image, **options):
 LARGE = InferenceSettings(short_side=0, window=64, stride=52)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_the_window_not_by_the_picture(model, tiny_processor, monkeypatch):
     monkeypatch.setattr("inference_ldvc.SCORES_PER_BLOCK", 2**14)
     narrow, wide = (
@@ -357,6 +358,7 @@ def test_a_picture_thirty_thousand_pixels_wide_is_segmented(model, tiny_processo
     assert found.label_map.shape == (16, 30_000)
 
 
+@pytest.mark.slow
 def test_ten_thousand_labels_are_segmented(model, tiny_processor):
     embeds = torch.nn.functional.normalize(torch.randn(10_000, 32), dim=-1)
     names = [f"label {index}" for index in range(10_000)]

@@ -304,6 +304,7 @@ def score_share(process_index, num_processes, rendezvous, output):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_with_uneven_shares_score_as_one(metric, tmp_path):
     torch.multiprocessing.spawn(score_share, args=(2, str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=2)
     predictions, references = random_maps(3, 3)
@@ -313,6 +314,7 @@ def test_two_processes_with_uneven_shares_score_as_one(metric, tmp_path):
     assert [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(2)] == [expected, expected]
 
 
+@pytest.mark.slow
 def test_evaluate_loads_the_metric_offline_from_any_folder(tmp_path):
     code = (
         "import evaluate\n"

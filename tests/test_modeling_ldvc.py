@@ -644,6 +644,7 @@ def test_the_loss_is_the_configured_loss_of_the_logits(make_model, inputs, label
     assert outputs.dice_loss.item() == pytest.approx(terms["dice"].item())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_offset_lowers_seen_classes_of_the_default_vocabulary_by_name(make_model, tiny_processor, pixel_values):
     model = make_model(seen_score_offset=0.25, seen_classes=["dog", "cat", "other"])
@@ -760,6 +761,7 @@ def test_the_device_of_a_clip_in_memory_is_kept(clip_model, tokenizer, init):
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["vision_model.encoder.layers.1.mlp.fc1.weight", "text_projection.weight"])
 def test_a_clip_without_all_its_weights_is_refused(clip_folder, tmp_path, lost):
     """The library would fill the gap with random numbers."""
@@ -1068,6 +1070,7 @@ def test_recording_changes_no_logit_and_is_off_by_default(tiny_model, inputs):
     assert plain.routes is None
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_class_queries_record_their_own_shapes(make_model, inputs):
     model = make_model(decoder_query="class", class_query_mask="dot", class_self_attention=True)
@@ -1078,6 +1081,7 @@ def test_class_queries_record_their_own_shapes(make_model, inputs):
     assert [tuple(a.shape) for a in output.cross_attentions] == [(2, 4, 4, 16)] * 2
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compiling_the_whole_forward_gives_the_same_logits(tiny_model, tiny_processor, pixel_values):
     embeds = tiny_model.get_class_embeds(**tiny_processor(class_names=NAMES, return_tensors="pt"))
@@ -1113,6 +1117,7 @@ def test_one_export_serves_all_sizes_of_whole_regions(tiny_model):
         program(torch.randn(2, 3, 41, 30), embeds)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_exporting_gives_the_same_logits_for_other_numbers_of_images_and_classes(tiny_model, pixel_values):
     embeds = F.normalize(torch.randn(3, 32), dim=-1)
@@ -1130,6 +1135,7 @@ def test_a_device_map_places_the_model(ldvc_folder, tiny_model, inputs):
         torch.testing.assert_close(loaded(**inputs).logits, tiny_model(**inputs).logits, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_model_offloaded_to_disk_gives_the_same_logits(make_model, tiny_processor, tmp_path, inputs, decoder):

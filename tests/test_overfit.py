@@ -42,6 +42,7 @@ DECODERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_tiny_random_clip_overfits_four_images(make_model, tiny_processor, decoder):
     images, label_maps = zip(*map(draw, LAYOUTS), strict=True)

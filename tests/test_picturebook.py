@@ -96,18 +96,20 @@ def test_labels_and_captions_agree(split, world):
         assert len([i for i in ids if i < num_things]) <= 3
 
 
+@pytest.mark.slow
 def test_every_class_is_drawn():
     seen = {i for index in range(90) for i in draw_scene("train", 0, index, image_size=32).class_ids}
     assert seen == set(range(len(CLASS_NAMES)))
 
 
+@pytest.mark.slow
 def test_compositional_pretraining_never_shows_the_held_out_pairs():
     held_out = {class_id(name, "compositional") for name in WORLDS["compositional"].unpictured_names}
     for index in range(60):
         assert not held_out & set(np.unique(draw_scene("pretrain", 0, index, 32, "compositional").label).tolist())
 
 
-def test_dataset_columns():
+def test_a_page_is_a_row_of_image_label_and_caption():
     row = load_picturebook("train", 1, image_size=64)[0]
     assert list(row) == ["image", "label", "caption"]
     assert row["image"].mode == "RGB"
@@ -154,7 +156,7 @@ def test_tokenizer_reads_any_text(tokenizer):
     assert odd[-1] == tokenizer.eos_token_id == tokenizer.pad_token_id != 2
 
 
-def test_true_pairs_and_loss():
+def test_every_true_pair_counts_in_the_contrastive_loss():
     visible = np.array([[True, True, False], [False, True, True]])
     named = np.array([[False, True, False], [False, False, True]])
     is_true = find_true_pairs(Views(np.zeros((2, 8, 8, 3), np.uint8), ["b", "c"], visible, named))
@@ -166,7 +168,7 @@ def test_true_pairs_and_loss():
     assert contrastive_loss(embeds, embeds, scale, torch.ones(2, 2, dtype=torch.bool)) < 1e-6
 
 
-def test_average_precision_by_hand():
+def test_average_precision_is_that_reckoned_by_hand():
     assert average_precision(np.array([3.0, 2.0, 1.0]), np.array([True, False, True])) == pytest.approx(
         (1 + 2 / 3) / 2
     )
@@ -184,6 +186,7 @@ def test_resized_positions_stay_consistent(tokenizer):
     assert model.get_image_features(torch.zeros(1, 3, 32, 32)).pooler_output.shape == (1, 64)
 
 
+@pytest.mark.slow
 def test_crop_captions_tell_what_the_crop_shows(tmp_path):
     pool = draw_pool(24, 0, tmp_path)
     views = sample_views(pool, 16, 64, (0.4, 0.5, 0.1), np.random.default_rng(0))
@@ -195,6 +198,7 @@ def test_crop_captions_tell_what_the_crop_shows(tmp_path):
     assert np.array_equal(pool.images, reopened.images)
 
 
+@pytest.mark.slow
 def test_pretraining_resumes_where_it_stopped(tmp_path):
     stages = (Stage(16, 1.0, 4, 2), Stage(32, 0.5, 4, 2))
     config = PretrainConfig(
@@ -237,7 +241,7 @@ def test_altered_or_missing_clip_folder_is_refused(tokenizer, tmp_path):
 
 
 @needs_clip_folder
-def test_committed_clip_folder():
+def test_the_committed_clip_loads_and_fits_its_record():
     fingerprint = check_clip_folder()
     assert (CLIP_FOLDER / "model.safetensors").stat().st_size <= 12_000_000
     model, tokenizer, image_processor = load_clip_folder()
@@ -249,8 +253,9 @@ def test_committed_clip_folder():
         assert json.loads(record.read_text())["fingerprint"] == fingerprint
 
 
+@pytest.mark.slow
 @needs_clip_folder
-def test_committed_clip_knows_the_things():
+def test_the_committed_clip_knows_the_things():
     model, tokenizer, image_processor = load_clip_folder()
     pages = [draw_scene("test", 1, index, kind="object") for index in range(60)]
     text = tokenizer([f"a photo of a {name}" for name in THING_NAMES], padding=True, return_tensors="pt")
@@ -261,6 +266,7 @@ def test_committed_clip_knows_the_things():
     assert (predicted == expected).mean() >= 0.9
 
 
+@pytest.mark.slow
 def test_perfect_tokens_score_high_and_coarser_ones_lower():
     fine, coarse = score_oracle(8, patch_size=8), score_oracle(8, patch_size=32)
     assert 0.8 < fine["hiou"] < 1

@@ -50,6 +50,7 @@ def test_the_colour_of_a_name_is_the_same_in_every_process():
     assert class_colors(["cat"]).tolist() == [[159, 114, 229]]  # a change recolours every published picture
 
 
+@pytest.mark.slow
 def test_other_is_grey_and_changes_the_colour_of_no_class():
     names = [f"class {index}" for index in range(40)]
     colors = class_colors([*names, "other"])
@@ -58,7 +59,7 @@ def test_other_is_grey_and_changes_the_colour_of_no_class():
     assert np.ptp(colors[:-1].astype(int), axis=1).min() > 30
 
 
-@pytest.mark.parametrize("num_classes", [1, 21, 171])
+@pytest.mark.parametrize("num_classes", [1, 21, pytest.param(171, marks=pytest.mark.slow)])
 def test_colours_within_a_list_are_distinct_and_of_middle_lightness(num_classes):
     colors = class_colors([f"class {index}" for index in range(num_classes)])
     assert (colors.shape, colors.dtype) == ((num_classes, 3), np.uint8)
@@ -126,6 +127,7 @@ def test_tensors_and_arrays_draw_as_images_do(image, label_map):
     assert draw_overlay(np.asarray(image), torch.tensor(label_map), NAMES) == expected
 
 
+@pytest.mark.slow
 def test_a_long_name_is_cut_to_the_width(image, drawn_texts):
     draw_overlay(image, np.zeros((48, 64), int), ["a" * 500])
     assert drawn_texts[0].endswith("...")
@@ -187,6 +189,7 @@ def test_a_label_map_that_needs_more_than_eight_bits_is_refused(tmp_path):
         save_label_map(np.full((2, 2), 299), tmp_path / "map.png", names)
 
 
+@pytest.mark.slow
 def test_curves_are_drawn_from_training_and_evaluation_records(tmp_path):
     records = [{"step": step, "loss": 1 / step, "focal": 0.5, "lr": 1e-3, "note": "text"} for step in range(1, 101)]
     scores = [{"step": step, "hiou": 0.3, "miou_seen": 0.4, "miou_unseen": math.nan} for step in (50, 100)]
@@ -200,6 +203,7 @@ def test_curves_are_drawn_from_training_and_evaluation_records(tmp_path):
     assert widths[2] == 2 * widths[1]  # and one point is no curve
 
 
+@pytest.mark.slow
 def test_a_log_with_nothing_to_plot_is_refused(tmp_path):
     with pytest.raises(ValueError, match="none of the 1 log records"):
         save_curves([{"step": 1, "note": "text"}], tmp_path / "curves.png")

@@ -18,7 +18,6 @@ import yaml
 from datasets import Image, load_dataset
 from scipy.io import savemat
 
-import data_ldvc
 import prepare_data
 from converters_ldvc import find_coco_stuff, find_pascal_context, find_voc2012, voc_colours
 from data_ldvc import check_label_convention, load_split, read_sample
@@ -924,6 +923,7 @@ def test_a_dataset_that_is_a_loading_script_is_refused_with_the_remedy(tmp_path)
         load_split(str(tmp_path / "coco_stuff"), "train")
 
 
+@pytest.mark.slow
 def test_a_mistake_on_the_command_line_exits_with_two_and_no_traceback(tmp_path):
     command = [sys.executable, str(ROOT / "prepare_data.py"), "voc2012", "--source", "nowhere", "--output", "out"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
@@ -956,6 +956,6 @@ def test_other_failures_of_the_library_are_not_renamed(monkeypatch):
     def fail(*arguments, **options):
         raise RuntimeError("out of threads")
 
-    monkeypatch.setattr(data_ldvc, "load_dataset", fail)
+    monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(RuntimeError, match="out of threads"):
         load_split("someone/dataset", "train")

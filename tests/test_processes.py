@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate import PartialState
 from accelerate.commands.config.config_args import load_config_from_file
 
 import evaluate_ldvc
 import forgetting
+from loss_ldvc import count_masks
 from modeling_ldvc import LDVCForSemanticSegmentation
 from processes_ldvc import check_joined, process_state
 from recipe_ldvc import read_recipe
@@ -81,6 +83,16 @@ def checkpoint(tiny_model, tiny_processor, tmp_path):
 # ---- the same numbers
 
 
+def test_the_normaliser_of_the_loss_counts_the_masks_of_all_processes(monkeypatch):
+    """Gradients are averaged over processes, so that what normalises the loss is too."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda number: number.add_(4))  # of the other process
+    labels = torch.tensor([[[0, 1]], [[1, 255]]])
+    assert count_masks(labels, num_classes=3) == (3 + 4) / 2
+
+
+@pytest.mark.slow
 def test_two_processes_score_exactly_as_one(checkpoint, scenes, tmp_path):
     arguments = [str(checkpoint), "--dataset", str(scenes), "--class_names", NAMES, "--unseen_classes", "[sofa]"]
     arguments += [*SIZE, "--num_images", "7"]

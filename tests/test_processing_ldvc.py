@@ -143,6 +143,12 @@ def test_a_gray_array_becomes_three_channels(image_processor, shape):
             torch.testing.assert_close(pixels[-1, :, 3, 3], normalised((100, 100, 100)), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("shape", "axis"), [((20, 30, 3), "channels_first"), ((3, 20, 30), "channels_last")])
+def test_a_named_axis_that_holds_no_channels_is_refused(image_processor, shape, axis):
+    with pytest.raises(ValueError, match=rf"channels by `input_data_format` '{axis}'; leave that out"):
+        image_processor(images=np.zeros(shape, np.uint8), input_data_format=axis, return_tensors="pt")
+
+
 def test_transparency_in_an_array_is_white_as_in_a_picture(image_processor):
     array = np.full((9, 11, 4), 40, dtype=np.uint8)
     for alpha in (0, 128, 255):

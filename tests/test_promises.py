@@ -99,7 +99,7 @@ def encode(processor, class_names):
 # ---- 1: batch invariance
 
 
-@cases(25)
+@cases(12)
 @given(decoder=decoders, pixels=pictures(2, 5), class_names=class_lists())
 @torch.no_grad()
 def test_promise_1_any_batch_gives_the_logits_of_its_images_alone(
@@ -112,7 +112,7 @@ def test_promise_1_any_batch_gives_the_logits_of_its_images_alone(
         torch.testing.assert_close(model(picture[None], **classes).logits[0], together[index], **CLOSE)
 
 
-@cases(12)
+@cases(6)
 @given(decoder=decoders, pixels=pictures(3, 3), lists=st.lists(class_lists(max_size=5), min_size=3, max_size=3))
 @torch.no_grad()
 def test_promise_1_holds_for_class_lists_per_image(models, tiny_processor, decoder, pixels, lists):
@@ -124,7 +124,7 @@ def test_promise_1_holds_for_class_lists_per_image(models, tiny_processor, decod
         assert (together[index, len(own) :].sigmoid() == 0).all(), "a padded class is never chosen"
 
 
-@cases(10)
+@cases(5)
 @given(
     modes=st.lists(
         st.tuples(st.sampled_from(["RGB", "L", "RGBA", "P", "CMYK"]), sides, sides), min_size=2, max_size=4
@@ -145,7 +145,7 @@ def test_promise_1_holds_for_pictures_of_different_sizes_and_modes(models, tiny_
         torch.testing.assert_close(model(**alone).logits[0], together[index], **CLOSE)
 
 
-@cases(10)
+@cases(5)
 @given(decoder=decoders, pixels=pictures(2, 4), class_names=class_lists(max_size=4))
 @torch.no_grad()
 def test_promise_1_holds_in_bfloat16_up_to_its_rounding(models, tiny_processor, decoder, pixels, class_names):
@@ -160,7 +160,7 @@ def test_promise_1_holds_in_bfloat16_up_to_its_rounding(models, tiny_processor, 
 # ---- 2: order invariance
 
 
-@cases(25)
+@cases(12)
 @given(decoder=decoders, pixels=pictures(1, 2), class_names=class_lists(min_size=2), data=st.data())
 @torch.no_grad()
 def test_promise_2_permuting_names_permutes_logits_and_nothing_else(
@@ -179,7 +179,7 @@ def test_promise_2_permuting_names_permutes_logits_and_nothing_else(
         torch.testing.assert_close(second, expected, **CLOSE)
 
 
-@cases(25)
+@cases(12)
 @given(
     lists=st.lists(class_lists(min_size=2, max_size=5), min_size=2, max_size=2), data=st.data(), pixels=pictures(2, 2)
 )
@@ -192,7 +192,7 @@ def test_promise_2_holds_for_each_list_of_a_batch(models, tiny_processor, lists,
         torch.testing.assert_close(permuted[index, : len(order)], plain[index, order], **CLOSE)
 
 
-@cases(25)
+@cases(12)
 @given(
     class_names=class_lists(min_size=2, max_size=6),
     data=st.data(),
@@ -216,7 +216,7 @@ def test_promise_2_every_pixel_keeps_the_name_of_its_class(models, tiny_processo
     assert (first == second)[is_decided].all()
 
 
-@cases(15)
+@cases(8)
 @given(decoder=decoders, class_names=class_lists(min_size=2, max_size=5), data=st.data(), pixels=pictures(1, 1))
 @torch.no_grad()
 def test_promise_2_holds_in_bfloat16_up_to_its_rounding(models, tiny_processor, decoder, class_names, data, pixels):
@@ -332,7 +332,7 @@ def make_story(make_model, clip_folder, tokenizer, tmp_path_factory):
     return make
 
 
-@cases(8)
+@cases(5)
 @given(events=st.lists(st.sampled_from(EVENTS), min_size=1, max_size=4), has_prompts=st.booleans())
 def test_promise_3_no_chain_of_events_leaves_old_embeddings_in_use(make_story, events, has_prompts):
     story = make_story(has_prompts)
@@ -363,7 +363,7 @@ def test_promise_3_a_write_through_data_into_a_clip_weight_is_noticed(make_story
 # ---- 4: name = axis
 
 
-@cases(12)
+@cases(6)
 @given(class_names=class_lists(min_size=2))
 @torch.no_grad()
 def test_promise_4_channel_i_is_name_i_whatever_the_text(models, tiny_processor, class_names):
@@ -377,7 +377,7 @@ def test_promise_4_channel_i_is_name_i_whatever_the_text(models, tiny_processor,
     assert model.config.label2id == {name: index for index, name in enumerate(class_names)}
 
 
-@cases(6)
+@cases(4)
 @given(digits=st.permutations([str(number) for number in range(12)]), pixels=pictures(1, 1))
 @torch.no_grad()
 def test_promise_4_ids_come_from_position_and_never_from_text(
@@ -393,7 +393,7 @@ def test_promise_4_ids_come_from_position_and_never_from_text(
     torch.testing.assert_close(loaded(pixels).logits, named, **CLOSE)
 
 
-@cases(20)
+@cases(10)
 @given(class_names=class_lists(min_size=1, max_size=5), data=st.data())
 def test_promise_4_a_name_twice_is_refused_wherever_it_stands(models, tiny_processor, class_names, data):
     twice = data.draw(st.sampled_from(class_names))
@@ -409,7 +409,7 @@ def test_promise_4_a_name_twice_is_refused_wherever_it_stands(models, tiny_proce
         models("route").set_vocabulary(doubled, tiny_processor)
 
 
-@cases(20)
+@cases(10)
 @given(class_names=class_lists(min_size=1, max_size=5), size=st.tuples(sides, sides), seed=st.integers(0, 1000))
 def test_promise_4_the_masks_of_the_pipeline_carry_the_name_of_their_channel(
     models, tiny_processor, class_names, size, seed
@@ -438,7 +438,7 @@ OPTIMISERS = {
 }
 
 
-@cases(12)
+@cases(6)
 @given(
     decoder=decoders,
     optimiser=st.sampled_from(sorted(OPTIMISERS)),

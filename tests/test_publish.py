@@ -165,6 +165,7 @@ def test_the_recipe_of_the_folder_is_one_that_train_reads(published):
     assert recipe.crop_size == 32
 
 
+@pytest.mark.slow
 def test_the_folder_loads_in_a_process_that_knows_no_ldvc(published, tmp_path):
     environment = {
         **os.environ,
@@ -293,6 +294,7 @@ def test_nothing_is_written_over_unless_it_was_built_here(checkpoint, published,
     assert "# ldvc-toys" in (published / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_failure_while_building_leaves_the_old_folder_whole(checkpoint, published, monkeypatch):
     def fail(folder):
         raise OSError("disk full")

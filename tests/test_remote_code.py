@@ -140,6 +140,7 @@ def fresh_process(tmp_path_factory, published, image):
     return json.loads((work / "result.json").read_text()), work / "again"
 
 
+@pytest.mark.slow
 def test_every_auto_class_gives_the_class_of_the_folder(fresh_process, tokenizer):
     found, _ = fresh_process
     assert found["own modules"] == []
@@ -151,6 +152,7 @@ def test_every_auto_class_gives_the_class_of_the_folder(fresh_process, tokenizer
         assert found[auto_class][:2] == ["LDVCForSemanticSegmentation", "transformers_modules"]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_logits_and_label_map_equal_those_of_this_process(fresh_process, model, tiny_processor, image):
     found, _ = fresh_process
@@ -163,12 +165,14 @@ def test_logits_and_label_map_equal_those_of_this_process(fresh_process, model, 
     assert (torch.tensor(found["map"]) == maps[0]).float().mean() > 0.999  # rounding may decide a tie
 
 
+@pytest.mark.slow
 def test_clip_is_frozen_in_the_fresh_process(fresh_process):
     found, _ = fresh_process
     assert "clip" not in found["AutoModel"][4]
     assert {"vision_prompts", "text_prompts", "prompt_norm", "text_adapter", "decoder"} == set(found["AutoModel"][4])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_model_saved_there_again_keeps_its_code_and_its_new_names(fresh_process, model, tiny_processor, image):
     found, again = fresh_process
@@ -180,12 +184,14 @@ def test_a_model_saved_there_again_keeps_its_code_and_its_new_names(fresh_proces
     assert json.loads((again / "config.json").read_text())["id2label"] == {"0": "dog", "1": "sky"}
 
 
+@pytest.mark.slow
 def test_the_stock_pipeline_names_labels_and_covers_the_picture_once(fresh_process):
     found, _ = fresh_process
     assert set(found["pipeline"]) <= set(NAMES)
     assert sum(found["pipeline"].values()) == 37 * 50
 
 
+@pytest.mark.slow
 def test_the_zero_shot_pipeline_of_the_folder_takes_any_names(fresh_process):
     found, _ = fresh_process
     assert found["zero-shot labels"]

@@ -226,6 +226,7 @@ def test_a_result_of_a_quick_run_is_refused(empty):
 # ---- the plot
 
 
+@pytest.mark.slow
 def test_the_plot_has_points_and_fitted_lines(measured, tmp_path):
     assert plot.draw_scaling(tmp_path / "speed.png")
     picture = np.asarray(Image.open(tmp_path / "speed.png").convert("RGB")).astype(int)

@@ -34,9 +34,10 @@ import demo_ldvc
 import session_ldvc
 import train
 from cli_ldvc import app
+from coco_ldvc import COCO_JOURNAL
 from converters_ldvc import find_voc2012
 from files_ldvc import find_pictures, open_picture
-from formats_ldvc import COCO_JOURNAL, Format, OutputFolder, describe_names, is_whole
+from formats_ldvc import Format, OutputFolder, describe_names, is_whole
 from image_processing_ldvc import LDVCImageProcessor
 from loading_ldvc import load_checkpoint
 from modeling_ldvc import LDVCForSemanticSegmentation
@@ -275,6 +276,7 @@ def resume(train_arguments):
 STATE_FILES = ["model.safetensors", "optimizer.bin", "random_states_0.pkl"]
 
 
+@pytest.mark.slow
 def test_a_training_state_that_someone_changed_never_runs(train_arguments, state, tmp_path):
     """Whatever files a state has: none may run."""
     folder, marker = state(train_arguments, tmp_path), tmp_path / "the trap has closed"
@@ -287,6 +289,7 @@ def test_a_training_state_that_someone_changed_never_runs(train_arguments, state
         path.write_bytes(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATE_FILES)
 def test_a_changed_file_of_a_training_state_never_runs(train_arguments, state, tmp_path, trap, name):
     as_zip(trap[0], state(train_arguments, tmp_path) / name)
@@ -381,6 +384,7 @@ def everything_under(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
+@pytest.mark.slow
 @settings(
     max_examples=60,
     derandomize=True,
@@ -446,6 +450,7 @@ def test_a_list_of_images_does_not_lead_out_of_its_source(tmp_path, image_id):
         find_voc2012(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_zip_of_the_page_has_flat_names_whatever_the_classes_are_called(tmp_path):
     segmenter = session_ldvc.Segmenter()
     visit = session_ldvc.Visit(segmenter.encode(session_ldvc.EXAMPLE_PICTURE))
@@ -455,14 +460,15 @@ def test_the_zip_of_the_page_has_flat_names_whatever_the_classes_are_called(tmp_
         assert archive.namelist() == ["masks.png", "names.json", "overlay.png"]
 
 
+@pytest.fixture(scope="module")
+def page():
+    return demo_ldvc.Page(session_ldvc.Segmenter())
+
+
 @pytest.mark.parametrize("session_hash", ["../escaped", "{tmp_path}/escaped", "..", "a/../../escaped"])
-def test_a_visitor_does_not_choose_where_the_page_writes(tmp_path, session_hash):
+def test_a_visitor_does_not_choose_where_the_page_writes(page, tmp_path, session_hash):
     """Browsers send the name of their session themselves, and so may anybody send another."""
-    page = demo_ldvc.Page(session_ldvc.Segmenter())
-    page.downloads.cleanup()
-    inside = tmp_path / "downloads" / "inside"
-    inside.mkdir(parents=True)
-    page.downloads.name = str(inside)
+    page.downloads = inside = tmp_path / "downloads" / "inside"
     request = Request(session_hash=session_hash.format(tmp_path=tmp_path))
     path = Path(page.on_download(page.first_visit, request)[1])
     assert path.resolve().parent.parent == inside.resolve()

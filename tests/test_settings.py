@@ -132,6 +132,7 @@ def test_guesses_carry_no_gradient():
     assert set(targets.unique().tolist()) <= {1, 2}
 
 
+@pytest.mark.slow
 def test_pixels_that_the_loss_leaves_out_are_no_negatives(train_arguments, tmp_path):
     rows, what = [], []
     for name in ("negative", "ignore"):
@@ -153,6 +154,7 @@ def test_masks_are_counted_once_per_image_and_class():
 # ---- transductive runs
 
 
+@pytest.mark.slow
 def test_one_command_trains_both_halves_and_the_audit_tells_them_apart(train_arguments, tmp_path):
     run(train_arguments, "--setting", "transductive", "--unseen_classes", "[sofa, grass]")
     half, whole = protocol_of(tmp_path / "run" / "inductive"), protocol_of(tmp_path / "run")
@@ -180,6 +182,7 @@ def test_one_command_trains_both_halves_and_the_audit_tells_them_apart(train_arg
     assert yaml.safe_load((tmp_path / "run" / "inductive" / "recipe.yaml").read_text())["schedule_steps"] == 12
 
 
+@pytest.mark.slow
 def test_unlabelled_pixels_are_guessed_too_when_asked_and_unsure_ones_stay_so(train_arguments, tmp_path, finished):
     options = ["--setting", "transductive", "--pseudo_region", "all_unlabelled", "--pseudo_threshold", "0.999"]
     run(train_arguments, *options, "--max_steps", "1", "--start_from", str(finished()))
@@ -188,6 +191,7 @@ def test_unlabelled_pixels_are_guessed_too_when_asked_and_unsure_ones_stay_so(tr
     assert "not told apart" in guessed["label_maps_told"]
 
 
+@pytest.mark.slow
 def test_the_second_half_starts_from_the_weights_of_the_first(train_arguments, tmp_path):
     options = ["--setting", "transductive", "--unseen_classes", "[sofa, grass]", "--max_steps", "2"]
     run(train_arguments, *options, "--learning_rate", "0.01")
@@ -198,6 +202,7 @@ def test_the_second_half_starts_from_the_weights_of_the_first(train_arguments, t
     assert all(torch.equal(weight, second[name]) for name, weight in first.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped_in", ["inductive", "second half"])
 def test_a_transductive_run_resumes_bit_for_bit_in_either_half(train_arguments, tmp_path, stopped_in):
     options = ["--setting", "transductive", "--gradient_accumulation_steps", "2", "--num_eval_images", "2"]
@@ -218,6 +223,7 @@ def test_a_transductive_run_resumes_bit_for_bit_in_either_half(train_arguments, 
     assert protocol_of(whole)["classes"] == protocol_of(resumed)["classes"]
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_first_state_starts_anew(train_arguments, tmp_path):
     run(train_arguments, "--max_steps", "2", "--save_every", "0")
     losses = losses_of(tmp_path / "run")
@@ -227,6 +233,7 @@ def test_a_run_stopped_before_its_first_state_starts_anew(train_arguments, tmp_p
     assert losses_of(tmp_path / "run") == losses
 
 
+@pytest.mark.slow
 def test_accumulating_is_the_same_step_in_parts(train_arguments, tmp_path, finished):
     options = ["--decoder_dropout", "0", "--vision_prompt_dropout", "0", "--setting", "transductive"]
     options += ["--start_from", str(finished())]
@@ -237,12 +244,14 @@ def test_accumulating_is_the_same_step_in_parts(train_arguments, tmp_path, finis
     assert protocol_of(tmp_path / "1")["image_draws"] == protocol_of(tmp_path / "4")["image_draws"] == 24
 
 
+@pytest.mark.slow
 def test_a_transductive_run_trains_in_bf16(train_arguments, finished):
     options = ["--setting", "transductive", "--start_from", str(finished()), "--max_steps", "2"]
     result = run(train_arguments, *options, "--mixed_precision", "bf16")
     assert np.isfinite(result["scores"]["0.0"]["pixel_accuracy"])
 
 
+@pytest.mark.slow
 def test_the_audit_stops_self_training_whose_data_side_leaks(train_arguments, tmp_path, monkeypatch, finished):
     import data_ldvc
 
@@ -329,7 +338,9 @@ def finished(tmp_path_factory, scenes, clip_folder):
                 "warmup_steps": 0,
             }
             (folder / "r.yaml").write_text(yaml.safe_dump(recipe))
-            run_recipe(read_recipe([str(folder / "r.yaml"), "--output_dir", str(folder / "run"), *overrides]))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("train.save_curves", lambda records, path: None)
+                run_recipe(read_recipe([str(folder / "r.yaml"), "--output_dir", str(folder / "run"), *overrides]))
             made[overrides] = folder / "run"
         return made[overrides]
 
@@ -345,6 +356,7 @@ def refuse(caplog, arguments):
     return caplog.text
 
 
+@pytest.mark.slow
 def test_self_training_refuses_a_start_with_another_split(train_arguments, finished, tmp_path, caplog):
     start = finished("--unseen_classes", "[cat]")
     text = refuse(caplog, [*train_arguments, "--setting", "transductive", "--start_from", str(start)])
@@ -352,12 +364,14 @@ def test_self_training_refuses_a_start_with_another_split(train_arguments, finis
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_self_training_refuses_a_start_that_was_not_inductive(train_arguments, finished, caplog):
     start = finished("--setting", "fully_supervised")
     text = refuse(caplog, [*train_arguments, "--setting", "transductive", "--start_from", str(start)])
     assert "was trained fully_supervised, self-training needs inductive" in text
 
 
+@pytest.mark.slow
 def test_self_training_refuses_a_start_with_other_classes(train_arguments, finished, caplog):
     options = ["--class_names", "[cat, dog, sofa, grass, sky]", "--setting", "transductive"]
     text = refuse(caplog, [*train_arguments, *options, "--start_from", str(finished())])
@@ -365,6 +379,7 @@ def test_self_training_refuses_a_start_with_other_classes(train_arguments, finis
     assert "the recipe has the 5 classes" in text
 
 
+@pytest.mark.slow
 def test_self_training_refuses_a_start_without_audit(train_arguments, finished, tmp_path, caplog):
     shutil.copytree(finished(), tmp_path / "start")
     (tmp_path / "start" / "protocol.json").unlink()
@@ -372,11 +387,13 @@ def test_self_training_refuses_a_start_without_audit(train_arguments, finished, 
     assert "has no protocol.json, so that nobody knows which masks" in refuse(caplog, [*train_arguments, *options])
 
 
+@pytest.mark.slow
 def test_an_inductive_run_refuses_a_start_that_saw_its_unseen_masks(train_arguments, finished, caplog):
     text = refuse(caplog, [*train_arguments, "--start_from", str(finished("--unseen_classes", "[cat]"))])
     assert "holds out the masks of ['sofa'], but they trained `start_from`" in text
 
 
+@pytest.mark.slow
 def test_an_inductive_run_refuses_a_start_that_knew_its_unseen_names(train_arguments, finished, tmp_path, caplog):
     start = finished("--setting", "transductive")
     assert "must not know the names ['sofa'], but `start_from`" in refuse(
@@ -385,6 +402,7 @@ def test_an_inductive_run_refuses_a_start_that_knew_its_unseen_names(train_argum
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_no_number_of_further_runs_audits_a_start_without_audit(train_arguments, finished, tmp_path):
     shutil.copytree(finished(), tmp_path / "start")
     (tmp_path / "start" / "protocol.json").unlink()
@@ -404,6 +422,7 @@ def test_a_start_that_does_not_exist_is_named(train_arguments, caplog):
     assert "no LDVC checkpoint can be read from 'nowhere/at/all'" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved_as", ["checkpoint", "adapter"])
 def test_own_data_goes_on_from_a_checkpoint_or_an_adapter(train_arguments, finished, tmp_path, saved_as):
     start = finished(*(["--save_adapter_only", "true"] if saved_as == "adapter" else []))
@@ -420,6 +439,7 @@ def test_own_data_goes_on_from_a_checkpoint_or_an_adapter(train_arguments, finis
     assert start_entry["names_trained_with_masks"] == ["cat", "dog", "grass"]
 
 
+@pytest.mark.slow
 def test_a_start_without_audit_is_said_to_be_so(train_arguments, finished, tmp_path, scenes):
     shutil.copytree(finished(), tmp_path / "start")
     (tmp_path / "start" / "protocol.json").unlink()
@@ -490,6 +510,7 @@ def test_every_benchmark_has_a_recipe_for_every_setting():
     assert len({recipe.output_dir for recipe in recipes.values()}) == len(recipes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["inductive", "transductive", "supervised"])
 def test_the_recipes_of_every_setting_run(setting, train_arguments, tmp_path):
     tiny = yaml.safe_load(Path(train_arguments[0]).read_text()) | {"max_steps": 2}
@@ -508,7 +529,10 @@ def evaluate(checkpoint, scenes, *options, names=VOCABULARY.class_names, unseen=
     return evaluate_ldvc.main(arguments)
 
 
-@pytest.mark.parametrize("setting", ["inductive", "transductive", "fully_supervised"])
+@pytest.mark.parametrize(
+    "setting",
+    ["inductive", *(pytest.param(name, marks=pytest.mark.slow) for name in ("transductive", "fully_supervised"))],
+)
 def test_a_checkpoint_is_scored_under_the_setting_it_was_trained_in(finished, scenes, tmp_path, setting):
     output = tmp_path / "r.json"
     assert evaluate(finished("--setting", setting), scenes, "--setting", setting, "--output", str(output)) == 0
@@ -519,11 +543,16 @@ def test_a_checkpoint_is_scored_under_the_setting_it_was_trained_in(finished, sc
     assert set(result["scores"]) == {"0.0", "0.1"}
 
 
+def trained_otherwise(setting, message):
+    return pytest.param(("--setting", setting), {}, message, marks=pytest.mark.slow)  # trains a checkpoint for itself
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trained", "classes", "message"),
     [
-        (("--setting", "fully_supervised"), {}, "masks of the unseen classes ['sofa'] trained it"),
-        (("--setting", "transductive"), {}, "it was trained transductive, not inductive"),
+        trained_otherwise("fully_supervised", "masks of the unseen classes ['sofa'] trained it"),
+        trained_otherwise("transductive", "it was trained transductive, not inductive"),
         ((), {"unseen": ("dog",)}, "without masks of ['sofa'], the split of 'own' holds out ['dog']"),
         ((), {"names": (*VOCABULARY.class_names, "sky")}, "it was trained on 4 classes, 'own' has 5"),
         ((), {"names": ("dog", "cat", "sofa", "grass")}, "class 0 was 'cat' in training and is 'dog' in 'own'"),
@@ -586,6 +615,7 @@ def test_names_that_the_start_knew_count_too(finished):
     assert "the loss knew the names of the unseen classes ['sofa']" in finding
 
 
+@pytest.mark.slow
 def test_weights_that_were_put_in_the_place_of_others_are_noticed(finished, scenes, tmp_path, capsys):
     shutil.copytree(finished(), tmp_path / "copy")
     shutil.copy(finished("--setting", "fully_supervised") / "model.safetensors", tmp_path / "copy")
@@ -602,6 +632,7 @@ def test_a_baked_vocabulary_leaves_the_fingerprint_of_the_trained_weights(tiny_m
     assert trained_weights_fingerprint(tiny_model) != fingerprint
 
 
+@pytest.mark.slow
 def test_a_run_in_bf16_writes_the_scores_that_its_checkpoint_gets(train_arguments, scenes, tmp_path, monkeypatch):
     has_autocast = []
 
@@ -619,6 +650,7 @@ def test_a_run_in_bf16_writes_the_scores_that_its_checkpoint_gets(train_argument
     assert evaluated["dataset_fingerprint"] == result["dataset_fingerprint"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_names_the_seed_of_the_training(finished, scenes, tmp_path):
     assert evaluate(finished("--seed", "7"), scenes, "--output", str(tmp_path / "r.json")) == 0
     assert json.loads((tmp_path / "r.json").read_text())["seed"] == 7
@@ -642,6 +674,7 @@ def test_a_start_that_nobody_audited_leaves_the_checkpoint_unaudited(finished, s
     assert "'somewhere'" in audit["findings"][0]
 
 
+@pytest.mark.slow
 def test_scores_on_the_training_images_are_marked(finished, scenes, tmp_path, capsys):
     output = tmp_path / "r.json"
     # these scenes are the same in both splits
@@ -681,6 +714,7 @@ def history_of(*pairs):
     return [{"step": 10 * (i + 1), "miou_seen": seen, "miou_unseen": unseen} for i, (seen, unseen) in enumerate(pairs)]
 
 
+@pytest.mark.slow
 def test_log_and_results_name_the_signatures(train_arguments, tmp_path):
     result = run(train_arguments, "--eval_every", "2")  # six steps match nothing
     assert [signature["name"] for signature in result["signatures"]].count("both_low") == (
@@ -692,6 +726,7 @@ def test_log_and_results_name_the_signatures(train_arguments, tmp_path):
     assert scored[-1].get("signatures", []) == [signature["message"] for signature in result["signatures"]]
 
 
+@pytest.mark.slow
 def test_evaluation_takes_floor_and_history_into_account(finished, scenes, clip_folder, tmp_path, capsys):
     floor, output = tmp_path / "floor.json", tmp_path / "r.json"
     assert evaluate(clip_folder, scenes, "--training_free", "--output", str(floor)) == 0

@@ -21,6 +21,7 @@ from data_ldvc import dataset_fingerprint
 from evaluate_ldvc import load_checkpoint
 from modeling_ldvc import LDVCForSemanticSegmentation
 from optimisation_ldvc import learning_rate_at
+from pictures_ldvc import save_curves
 from processing_ldvc import LDVCProcessor
 from recipe_ldvc import Recipe, RecipeError, read_recipe
 from run_state_ldvc import find_state
@@ -45,8 +46,9 @@ def log_of(folder):
     return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
 
 
-def test_a_run_writes_everything_that_describes_it(train_arguments, tmp_path):
-    result = run(train_arguments)
+def test_a_run_writes_everything_that_describes_it(train_arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.save_curves", save_curves)  # which the fixture takes out
+    result = run(train_arguments, "--num_pictures", "2")
     folder = tmp_path / "run"
     for name in ("model.safetensors", "config.json", "recipe.yaml", "protocol.json", "results.json", "log.jsonl"):
         assert (folder / name).is_file(), name
@@ -62,10 +64,9 @@ def test_a_run_writes_everything_that_describes_it(train_arguments, tmp_path):
     assert [record["step"] for record in log_of(folder)] == [1, 2, 3, 4, 5, 6, 6]
 
 
-def test_the_checkpoint_loads_with_seen_classes_and_default_vocabulary(train_arguments, tmp_path):
-    run(train_arguments)
-    model = LDVCForSemanticSegmentation.from_pretrained(tmp_path / "run").eval()
-    processor = LDVCProcessor.from_pretrained(tmp_path / "run")
+def test_the_checkpoint_loads_with_seen_classes_and_default_vocabulary(finished_run):
+    model = LDVCForSemanticSegmentation.from_pretrained(finished_run).eval()
+    processor = LDVCProcessor.from_pretrained(finished_run)
     assert model.config.seen_classes == ["cat", "dog", "grass"]
     assert list(model.config.id2label.values()) == NAMES
     inputs = processor(images=Image.new("RGB", (50, 30), "red"), return_tensors="pt")
@@ -88,9 +89,8 @@ def test_training_changes_no_clip_weight_and_every_own_weight(train_arguments, c
     assert not unchanged
 
 
-def test_no_pixel_of_an_unseen_class_reaches_an_inductive_loss(train_arguments, tmp_path):
-    run(train_arguments)
-    protocol = json.loads((tmp_path / "run" / "protocol.json").read_text())
+def test_no_pixel_of_an_unseen_class_reaches_an_inductive_loss(finished_run):
+    protocol = json.loads((finished_run / "protocol.json").read_text())
     assert protocol["classes_given_to_the_loss"] == ["cat", "dog", "grass"]
     assert protocol["keeps_setting"]
     assert protocol["unseen_mask_pixels_in_the_loss"] == 0
@@ -107,6 +107,7 @@ def test_no_pixel_of_an_unseen_class_reaches_an_inductive_loss(train_arguments, 
     assert counted == protocol["image_draws"] * 32 * 32 == 24 * 32 * 32
 
 
+@pytest.mark.slow
 def test_the_audit_stops_a_run_whose_data_breaks_the_protocol(train_arguments, tmp_path, monkeypatch):
     import data_ldvc
 
@@ -124,6 +125,7 @@ def test_the_audit_stops_a_run_whose_data_breaks_the_protocol(train_arguments, t
     assert not protocol["keeps_setting"]
 
 
+@pytest.mark.slow
 def test_a_fully_supervised_run_trains_all_classes(train_arguments, tmp_path):
     run(train_arguments, "--setting", "fully_supervised", "--max_steps", "2")
     protocol = json.loads((tmp_path / "run" / "protocol.json").read_text())
@@ -131,7 +133,7 @@ def test_a_fully_supervised_run_trains_all_classes(train_arguments, tmp_path):
     assert all(row["positive_pixels"] > 0 for row in protocol["classes"])
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(train_arguments, tmp_path, workers):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     options = ["--num_workers", str(workers), "--gradient_accumulation_steps", "2"]
@@ -160,6 +162,7 @@ def test_resuming_takes_the_newest_whole_state_and_refuses_what_is_none(train_ar
         find_state(recipe, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_every_draw_and_score_every_image_once(train_arguments, tmp_path):
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
@@ -188,6 +191,7 @@ def test_two_processes_train_on_every_draw_and_score_every_image_once(train_argu
     assert protocols[0] == protocols[1]
 
 
+@pytest.mark.slow
 def test_two_processes_resume_bit_for_bit_with_every_pixel_counted_once(train_arguments, tmp_path):
     def launch(*overrides):
         command = [
@@ -210,6 +214,7 @@ def test_two_processes_resume_bit_for_bit_with_every_pixel_counted_once(train_ar
     assert protocols[1]["image_draws"] == 24
 
 
+@pytest.mark.slow
 def test_a_run_without_a_state_is_not_trained_over(train_arguments, tmp_path):
     run(train_arguments, "--save_every", "0", "--max_steps", "2")
     weights = (tmp_path / "run" / "model.safetensors").read_bytes()
@@ -221,26 +226,26 @@ def test_a_run_without_a_state_is_not_trained_over(train_arguments, tmp_path):
 @pytest.mark.parametrize(
     "overrides", [["--seed", "5"], ["--unseen_classes", "[cat]"], ["--learning_rate", "0.5"], ["--max_steps", "8"]]
 )
-def test_a_state_is_not_continued_with_another_recipe(train_arguments, overrides):
-    run(train_arguments)
+def test_a_state_is_not_continued_with_another_recipe(train_arguments, finished_run, overrides):
     with pytest.raises(RecipeError, match=f"was made with {overrides[0][2:]}="):
         run(train_arguments, *overrides, "--resume_from_checkpoint", "latest")
 
 
-def test_a_log_cut_off_by_a_kill_does_not_stop_the_resume(train_arguments, tmp_path):
-    run(train_arguments)
-    shutil.rmtree(tmp_path / "run" / "states" / "step_0000006")
-    with (tmp_path / "run" / "log.jsonl").open("a") as log:
+@pytest.mark.slow
+def test_a_log_cut_off_by_a_kill_does_not_stop_the_resume(train_arguments, finished_run):
+    shutil.rmtree(finished_run / "states" / "step_0000006")
+    with (finished_run / "log.jsonl").open("a") as log:
         log.write('{"step": 3, "lo')
     run(train_arguments, "--resume_from_checkpoint", "latest")
-    assert [record["step"] for record in log_of(tmp_path / "run")] == [1, 2, 3, 4, 5, 6, 6]
+    assert [record["step"] for record in log_of(finished_run)] == [1, 2, 3, 4, 5, 6, 6]
 
 
-def test_overwriting_leaves_nothing_of_the_run_before(train_arguments, tmp_path):
-    run(train_arguments, "--max_steps", "1")
-    run(train_arguments, "--max_steps", "1", "--save_adapter_only", "true", "--overwrite_output_dir", "true")
-    assert not (tmp_path / "run" / "model.safetensors").exists()
-    assert not (tmp_path / "run" / "config.json").exists()
+@pytest.mark.slow
+def test_overwriting_leaves_nothing_of_the_run_before(train_arguments, finished_run):
+    result = run(train_arguments, "--max_steps", "1", "--save_adapter_only", "true", "--overwrite_output_dir", "true")
+    assert result["recipe"]["max_steps"] == 1
+    assert not (finished_run / "model.safetensors").exists()
+    assert not (finished_run / "config.json").exists()
 
 
 def test_streamed_data_trains(train_arguments, tmp_path):
@@ -248,6 +253,7 @@ def test_streamed_data_trains(train_arguments, tmp_path):
     assert json.loads((tmp_path / "run" / "protocol.json").read_text())["image_draws"] == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -258,11 +264,12 @@ def test_streamed_data_trains(train_arguments, tmp_path):
         ["--mixed_precision", "bf16"],
     ],
 )
-def test_variants_train(train_arguments, overrides):
+def test_every_variant_trains(train_arguments, overrides):
     result = run(train_arguments, "--max_steps", "2", *overrides)
     assert np.isfinite(result["scores"]["0.0"]["pixel_accuracy"])
 
 
+@pytest.mark.slow
 def test_only_the_adapter_is_written_when_asked(train_arguments, tmp_path, clip_folder):
     run(train_arguments, "--save_adapter_only", "true", "--max_steps", "1")
     folder = tmp_path / "run"
@@ -274,6 +281,7 @@ def test_only_the_adapter_is_written_when_asked(train_arguments, tmp_path, clip_
     assert all(torch.equal(weight, evaluated.state_dict()[name]) for name, weight in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_pushing_to_the_hub_takes_the_audit_along(train_arguments, tmp_path, monkeypatch):
     pushed = []
     for kind in (LDVCForSemanticSegmentation, LDVCProcessor):
@@ -312,13 +320,11 @@ def test_the_learning_rate_warms_up_and_decays_as_in_mmcv():
     assert learning_rate_at(99, recipe) == pytest.approx(poly[99])
 
 
-def test_a_folder_with_another_run_is_refused_and_kept(train_arguments, tmp_path):
-    run(train_arguments, "--max_steps", "1")
-    before = (tmp_path / "run" / "results.json").read_text()
+def test_a_folder_with_another_run_is_refused_and_kept(train_arguments, finished_run):
+    before = (finished_run / "results.json").read_text()
     with pytest.raises(RecipeError, match="already holds a run; choose another"):
         run(train_arguments, "--max_steps", "2")
-    assert (tmp_path / "run" / "results.json").read_text() == before
-    assert run(train_arguments, "--max_steps", "2", "--overwrite_output_dir", "true")["recipe"]["max_steps"] == 2
+    assert (finished_run / "results.json").read_text() == before
 
 
 @pytest.mark.parametrize(
@@ -383,6 +389,7 @@ def test_the_recipe_that_a_run_writes_can_be_given_back(tmp_path):
     assert read_recipe([str(tmp_path / "recipe.yaml"), "--num_regions", "8"]).model["num_regions"] == 8
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_state(train_arguments, tmp_path, monkeypatch):
     import train
 

@@ -323,6 +323,7 @@ def test_a_vocabulary_fits_every_load_of_its_checkpoint(
     torch.testing.assert_close(default_logits(loaded, pixel_values), expected)
 
 
+@pytest.mark.slow
 def test_storage_in_half_precision_changes_no_fingerprint_but_rounding_does(make_model, tiny_processor, tmp_path):
     model = make_model().to(torch.bfloat16)
     model.save_pretrained(tmp_path)
@@ -608,6 +609,7 @@ def test_a_baked_checkpoint_encodes_no_names(baked_folder, tiny_processor):
         baked.encode_vocabulary(NAMES, tiny_processor)
 
 
+@pytest.mark.slow
 def test_the_adapter_of_a_baked_model_brings_its_vocabulary_and_its_fingerprint(
     make_model, tiny_processor, tmp_path, pixel_values
 ):
