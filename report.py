@@ -72,7 +72,7 @@ def picturebook_scores() -> str:
     """LDVC, the class-query decoder and the controls on held-out scenes, mean and spread over seeds."""
     experiments = read_list(RECORD)
     collected = collect(experiments)
-    ldvc, class_query = (collected.results.get(name, []) for name in ("ldvc", "class_query"))
+    ldvc, class_query, tokens = (collected.results.get(name, []) for name in ("ldvc", "class_query", "floor_tokens"))
     left_out = left_out_notes(experiments, collected)
     if not ldvc:
         return "\n\n".join(["Not run yet: `make record`.", *left_out])
@@ -88,7 +88,10 @@ def picturebook_scores() -> str:
         rows.append(score_row("class-query decoder", [run["scores"]["0.0"] for run in class_query]))
         rows.append(score_row("class-query decoder, 0.1 off", [run["scores"]["0.1"] for run in class_query]))
     if controls:
-        rows.append(score_row("CLIP without training", [control["training_free_clip"] for control in controls]))
+        value = [control["training_free_clip"] for control in controls]
+        rows.append(score_row("CLIP without training, value path", value))
+    if tokens:
+        rows.append(score_row("CLIP without training, plain tokens", [run["scores"]["0.0"] for run in tokens]))
     oracle = ROOT / "results" / "picturebook_oracle.json"
     if oracle.is_file():
         rows.append(score_row("oracle: perfect 16 x 16 tokens", [json.loads(oracle.read_text())["scores"]]))
