@@ -112,7 +112,7 @@ def measure_variant(variant: Variant, settings: Settings) -> Iterator[dict[str, 
         for batch in QUICK_BATCHES if settings.quick else BATCHES:
             yield {**asdict(variant), "batch": batch, **time_variant(variant, batch, settings)}
     except (RuntimeError, ImportError, ValueError) as error:  # no such kernel, package, compiler, or too little memory
-        yield {**asdict(variant), "skipped": str(error).strip().splitlines()[0]}
+        yield {**asdict(variant), "skipped": (str(error).strip() or repr(error)).splitlines()[0]}
 
 
 @torch.inference_mode()
@@ -216,5 +216,5 @@ def measure_training(name: str, settings: Settings) -> Iterator[dict[str, Any]]:
                 "weights_megabytes": weight_bytes(model) / 1e6,
             }
         except RuntimeError as error:  # too little memory
-            row["skipped"] = str(error).strip().splitlines()[0]
+            row["skipped"] = (str(error).strip() or repr(error)).splitlines()[0]
         yield row

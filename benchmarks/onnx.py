@@ -76,7 +76,7 @@ def build_ways(
     try:
         ways["compile"] = compile_way(model, settings)
     except RuntimeError as error:  # no C++ compiler, or one that fails
-        skipped["compile"] = f"torch.compile: {str(error).strip().splitlines()[0]}"
+        skipped["compile"] = f"torch.compile: {(str(error).strip() or repr(error)).splitlines()[0]}"
     ways |= export_ways(model, folder)
     return ways, skipped
 
