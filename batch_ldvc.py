@@ -26,6 +26,7 @@ from formats_ldvc import OutputFolder, describe_names
 from inference_ldvc import InferenceSettings, PreparedPicture, encode_classes, prepare_picture, segment_batch
 from loading_ldvc import default_names, load_checkpoint, one_line, unseen_names
 from vocabulary_ldvc import LDVCVocabulary
+from weights_ldvc import weights_fingerprint
 
 
 if TYPE_CHECKING:
@@ -143,8 +144,12 @@ class Segmenter:
     ):
         parsed = None if threshold is None else parse_threshold(threshold)
         self.model, self.processor = load_checkpoint(model, device)
-        if vocabulary is not None:
-            self.model.set_vocabulary(LDVCVocabulary.load(vocabulary))
+        saved = None if vocabulary is None else LDVCVocabulary.load(vocabulary)
+        if saved is not None:
+            self.model.set_vocabulary(saved)
+        # of what decides results: a model that was trained anew has the same name
+        classes_held = {} if saved is None else {"vocabulary": saved.class_embeds}
+        self.weights = weights_fingerprint({**self.model.state_dict(), **classes_held})
         self.model_name = str(Path(model).resolve()) if Path(model).exists() else model
         if settings is not None and batch_size is not None:
             settings = replace(settings, window_batch_size=batch_size)
@@ -239,6 +244,7 @@ class Segmenter:
             self.names if self.other is None else [*self.names, self.other],
             other=self.other,
             model=self.model_name,
+            weights_sha256=self.weights,
             labels=self.classes or {name: [name] for name in self.names},
             threshold=self.threshold,
             inference=inference,

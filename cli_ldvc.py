@@ -250,8 +250,12 @@ def segment_command(
     segmenter = batch_ldvc.Segmenter(
         model, device, classes, vocabulary, settings, threshold, other, scores, has_coco, batch_size
     )
+    description = segmenter.describe()
+    if dataset is not None and id_column is None:  # names are row numbers, which every split has
+        place = str(Path(dataset).resolve()) if Path(dataset).exists() else dataset
+        description["rows"] = [place, split or DATASET_DEFAULTS["--split"], dataset_config, len(found.pictures)]
     folder = OutputFolder(
-        output, formats, segmenter.describe(), num_classes=len(segmenter.names), unseen_names=segmenter.unseen_names()
+        output, formats, description, num_classes=len(segmenter.names), unseen_names=segmenter.unseen_names()
     )
     existing = Existing.OVERWRITE if overwrite else Existing.SKIP if skip_existing else Existing.REFUSE
     todo = set(folder.start({picture.name: picture.path for picture in found.pictures}, existing, share))

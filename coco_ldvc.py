@@ -1,7 +1,7 @@
 """COCO run-length results of a folder: a journal while pictures are segmented, one JSON file at the end.
 
 Every process has a journal of its own, a line per picture, so that neither a stop nor a second process loses one, and
-memory does not grow with the number of pictures.
+memory does not grow with the number of pictures; a run that adds to a finished `coco.json` reads that file whole.
 """
 
 from __future__ import annotations
@@ -152,16 +152,44 @@ def write_coco(folder: Path, class_names: Sequence[str], own_journals: Iterable[
         class_names: Name of every id.
         own_journals: Closed journals of all processes of this run.
     """
-    own_journals = list(own_journals)
-    journals = list(dict.fromkeys([*find_journals(folder), *own_journals]))
-    index: Index = {}
-    for path in journals:
+    own_journals, target = list(own_journals), folder / COCO_FILE
+    while not write_from_journals(folder, target, class_names, own_journals):
+        pass  # another run has finished meanwhile, which takes its journals away
+    remove_journals(folder, own_journals)
+
+
+def write_from_journals(folder: Path, target: Path, class_names: Sequence[str], own_journals: Sequence[Path]) -> bool:
+    """Write all records to `target`, unless another run replaces it meanwhile.
+
+    Returns:
+        Whether the file is written.
+
+    Raises:
+        FileNotFoundError: If a journal or the folder goes away for another reason.
+    """
+    before, index = stamp(target), {}
+    for path in dict.fromkeys([*find_journals(folder), *own_journals]):
         index |= {record["name"]: (path, start) for start, record in journal_records(path)}
     # Read last: a process that finishes now deletes its journal after it has written this file.
-    index = dict(file_records(folder)) | index
-    with written_aside(folder / COCO_FILE) as file:
-        write_records(file, index, class_names)
-    remove_journals(folder, own_journals)
+    index: Index = dict(file_records(folder)) | index
+    try:
+        with written_aside(target) as file:
+            write_records(file, index, class_names)
+            if stamp(target) != before:
+                raise FileNotFoundError(target)
+    except FileNotFoundError:
+        if stamp(target) == before:
+            raise
+        return False
+    return True
+
+
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes where a file is replaced; `None` where there is none."""
+    with suppress(FileNotFoundError):
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
+    return None
 
 
 def write_records(file: IO[bytes], index: Index, class_names: Sequence[str]) -> None:

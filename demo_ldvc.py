@@ -56,6 +56,8 @@ CLICK_HIDDEN_DOWNLOAD = "() => setTimeout(() => document.querySelector('#masks_f
 def build_demo(model_folder: str | Path = EMBEDDED_CHECKPOINT) -> gr.Blocks:
     """Build the page; `launch` gives it its looks and its limits, and starts it.
 
+    Served in another way, nobody deletes visitors' files: `launch` does.
+
     Args:
         model_folder: LDVC checkpoint: a folder or Hub id.
 
@@ -81,7 +83,10 @@ def launch(
         OSError: If the port cannot be used.
     """
     check_port(host, port)
-    folder = TemporaryDirectory(prefix="ldvc_demo_", ignore_cleanup_errors=True)
+    given = os.environ.get("GRADIO_TEMP_DIR")
+    if given:
+        Path(given).mkdir(parents=True, exist_ok=True)
+    folder = TemporaryDirectory(prefix="ldvc_demo_", dir=given, ignore_cleanup_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = folder.name  # for all that is uploaded or made; Gradio asks again and again
     blocks = build_demo(model_folder)
     own = set(Path(folder.name).rglob("*"))  # the example
@@ -106,7 +111,7 @@ def launch(
         quiet=True,
         prevent_thread_lock=True,
     )
-    threading.Thread(target=keep_clean, args=(blocks, folder, own), daemon=True).start()
+    threading.Thread(target=keep_clean, args=(blocks, folder, own, given), daemon=True).start()
     sys.stdout.write(f"LDVC is at {blocks.local_url} (Ctrl+C stops it)\n")
     sys.stdout.flush()
     if block:
@@ -114,7 +119,7 @@ def launch(
     return blocks
 
 
-def keep_clean(blocks: gr.Blocks, folder: TemporaryDirectory, own: Collection[Path]) -> None:
+def keep_clean(blocks: gr.Blocks, folder: TemporaryDirectory, own: Collection[Path], given: str | None) -> None:
     """Delete visitors' files when they are old, and all files when the page ends.
 
     Gradio can do that, but stops for good when a visitor comes while it looks, and forgets files of a visitor who made
@@ -124,11 +129,15 @@ def keep_clean(blocks: gr.Blocks, folder: TemporaryDirectory, own: Collection[Pa
         blocks: The page, served.
         folder: Of all its files.
         own: What is in it from the start.
+        given: The variable `GRADIO_TEMP_DIR` as it was before.
     """
     while blocks.is_running:
         delete_old(Path(folder.name), own)
         time.sleep(SWEEP_SECONDS)
     folder.cleanup()
+    os.environ.pop("GRADIO_TEMP_DIR", None)
+    if given is not None:
+        os.environ["GRADIO_TEMP_DIR"] = given
 
 
 def delete_old(folder: Path, own: Collection[Path]) -> None:

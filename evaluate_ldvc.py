@@ -44,6 +44,7 @@ from check_data import choose_vocabulary
 from data_ldvc import check_label_convention, dataset_fingerprint, load_split, map_labels, read_sample
 from image_processing_ldvc import best_classes
 from inference_ldvc import InferenceSettings, class_scores, encode_classes, prepare_image
+from parts_ldvc import written_aside
 from predictions_ldvc import KeptPredictions, code_fingerprint
 from processes_ldvc import leave_processes, process_state
 from processing_ldvc import LDVCProcessor, check_templates
@@ -322,11 +323,8 @@ def without_nan(value: Any) -> Any:
 
 def write_json(data: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Write JSON aside and rename it, so that no half-written file is taken for a whole one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(without_nan(data), indent=2) + "\n")
-    os.replace(part, path)
+    with written_aside(Path(path)) as file:
+        file.write((json.dumps(without_nan(data), indent=2) + "\n").encode())
 
 
 def format_table(rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str] = COLUMNS) -> str:
@@ -513,6 +511,17 @@ def load_images(arguments: argparse.Namespace) -> Any:
     )
 
 
+def images_fingerprint(dataset: Any) -> str:
+    """SHA-256 of all pictures as they are stored: scores are traced by labels, kept maps depend on pictures."""
+    from datasets import Image
+
+    digest = hashlib.sha256()
+    for row in dataset.select_columns("image").cast_column("image", Image(decode=False)):
+        cell = row["image"]
+        digest.update(Path(cell["path"]).read_bytes() if cell["bytes"] is None else cell["bytes"])
+    return digest.hexdigest()
+
+
 def describe_predictions(
     arguments: argparse.Namespace,
     model: nn.Module,
@@ -558,7 +567,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     kept = None
     if arguments.predictions:
         made_by = describe_predictions(arguments, model, processor, settings, trace)
-        made_by |= {"class_names": names, "seen_class_ids": list(vocabulary.seen_class_ids), "offsets": offsets}
+        made_by |= {
+            "images_sha256": images_fingerprint(dataset),
+            "class_names": names,
+            "seen_class_ids": list(vocabulary.seen_class_ids),
+            "offsets": offsets,
+        }
         kept = KeptPredictions(arguments.predictions, made_by, vocabulary.class_names, offsets)
     result = evaluate_model(
         model.to(state.device),

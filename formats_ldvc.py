@@ -276,6 +276,11 @@ class OutputFolder:
                 f"{str(there[0])!r} is there already ({len(there)} results in all); use --overwrite, or "
                 "--skip-existing to make only what is missing."
             )
+        if there and not is_same and existing is Existing.SKIP:
+            raise ValueError(
+                f"{str(there[0])!r} is there already, but no {NAMES_FILE} says what it shows; choose another folder "
+                "with --output, or replace it with --overwrite."
+            )
         if not is_same:  # with --overwrite: results of other names must not outlive a picture that fails this time
             remove_journals(self.folder)
             for path in there:

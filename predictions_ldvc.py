@@ -14,7 +14,9 @@ import numpy as np
 from accelerate import PartialState
 from PIL import Image
 
-from formats_ldvc import read_json, write_png, written_aside
+from coco_ldvc import read_json
+from formats_ldvc import write_png
+from parts_ldvc import written_aside
 
 
 __all__ = ["KeptPredictions", "code_fingerprint"]
@@ -57,6 +59,11 @@ class KeptPredictions:
                     f"{str(folder)!r} holds the predictions of another evaluation: {key} was {before.get(key)!r} and "
                     f"is {now.get(key)!r}; name another folder, or delete this one."
                 )
+        if not before and any(self.folder.glob("offset_*/*.png")):
+            raise ValueError(
+                f"{str(folder)!r} holds label maps, but no {MADE_BY} that can be read says of which evaluation; name "
+                "another folder, or delete this one."
+            )
         state.wait_for_everyone()  # all have looked before one writes
         if state.is_main_process:
             with written_aside(self.folder / MADE_BY) as file:

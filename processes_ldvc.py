@@ -1,7 +1,7 @@
 """This process among those that `accelerate launch` started."""
 
 import os
-from typing import Any
+from datetime import timedelta
 
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
@@ -10,16 +10,16 @@ from accelerate.utils import parse_flag_from_env
 __all__ = ["check_joined", "leave_processes", "process_state"]
 
 
-def process_state(**options: Any) -> PartialState:
-    """Join the other processes, on the CPU too: by itself, `PartialState` does not heed ACCELERATE_USE_CPU.
+LONGEST_WAIT = timedelta(days=7)  # of the first process to finish for the last; by default, minutes end a run
 
-    Args:
-        options: Of torch's `init_process_group`, such as `timeout`.
+
+def process_state() -> PartialState:
+    """Join the other processes, on the CPU too: by itself, `PartialState` does not heed ACCELERATE_USE_CPU.
 
     Raises:
         ValueError: If processes were started together that do not know of each other.
     """
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), **options)
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=LONGEST_WAIT)
     check_joined(state.num_processes)
     return state
 

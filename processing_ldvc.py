@@ -166,6 +166,8 @@ class LDVCProcessor(ProcessorMixin):
     ):
         self.prompt_templates = check_templates(prompt_templates)
         super().__init__(image_processor, tokenizer, **kwargs)
+        for name in ("is_local", "local_files_only"):  # of one loading; they would be saved with the tokenizer
+            getattr(tokenizer, "init_kwargs", {}).pop(name, None)
 
     @classmethod
     def from_clip_pretrained(

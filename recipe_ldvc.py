@@ -254,7 +254,10 @@ def _read_file(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RecipeError(f"recipe {path} holds a {type(values).__name__}, no mapping; write lines of `key: value`.")
     if isinstance(values.get("model"), dict):  # recipe.yaml of a run
-        values.update(values.pop("model"))
+        model = values.pop("model")
+        if twice := [key for key in model if key in values]:
+            raise RecipeError(f"recipe {path} sets {twice[0]!r} under `model` and beside it; take one out.")
+        values |= model
     if "base" not in values:
         return values
     name, chain = values.pop("base"), (*children, path.resolve())

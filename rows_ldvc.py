@@ -131,8 +131,8 @@ class RowPicture(Picture):
             ValueError: If the row holds no picture, or one that `decode_picture` refuses.
         """
         (cell,) = self.rows[self.index].values()
-        if cell is None:
-            raise ValueError(f"row {self.index} holds no picture.")
+        if cell is None or (cell["bytes"] is None and cell["path"] is None):
+            raise ValueError(f"row {self.index} holds no picture; leave the row out of the dataset.")
         return decode_picture(Path(cell["path"]) if cell["bytes"] is None else BytesIO(cell["bytes"]), max_pixels)
 
 

@@ -6,11 +6,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
-
-LONGEST_WAIT = timedelta(days=7)  # of the first process to finish for the last; by default, minutes end a run
 
 Item = TypeVar("Item")
 
@@ -82,5 +79,5 @@ def join_processes() -> Share:
         return Share()
     from processes_ldvc import process_state
 
-    state = process_state(timeout=LONGEST_WAIT)
+    state = process_state()
     return Share(state.process_index, state.num_processes, str(state.device))

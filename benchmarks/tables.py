@@ -32,7 +32,11 @@ GOAL_ROWS = (
     ("routing", "32", "route attention / full attention, 32 x 32 tokens"),
     ("routing", "64", "the same, 64 x 64 tokens"),
     ("routing", "32_masked", "route attention as it is / as a mask on full attention, 32 x 32 tokens"),
-    ("startup", "heavy_modules", "heavy libraries that `import ldvc` and a baked checkpoint load, beside those of Transformers itself"),
+    (
+        "startup",
+        "heavy_modules",
+        "heavy libraries that `import ldvc` and a baked checkpoint load, besides Transformers' own",
+    ),
     ("onnx", "onnx_difference", "largest difference of ONNX logits from eager PyTorch's"),
 )
 # Of these, what the README has room for.

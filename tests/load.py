@@ -358,7 +358,11 @@ def load_page(num_requests: int, num_users: int) -> dict[str, Any]:
                     time.sleep(1)
         finally:
             server.send_signal(signal.SIGTERM)
-            server.wait(timeout=60)
+            try:
+                server.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                raise
         left = sorted(files_below(folder))
     figures = {"requests": tally.done, "users": num_users, "kept_seconds": KEPT_SECONDS}
     disk_figures = {f"disk_{name}": value for name, value in summarise(disk).items()}
@@ -411,7 +415,7 @@ def load_segment(num_pictures: int) -> dict[str, Any]:
 def is_steady(figures: dict[str, Any]) -> bool:
     """Whether a run passes."""
     grown = [figures.get(f"{kind}_at_end", 0) - figures.get(f"{kind}_at_warm_up", 0) for kind in ("mb", "disk_mb")]
-    return max(grown) <= MAX_GROWTH_MB and not figures["errors"] and not figures["left"]
+    return all(growth <= MAX_GROWTH_MB for growth in grown) and not figures["errors"] and not figures["left"]
 
 
 def main() -> int:

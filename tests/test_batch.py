@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -409,6 +410,32 @@ def dataset(photos, tmp_path):
 
 
 @pytest.mark.slow
+def test_row_numbers_of_another_split_are_no_results_to_go_on_from(ldvc, checkpoint, photos, tmp_path):
+    splits = {"train": make_dataset(photos), "validation": make_dataset(photos)}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "data")
+    call = ["segment", "--dataset", tmp_path / "data", "-m", checkpoint, "-o", tmp_path / "out", "--skip-existing"]
+    assert ldvc(*call, "--split", "train").exit_code == 0
+    result = ldvc(*call, "--split", "validation")
+    assert result.exit_code == 2
+    assert "made with other settings (rows)" in " ".join(result.output.split())
+
+
+def test_a_model_or_vocabulary_that_changed_under_its_name_has_another_description(checkpoint, tmp_path):
+    def described(vocabulary=None):
+        return Segmenter(str(tmp_path / "model"), "cpu", None, vocabulary, None).describe()["weights_sha256"]
+
+    shutil.copytree(checkpoint, tmp_path / "model")
+    model, processor = load_checkpoint(tmp_path / "model", "cpu")
+    found = [described()]
+    for number, synonyms in enumerate((["dog"], ["dog", "puppy"])):
+        model.encode_vocabulary({"dog": synonyms}, processor).save(tmp_path / str(number))
+        found.append(described(tmp_path / str(number)))
+    model.decoder.layers[0].cross_attn.q_proj.weight.data += 1
+    model.save_pretrained(tmp_path / "model")
+    assert len({*found, described()}) == 4
+
+
+@pytest.mark.slow
 def test_a_dataset_gives_the_results_of_its_files(ldvc, checkpoint, photos, dataset, tmp_path):
     call = ["segment", "-m", checkpoint, *FORMATS]
     assert ldvc(*call, photos, "-o", tmp_path / "files").exit_code == 0
@@ -463,7 +490,7 @@ def test_a_damaged_row_or_one_without_a_picture_stops_no_other(ldvc, checkpoint,
     assert (result.exit_code, "1 of 3 pictures" in result.stdout) == (1, True)
     lines = result.stderr.splitlines()
     assert lines[1].startswith(f"  {tmp_path}/data/train/1: no picture, or of a format")
-    assert lines[2] == f"  {tmp_path}/data/train/2: row 2 holds no picture."
+    assert lines[2] == f"  {tmp_path}/data/train/2: row 2 holds no picture; leave the row out of the dataset."
 
 
 BAD_SOURCES = [
@@ -722,6 +749,26 @@ def test_the_journal_of_a_running_process_is_read_and_left_to_it(tmp_path):
     write_coco(tmp_path, ["cat"], [journal.path])
     assert [image["name"] for image in json.loads((tmp_path / "coco.json").read_text())["images"]] == ["a", "b"]
     assert find_journals(tmp_path) == [foreign]
+
+
+def test_a_run_that_ends_while_another_writes_loses_no_record(tmp_path, monkeypatch):
+    journal = Journal(tmp_path)
+    add_record(journal, "a")
+    journal.close()
+    foreign, write_records = tmp_path / f"coco.json.{OTHER}.part", coco_ldvc.write_records
+    foreign.write_text(journal.path.read_text().replace('"a"', '"b"'))
+
+    def write_late(file, index, class_names):
+        monkeypatch.setattr(coco_ldvc, "write_records", write_records)
+        foreign.write_text(foreign.read_text() + foreign.read_text().replace('"b"', '"c"'))
+        write_coco(tmp_path, class_names, [foreign])  # the other run ends, and takes its journal away
+        write_records(file, index, class_names)
+
+    monkeypatch.setattr(coco_ldvc, "write_records", write_late)
+    write_coco(tmp_path, ["cat"], [journal.path])
+    content = json.loads((tmp_path / "coco.json").read_text())
+    assert [image["name"] for image in content["images"]] == ["a", "b", "c"]
+    assert [path.name for path in tmp_path.iterdir()] == ["coco.json"]
 
 
 def test_journals_of_stopped_runs_go_when_the_classes_change_and_those_of_running_ones_stay(tmp_path):

@@ -258,6 +258,7 @@ def test_files_of_visitors_are_deleted_when_they_are_old_and_those_of_the_page_s
 
 def test_the_page_deletes_while_it_is_served_and_leaves_nothing_behind(tmp_path, monkeypatch):
     folder = demo_ldvc.TemporaryDirectory(dir=tmp_path)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", folder.name)
     upload = Path(folder.name, "upload.png")
     upload.write_bytes(b"")
     blocks, was_there = SimpleNamespace(is_running=True), []
@@ -268,8 +269,9 @@ def test_the_page_deletes_while_it_is_served_and_leaves_nothing_behind(tmp_path,
         monkeypatch.setattr(demo_ldvc, "KEPT_SECONDS", -1)
 
     monkeypatch.setattr(demo_ldvc, "time", SimpleNamespace(time=time.time, sleep=pause))
-    demo_ldvc.keep_clean(blocks, folder, set())
+    demo_ldvc.keep_clean(blocks, folder, set(), "elsewhere")
     assert was_there == [True, False]
+    assert os.environ["GRADIO_TEMP_DIR"] == "elsewhere"
     assert list(tmp_path.iterdir()) == []
 
 

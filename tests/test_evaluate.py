@@ -20,6 +20,7 @@ from evaluate_ldvc import (
     format_table,
     group_scores,
     image_areas,
+    images_fingerprint,
     load_checkpoint,
     main,
     permute_names,
@@ -305,6 +306,25 @@ def test_kept_maps_of_another_evaluation_are_refused_by_what_differs(tmp_path):
         keep(tmp_path, window=256)
     with pytest.raises(ValueError, match=r"stride was None and is 426"):
         keep(tmp_path, window=512, stride=426)
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_maps_of_which_nothing_says_where_they_are_from_are_refused(tmp_path, content):
+    keep(tmp_path).write(0, [np.zeros((2, 2), int)] * len(OFFSETS))
+    (tmp_path / "made_by.json").unlink()
+    if content is not None:
+        (tmp_path / "made_by.json").write_text(content)
+    with pytest.raises(ValueError, match=r"holds label maps, but no made_by\.json that can be read"):
+        keep(tmp_path)
+
+
+def test_pictures_that_changed_have_another_fingerprint():
+    def fingerprint(color):
+        rows = {"image": [Image.new("RGB", (4, 4), color)], "label": [Image.new("L", (4, 4))]}
+        features = Features({"image": ImageFeature(), "label": ImageFeature()})
+        return images_fingerprint(Dataset.from_dict(rows, features=features))
+
+    assert fingerprint("red") == fingerprint("red") != fingerprint("blue")
 
 
 def test_kept_maps_hold_more_ids_than_a_byte(tmp_path):

@@ -352,6 +352,17 @@ def test_a_resumed_run_makes_what_is_missing_or_damaged(tmp_path, result):
     assert is_whole(tmp_path / "out" / "b.png")
 
 
+def test_files_that_no_run_has_named_are_neither_taken_for_results_nor_deleted(tmp_path, result):
+    (tmp_path / "out").mkdir()
+    own = save_picture(tmp_path / "out" / "a.png")
+    before = own.read_bytes()
+    with pytest.raises(
+        ValueError, match=r"a\.png' is there already, but no names\.json says what it shows; .*--output"
+    ):
+        run_folder(tmp_path, result, ["a"], Existing.SKIP)
+    assert own.read_bytes() == before
+
+
 def test_coco_holds_the_pictures_of_all_runs_into_a_folder(tmp_path, result, capsys):
     run_folder(tmp_path, result, ["b", "c"])
     run_folder(tmp_path, result, ["a"])

@@ -3,6 +3,7 @@
 import base64
 import inspect
 import io
+import json
 
 import numpy as np
 import pytest
@@ -141,6 +142,13 @@ def test_a_gray_array_becomes_three_channels(image_processor, shape):
         for images in (image, [image], [solid("RGB", 0), image]):
             pixels = image_processor(images, return_tensors="pt")["pixel_values"]
             torch.testing.assert_close(pixels[-1, :, 3, 3], normalised((100, 100, 100)), atol=1e-5, rtol=1e-5)
+
+
+def test_how_a_tokenizer_was_loaded_is_not_saved_with_it(tmp_path):
+    loaded = LDVCProcessor.from_pretrained("picturebook/ldvc", local_files_only=True)
+    loaded.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert not saved.keys() & {"is_local", "local_files_only"}
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((20, 30, 3), "channels_first"), ((3, 20, 30), "channels_last")])

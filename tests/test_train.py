@@ -387,6 +387,9 @@ def test_the_recipe_that_a_run_writes_can_be_given_back(tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe)))
     assert read_recipe([str(tmp_path / "recipe.yaml")]) == recipe
     assert read_recipe([str(tmp_path / "recipe.yaml"), "--num_regions", "8"]).model["num_regions"] == 8
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe) | {"num_regions": 8}))
+    with pytest.raises(RecipeError, match="sets 'num_regions' under `model` and beside it"):
+        read_recipe([str(tmp_path / "recipe.yaml")])
 
 
 @pytest.mark.slow
