@@ -50,9 +50,10 @@ def one_hot_targets(labels: Tensor, num_classes: int, ignore_index: int = 255, f
     Returns:
         (batch_size, num_classes, height, width) bool.
     """
-    class_ids = torch.arange(first_class, first_class + num_classes, device=labels.device).view(1, -1, 1, 1)
+    last = first_class + num_classes
+    class_ids = torch.arange(first_class, last, dtype=torch.int32, device=labels.device).view(1, -1, 1, 1)
     # an id is unlabelled even where the class list is longer than it
-    return labels.long().masked_fill(labels == ignore_index, -1).unsqueeze(1) == class_ids
+    return labels.int().masked_fill(labels == ignore_index, -1).unsqueeze(1) == class_ids
 
 
 def count_present(labels: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
@@ -177,6 +178,7 @@ def segmentation_loss(
         raise ValueError(f"`unlabeled_pixels` is {unlabeled_pixels!r}; use 'negative' or 'ignore'.")
     check_labels(labels, logits.shape[1], ignore_index)
     num_masks = count_masks(labels, logits.shape[1], ignore_index) if num_masks is None else num_masks
+    labels = labels.int()
 
     def block_terms(block: Tensor, first_class: int) -> tuple[Tensor, Tensor]:
         block = F.interpolate(block.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)

@@ -57,7 +57,8 @@ _CITATION = """
 
 DEFAULT_IGNORE_INDEX = 255
 SMALL_COMPONENT_SHARE = 0.001  # of the image's pixels; smaller components are called fragments
-MAX_DENSE_IDS = 1024  # id ranges up to this are counted in a table of its square (8 MB), larger ones are sorted first
+MAX_ID_RANGE = 2**20  # ids that lie closer together are told apart by a table, others by sorting
+MAX_TABLE_IDS = 1024  # so many ids in an image are counted in a table of their square (8 MB), more by sorting
 
 
 class Fragments(NamedTuple):
@@ -353,10 +354,16 @@ def _count_pairs(prediction: np.ndarray, reference: np.ndarray) -> Counter:
         return Counter()
     first, lengths = _find_runs(prediction, reference)
     ids, prediction, reference = _compact(prediction.ravel()[first], reference.ravel()[first])
-    pixels = np.bincount(reference * len(ids) + prediction, lengths)
-    codes = np.flatnonzero(pixels)
+    codes = reference * len(ids) + prediction
+    if len(ids) <= MAX_TABLE_IDS:
+        pixels = np.bincount(codes, lengths)
+        codes = np.flatnonzero(pixels)
+        pixels = pixels[codes]
+    else:
+        codes, index = np.unique(codes, return_inverse=True)
+        pixels = np.bincount(index, lengths)
     pairs = zip(ids[codes // len(ids)].tolist(), ids[codes % len(ids)].tolist(), strict=True)
-    return Counter(dict(zip(pairs, pixels[codes].astype(np.int64).tolist(), strict=True)))
+    return Counter(dict(zip(pairs, pixels.astype(np.int64).tolist(), strict=True)))
 
 
 def _compact(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -366,9 +373,11 @@ def _compact(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray,
         (num_ids,) ids and both (num_runs,) arrays as int64 indices into them.
     """
     both = np.stack([prediction, reference]).astype(np.int64)
-    low, high = both.min(), both.max()
-    if int(high) - int(low) < MAX_DENSE_IDS:
-        return np.arange(low, high + 1), *(both - low)
+    low, high = int(both.min()), int(both.max())
+    if high - low < MAX_ID_RANGE:
+        both -= low
+        is_present = np.bincount(both.ravel()) > 0
+        return np.flatnonzero(is_present) + low, *(np.cumsum(is_present) - 1)[both]
     ids, both = np.unique(both, return_inverse=True)
     return ids, *both.reshape(2, -1)
 
