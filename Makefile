@@ -48,11 +48,14 @@ load: venv
 	$(BIN)/python -m tests.load page
 	$(BIN)/python -m tests.load segment
 
+# Two processes of one thread: the models of the tests are too small for more.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
 test: venv
-	$(BIN)/python -m pytest $(ARGS)
+	$(TEST) $(ARGS)
 
 test-slow: venv
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(TEST) -m slow $(ARGS)
 
 style: venv
 	$(BIN)/ruff check --fix .

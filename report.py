@@ -360,7 +360,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "decoder_swap": decoder_swap,
     "clipseg": clipseg,
     "speed": tables.goals,
-    "speed_short": tables.short_goals,
     "speed_machines": tables.machines,
     "speed_details": tables.details,
     "speed_operations": tables.operations,

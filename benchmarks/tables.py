@@ -39,9 +39,6 @@ GOAL_ROWS = (
     ),
     ("onnx", "onnx_difference", "largest difference of ONNX logits from eager PyTorch's"),
 )
-# Of these, what the README has room for.
-SHORT_ROWS = {("tower", "time"), ("classes", "1000"), ("text", "forward"), ("loss", "memory"), ("training", "time"),
-              ("postprocess", "memory")}  # fmt: skip
 SERIES = {
     "sides": ("image side", "whole model, 20 classes, by image tokens"),
     "classes": ("classes", "adapter, decoder and logits on kept image features, by classes"),
@@ -104,11 +101,6 @@ def goals() -> str:
     results = read_results()
     notes = [f"`mean_iou` here: {results['metric']['compared_with']}."] if "metric" in results else []
     return "\n\n".join([goal_table(results, GOAL_ROWS), *notes])
-
-
-def short_goals() -> str:
-    """Some of them."""
-    return goal_table(read_results(), [row for row in GOAL_ROWS if row[:2] in SHORT_ROWS])
 
 
 def goal_table(results: Mapping[str, Result], goal_rows: Sequence[tuple[str, str, str]]) -> str:

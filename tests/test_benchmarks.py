@@ -37,6 +37,7 @@ NEEDS_EXTRAS = {"metric": ("datasets", "evaluate", "scipy"), "onnx": ("onnx", "o
 SLOW = ("startup", "scaling", "onnx", "gpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FIGURES]
 )
@@ -423,6 +424,7 @@ def test_the_figures_of_a_gpu_run_on_one():
     assert all("skipped" not in row for row in result["inference"] if row["attention"] != "flash_attention_2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [variant for variant in gpu.VARIANTS[:5] if not variant.compiled], ids=str)
 def test_a_variant_is_compared_with_float32_and_with_the_bare_tower(variant):
     [row] = gpu.measure_variant(variant, QUICK)

@@ -281,6 +281,7 @@ def stop_at_third(calls, *arguments, predict=evaluate_ldvc.predict):
     return predict(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["missing", "cut off", "of another size", "of another vocabulary"])
 def test_a_kept_map_that_cannot_be_used_is_made_again(tiny_model, tiny_processor, dataset, tmp_path, counted, harm):
     whole = score(tiny_model, tiny_processor, dataset, keep(tmp_path))

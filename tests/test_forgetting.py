@@ -302,6 +302,7 @@ def test_a_checkpoint_that_does_not_say_what_trained_it_is_refused(before, after
         check_pair(before, after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

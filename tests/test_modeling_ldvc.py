@@ -145,6 +145,7 @@ def test_handcrafted_prompts_give_the_text_features_of_clip_at_step_0(make_model
     torch.testing.assert_close(model.get_class_embeds(**encoded), expected, **CLIP_CLOSE)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("template", ["a photo of a {}", "sofa {} of grass", "sky of a {}."])
@@ -870,6 +871,7 @@ def test_an_adapter_of_another_clip_is_refused(make_model, tokenizer, tmp_path):
     assert_refused(make_model(), tmp_path, ValueError, ("fingerprint", "from_clip_pretrained"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [

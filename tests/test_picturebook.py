@@ -80,6 +80,7 @@ def test_pages_do_not_depend_on_how_many_are_asked_for():
         assert few[index]["caption"] == many[index]["caption"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", list(WORLDS))
 @pytest.mark.parametrize("split", ["pretrain", "train", "validation", "test"])
 def test_labels_and_captions_agree(split, world):

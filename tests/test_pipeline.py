@@ -200,6 +200,7 @@ STREAMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("kind", STREAMS)
 def test_lists_generators_and_datasets_give_a_result_per_picture(pipe, files, kind, batch_size):

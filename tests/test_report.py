@@ -264,6 +264,7 @@ def test_figures_without_a_curve_are_left_out_and_documents_written(world, monke
     assert "no figure of scaling laws: run `python -m benchmarks scaling`." in told
 
 
+@pytest.mark.slow
 def test_the_figure_needs_a_curve(tmp_path):
     with pytest.raises(ValueError, match="no result has a curve"):
         report.draw_decoder_swap([], tmp_path / "figure.png")

@@ -118,7 +118,7 @@ def test_the_table_says_what_the_metric_was_compared_with(empty):
 # ---- tables
 
 
-@pytest.mark.parametrize("name", [name for name in ALL_TABLES if name not in ("speed", "speed_short")])
+@pytest.mark.parametrize("name", [name for name in ALL_TABLES if name != "speed"])
 def test_a_table_without_results_says_how_to_measure_them(name, empty):
     text = report.TABLES[name]()
     assert "`python -m benchmarks" in text

@@ -297,6 +297,7 @@ def test_a_changed_file_of_a_training_state_never_runs(train_arguments, state, t
         resume(train_arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATE_FILES)
 def test_a_changed_file_of_a_training_state_is_one_line(train_arguments, state, tmp_path, trap, name):
     as_zip(trap[0], state(train_arguments, tmp_path) / name)
@@ -465,6 +466,7 @@ def page():
     return demo_ldvc.Page(session_ldvc.Segmenter())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("session_hash", ["../escaped", "{tmp_path}/escaped", "..", "a/../../escaped"])
 def test_a_visitor_does_not_choose_where_the_page_writes(page, tmp_path, session_hash):
     """Browsers send the name of their session themselves, and so may anybody send another."""
@@ -496,6 +498,7 @@ def test_the_readme_pins_a_revision_where_it_runs_remote_code():
 CASES = {"pictures": 60, "recipes": 60, "vocabularies": 200}  # about two seconds together
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     sorted(FUZZERS),

@@ -529,6 +529,7 @@ def evaluate(checkpoint, scenes, *options, names=VOCABULARY.class_names, unseen=
     return evaluate_ldvc.main(arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
     ["inductive", *(pytest.param(name, marks=pytest.mark.slow) for name in ("transductive", "fully_supervised"))],

@@ -133,6 +133,7 @@ def test_a_fully_supervised_run_trains_all_classes(train_arguments, tmp_path):
     assert all(row["positive_pixels"] > 0 for row in protocol["classes"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(train_arguments, tmp_path, workers):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
