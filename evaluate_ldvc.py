@@ -528,11 +528,13 @@ def describe_predictions(
     processor: LDVCProcessor,
     settings: InferenceSettings,
     trace: Mapping[str, Any],
+    dataset: Any,
 ) -> dict[str, Any]:
     """Say what label maps depend on, classes aside, so that none of another evaluation is taken for one of this."""
     pixels = processor.image_processor
     return {
         "weights_sha256": weights_fingerprint(model.state_dict()),
+        "images_sha256": images_fingerprint(dataset),
         "code_sha256": code_fingerprint(),
         "prompt_templates": processor.prompt_templates,
         "image_mean_and_std": [pixels.image_mean, pixels.image_std],
@@ -566,13 +568,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     names = permute_names(vocabulary) if arguments.permute_unseen_names else list(vocabulary.class_names)
     kept = None
     if arguments.predictions:
-        made_by = describe_predictions(arguments, model, processor, settings, trace)
-        made_by |= {
-            "images_sha256": images_fingerprint(dataset),
-            "class_names": names,
-            "seen_class_ids": list(vocabulary.seen_class_ids),
-            "offsets": offsets,
-        }
+        made_by = describe_predictions(arguments, model, processor, settings, trace, dataset)
+        made_by |= {"class_names": names, "seen_class_ids": list(vocabulary.seen_class_ids), "offsets": offsets}
         kept = KeptPredictions(arguments.predictions, made_by, vocabulary.class_names, offsets)
     result = evaluate_model(
         model.to(state.device),

@@ -178,7 +178,6 @@ def segmentation_loss(
         raise ValueError(f"`unlabeled_pixels` is {unlabeled_pixels!r}; use 'negative' or 'ignore'.")
     check_labels(labels, logits.shape[1], ignore_index)
     num_masks = count_masks(labels, logits.shape[1], ignore_index) if num_masks is None else num_masks
-    labels = labels.int()
 
     def block_terms(block: Tensor, first_class: int) -> tuple[Tensor, Tensor]:
         block = F.interpolate(block.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
