@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.configuration_utils import PreTrainedConfig
 
 
-# (class, pixel) pairs whose loss is computed at a time: 4 MB per tensor, which stays in the cache of a CPU and is
-# three times as fast as all of 156 classes at once; an accelerator wants fewer and larger kernels, 256 MB per tensor.
+# (class, pixel) pairs whose loss is computed at a time: 4 MB per tensor, which stays in the cache of a CPU, so that it
+# takes no longer than all classes at once (benchmarks/loss.py); an accelerator wants fewer and larger kernels, 256 MB.
 PIXELS_PER_BLOCK = 2**20
 PIXELS_PER_BLOCK_ON_DEVICE = 2**26
 

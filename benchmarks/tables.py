@@ -98,15 +98,8 @@ def extent(value: float | Mapping[str, float], factor: float = 1.0) -> str:
 
 def goals() -> str:
     """Every goal, what was reached, and whether that is enough."""
-    results = read_results()
-    notes = [f"`mean_iou` here: {results['metric']['compared_with']}."] if "metric" in results else []
-    return "\n\n".join([goal_table(results, GOAL_ROWS), *notes])
-
-
-def goal_table(results: Mapping[str, Result], goal_rows: Sequence[tuple[str, str, str]]) -> str:
-    """One row per goal: the figure, what was reached, the goal, and whether it is reached."""
-    rows = []
-    for name, key, words in goal_rows:
+    results, rows = read_results(), []
+    for name, key, words in GOAL_ROWS:
         result = results.get(name)
         if result is not None and key in result["ratios"]:
             relation, wanted = (result["goals"][key][field] for field in ("relation", "value"))
@@ -117,7 +110,9 @@ def goal_table(results: Mapping[str, Result], goal_rows: Sequence[tuple[str, str
         else:
             relation, wanted = load_figure(name).GOALS[key]
             rows.append((words, "not measured", f"{relation} {number(wanted)}", "open"))
-    return markdown(("figure", "reached: median (min to max)", "goal", "reached?"), rows)
+    notes = [f"`mean_iou` here: {results['metric']['compared_with']}."] if "metric" in results else []
+    heads = ("figure", "reached: median (min to max)", "goal", "reached?")
+    return "\n\n".join([markdown(heads, rows), *notes])
 
 
 def machines() -> str:
