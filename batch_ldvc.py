@@ -124,9 +124,10 @@ class Segmenter:
         keeps_scores: Return the scores of all classes too.
         keeps_best_scores: Return every pixel's best score too.
         batch_size: Pictures, or windows, per call of the model; `None` is one picture, or the settings' windows.
+        seen_score_offset: See [`LDVCConfig`]; `None` is the checkpoint's.
 
     Raises:
-        ValueError: If the checkpoint, the classes or the threshold cannot be used.
+        ValueError: If the checkpoint, the classes, the threshold or the offset cannot be used.
     """
 
     def __init__(
@@ -141,9 +142,16 @@ class Segmenter:
         keeps_scores: bool = False,
         keeps_best_scores: bool = False,
         batch_size: int | None = None,
+        seen_score_offset: float | None = None,
     ):
         parsed = None if threshold is None else parse_threshold(threshold)
-        self.model, self.processor = load_checkpoint(model, device)
+        fields = {} if seen_score_offset is None else {"seen_score_offset": seen_score_offset}
+        self.model, self.processor = load_checkpoint(model, device, **fields)
+        if seen_score_offset and not self.model.config.seen_classes:
+            raise ValueError(
+                f"--seen-score-offset {seen_score_offset}: {model!r} does not say which classes it trained on "
+                "(`seen_classes` of its config.json); name them there, or leave the option out."
+            )
         saved = None if vocabulary is None else LDVCVocabulary.load(vocabulary)
         if saved is not None:
             self.model.set_vocabulary(saved)
@@ -249,6 +257,7 @@ class Segmenter:
             threshold=self.threshold,
             inference=inference,
             scores=self.keeps_scores,
+            seen_score_offset=self.model.config.seen_score_offset,
         )
 
     def unseen_names(self) -> list[str]:

@@ -188,6 +188,10 @@ IdColumnOption = Annotated[
 ThresholdOption = Annotated[
     str | None, typer.Option(help='Probability below which a pixel is "other": "0.3", or by class "0.3, car=0.5".')
 ]
+SeenOffsetOption = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Lower the probability of classes that trained with masks, by 0.1 for instance."),
+]
 OtherOption = Annotated[str | None, typer.Option(help='Name of "other".')]
 ScoresOption = Annotated[bool, typer.Option("--scores", help="Keep all probabilities in the npz.")]
 ShortSideOption = Annotated[
@@ -222,6 +226,7 @@ def segment_command(
     id_column: IdColumnOption = None,
     threshold: ThresholdOption = None,
     other: OtherOption = None,
+    seen_score_offset: SeenOffsetOption = None,
     scores: ScoresOption = False,
     short_side: ShortSideOption = None,
     window: WindowOption = None,
@@ -248,7 +253,8 @@ def segment_command(
     has_coco, share = Format.COCO_RLE in formats, join_processes()
     device = share.device if device == "auto" and share.device else device
     segmenter = batch_ldvc.Segmenter(
-        model, device, classes, vocabulary, settings, threshold, other, scores, has_coco, batch_size
+        *(model, device, classes, vocabulary, settings, threshold, other, scores, has_coco, batch_size),
+        seen_score_offset,
     )
     description = segmenter.describe()
     if dataset is not None and id_column is None:  # names are row numbers, which every split has

@@ -146,6 +146,27 @@ def tiny_processor(clip_folder):
     return LDVCProcessor.from_clip_pretrained(clip_folder, size=IMAGE_SIZE)
 
 
+@pytest.fixture(scope="module")
+def checkpoint(make_model, tiny_processor, tmp_path_factory):
+    """Return the folder of a tiny checkpoint whose own vocabulary is cat, dog and sofa."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = make_model()
+    model.set_vocabulary(["cat", "dog", "sofa"], tiny_processor)
+    model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def ldvc():
+    """Return a function that runs the command line in this process."""
+    from typer.testing import CliRunner
+
+    from cli_ldvc import app
+
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
 @pytest.fixture
 def images():
     """Return two pictures of different sizes."""

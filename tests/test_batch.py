@@ -18,14 +18,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 import batch_ldvc
 import coco_ldvc
 import parts_ldvc
 import rows_ldvc
 from batch_ldvc import Job, Segmenter, batches, in_threads, segment_pictures
-from cli_ldvc import app
 from coco_ldvc import Journal, find_journals, remove_journals, write_coco
 from files_ldvc import Picture, find_pictures
 from formats_ldvc import Format, OutputFolder, describe_names
@@ -39,21 +37,6 @@ from shares_ldvc import Share, join_processes
 ROOT = Path(__file__).resolve().parents[1]
 FORMATS = [word for kind in ("png", "overlay", "coco-rle", "npz") for word in ("--format", kind)]
 SIZES = [(40, 30), (30, 40), (40, 30), (24, 24), (30, 40), (40, 30), (70, 20)]  # (width, height)
-
-
-@pytest.fixture
-def ldvc():
-    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(scope="module")
-def checkpoint(make_model, tiny_processor, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    model = make_model()
-    model.set_vocabulary(["cat", "dog", "sofa"], tiny_processor)
-    model.save_pretrained(folder)
-    tiny_processor.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -13,36 +13,17 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
-from typer.testing import CliRunner
 
 import batch_ldvc
 import bench_ldvc
 import cli_ldvc
 import doctor_ldvc
 import loading_ldvc
-from cli_ldvc import app
 from picturebook import draw_scene
 
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (["segment"], ["labels", "check"], ["bench"], ["doctor"], ["demo"])
-
-
-@pytest.fixture
-def ldvc():
-    """Return a function that runs the command line in this process."""
-    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(scope="module")
-def checkpoint(make_model, tiny_processor, tmp_path_factory):
-    """Return a tiny checkpoint whose own vocabulary is cat, dog and sofa."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    model = make_model()
-    model.set_vocabulary(["cat", "dog", "sofa"], tiny_processor)
-    model.save_pretrained(folder)
-    tiny_processor.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -367,6 +348,25 @@ def test_scores_that_would_not_fit_are_refused_before_they_are_made(ldvc, checkp
     assert result.exit_code == 1
     assert "scores of 3 classes at 40 x 30 pixels take" in result.stderr
     assert "leave --scores out" in result.stderr
+
+
+def test_an_offset_lowers_the_classes_that_trained_with_masks_alone(ldvc, damaged, picture, tmp_path):
+    config = json.loads((damaged / "config.json").read_text())
+    (damaged / "config.json").write_text(json.dumps(config | {"seen_classes": ["dog"]}))
+    scores = {}
+    for offset in ("0", "0.1"):
+        call = ["segment", picture, "-m", damaged, "-l", "cat, dog|puppy, sofa", "-f", "npz", "--scores"]
+        result = ldvc(*call, "-o", tmp_path / offset, "--seen-score-offset", offset)
+        assert result.exit_code == 0, result.output
+        scores[offset] = np.load(tmp_path / offset / "picture.npz")["scores"].astype(float)
+    lost = (scores["0"] - scores["0.1"]).mean(axis=(1, 2))
+    assert np.allclose(lost, [0, 0.1, 0], atol=1e-3)  # half precision
+    assert json.loads((tmp_path / "0.1" / "names.json").read_text())["seen_score_offset"] == 0.1
+
+
+def test_an_offset_needs_a_checkpoint_that_says_what_it_trained_on(ldvc, checkpoint, picture):
+    call = ["segment", picture, "-m", checkpoint, "--seen-score-offset", "0.1"]
+    assert_one_line(ldvc(*call), "--seen-score-offset 0.1", "does not say which classes it trained on")
 
 
 # ---- checkpoints
