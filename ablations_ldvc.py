@@ -360,8 +360,8 @@ def _why_outdated(result: Mapping[str, Any], wanted: Mapping[str, Any]) -> str |
 class Finding:
     """A claim with the figures that decide it.
 
-    Rows are compared seed by seed, as a seed is an edition of the embedded world: the same pages to train and to score
-    on in both rows, other pages than those of another seed.
+    Rows are compared seed by seed: the same pages to train on in both rows, other pages than at another seed. All seeds
+    are scored on the same pages.
 
     Attributes:
         claim: What was claimed.
@@ -374,9 +374,14 @@ class Finding:
     than: Mapping[int, float]
 
     @property
+    def seeds(self) -> list[int]:
+        """Those that both rows have."""
+        return [seed for seed in self.row if seed in self.than]
+
+    @property
     def differences(self) -> Spread:
         """`row` less `than` at every seed that both have."""
-        return Spread([self.row[seed] - self.than[seed] for seed in self.row if seed in self.than])
+        return Spread([self.row[seed] - self.than[seed] for seed in self.seeds])
 
     @property
     def interval(self) -> tuple[float, float] | None:

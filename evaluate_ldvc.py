@@ -16,6 +16,7 @@ With `--predictions FOLDER` the label maps stay on disk, and an evaluation that 
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -63,7 +64,9 @@ from vocabularies import VOCABULARIES, Vocabulary
 from weights_ldvc import ADAPTER_CONFIG, weights_fingerprint
 
 
-METRIC_PATH = str(Path(__file__).resolve().parent / "metrics" / "zero_shot_miou")
+ROOT = Path(__file__).resolve().parent
+METRIC_PATH = str(ROOT / "metrics" / "zero_shot_miou")
+COMMIT_VARIABLE = "LDVC_COMMIT"  # for a copied folder without .git
 SEEN_SCORE_OFFSETS = (0.0, 0.1)
 BOOTSTRAP_RESAMPLES = 1000
 REPORTED = ("pixel_accuracy", "miou_seen", "miou_unseen", "hiou")
@@ -294,17 +297,34 @@ def finish_table(
     return table
 
 
+@functools.cache
+def code_version() -> str | None:
+    """Commit of this code, "+changes" where files differ from it; `None` if neither git nor the environment knows it.
+
+    Asked once, at the start: the checkout may move on while a process runs. In a folder without .git, or without git,
+    the environment variable LDVC_COMMIT names it.
+    """
+
+    def ask(*words: str) -> str:
+        try:
+            done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        except OSError:  # no git here
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = ask("rev-parse", "HEAD")
+    if not commit:
+        return os.environ.get(COMMIT_VARIABLE)
+    # result files do not make code other code
+    return commit + ("+changes" if ask("status", "--porcelain", "--", ".", ":!results") else "")
+
+
 def provenance(model_config: Any, dataset: Any, seed: int | None = None) -> dict[str, Any]:
     """What a score can be traced to: commit, configuration, data, seed and library versions."""
-    root = Path(__file__).resolve().parent
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    # result files do not make code other code
-    status = ["git", "status", "--porcelain", "--", ".", ":!results"]
-    dirty = subprocess.run(status, cwd=root, capture_output=True, text=True, check=False)
     config = json.loads(model_config.to_json_string(use_diff=False))
     config.pop("_name_or_path", None)  # a checkpoint that is moved keeps its hash
     return {
-        "commit": head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "") or None,
+        "commit": code_version(),
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16],
         "dataset_fingerprint": dataset_fingerprint(dataset),
         "seed": seed,
@@ -548,6 +568,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Load everything, score, print the table, write the result."""
     state = process_state()
     started = time.perf_counter()
+    code_version()  # as it is now, not when the result is written
     named = arguments.vocabulary or (None if arguments.class_names else "voc2012")
     vocabulary = choose_vocabulary(arguments.dataset, arguments.class_names, arguments.unseen_classes, named)
     settings = InferenceSettings(arguments.short_side, arguments.window, arguments.stride, arguments.window_batch_size)

@@ -53,7 +53,6 @@ except ImportError:  # Windows: nothing notices a run that outlived a killed lis
 
 ROOT = Path(__file__).resolve().parent
 OUTPUTS = ROOT / "outputs"
-COMMIT_VARIABLE = "LDVC_COMMIT"  # for a copied folder without .git
 OVERWRITE, RESUME = "--overwrite_output_dir=true", "--resume_from_checkpoint=latest"
 STATES = "**/states/step_*"  # of either half of a transductive run
 LAUNCH = "--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
@@ -143,14 +142,15 @@ def current_commit() -> str:
     Raises:
         ListError: If neither git nor the environment knows it.
     """
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    commit = head.stdout.strip() if head.returncode == 0 else os.environ.get(COMMIT_VARIABLE)
-    if not commit:
+    from evaluate_ldvc import COMMIT_VARIABLE, code_version
+
+    version = code_version()
+    if version is None:
         raise ListError(
             f"{ROOT} is no git checkout, so that no result could be traced to its code; run in one, or name the "
             f"commit that was copied in the environment: {COMMIT_VARIABLE}=$(git rev-parse HEAD)."
         )
-    return commit
+    return version.removesuffix("+changes")
 
 
 def state_of(job: Job) -> str:
@@ -177,7 +177,6 @@ def run_job(job: Job) -> str | None:
         result = score_floor(job) if job.row.training_free else train_row(job)
         if result is None:
             return last_words(job.log)
-        result["commit"] = result["commit"] or os.environ.get(COMMIT_VARIABLE)
         result["clip_fingerprint"] = settings[CLIP_KEY]
         result["row"] = {"name": job.row.name, "title": job.row.title, "group": job.row.group}
         result.setdefault("seconds", round(time.perf_counter() - started, 1))
@@ -274,6 +273,7 @@ def score_floor(job: Job) -> dict[str, Any]:
     from baseline_ldvc import TrainingFreeCLIP
     from evaluate_ldvc import evaluate_model, provenance
     from inference_ldvc import InferenceSettings
+    from processes_ldvc import process_state
     from processing_ldvc import LDVCProcessor
     from train import class_groups, load_data
 
@@ -284,7 +284,7 @@ def score_floor(job: Job) -> dict[str, Any]:
             recipe.clip, image_stats=recipe.image_stats, size=recipe.crop_size
         )
         dataset = load_data(recipe, recipe.eval_split, recipe.num_eval_images, streaming=False)
-    baseline = TrainingFreeCLIP(clip, patch_features=job.row.training_free)
+    baseline = TrainingFreeCLIP(clip, patch_features=job.row.training_free).to(process_state().device)
     result = evaluate_model(
         baseline,
         processor,
@@ -293,6 +293,7 @@ def score_floor(job: Job) -> dict[str, Any]:
         InferenceSettings(recipe.short_side, recipe.window, recipe.stride, recipe.window_batch_size),
         reduce_labels=recipe.reduce_labels,
         groups=class_groups(recipe),
+        offsets=[0.0],  # cosines, not probabilities: an offset would remove every seen class
         show_progress=False,
     )
     protocol = {"training_free": job.row.training_free, "recipe": dict(vars(recipe))}

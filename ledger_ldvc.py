@@ -67,6 +67,7 @@ EVALUATED_FIELDS = {"protocol": dict, "seconds": NUMBER}
 BENCHMARKS = {"voc2012": "VOC 2012", "coco_stuff": "COCO-Stuff", "pascal_context": "Context"}
 SETTINGS = ("inductive", "transductive", "fully_supervised", "cross_dataset")
 SHORT_NAMES = {"fully_supervised": "supervised"}
+PUBLISHED_OFFSETS = {"inductive": ("0.1", "0.0")}  # that of the published figures first; elsewhere there is none
 TOLERANCE = 0.2  # percentage points of a printed hIoU; two rounded scores explain less
 # Keys of a recipe that reach neither weights nor scores.
 NOT_SETTINGS = (
@@ -74,7 +75,7 @@ NOT_SETTINGS = (
     *("resume_from_checkpoint", "log_every", "report_to", "cpu", "push_to_hub", "hub_model_id", "num_workers"),
     *("num_pictures", "window_batch_size"),
 )
-NOT_EVALUATION_SETTINGS = ("checkpoint", "output", "floor", "window_batch_size")
+NOT_EVALUATION_SETTINGS = ("checkpoint", "output", "floor", "predictions", "window_batch_size")
 # Those that the score of a CLIP without training depends on.
 FLOOR_SETTINGS = (
     *("dataset", "dataset_config", "dataset_revision", "eval_split", "image_column", "label_column", "reduce_labels"),
@@ -123,8 +124,8 @@ def check_result(result: Any, where: str) -> None:
     fields = COMMON_FIELDS | (TRAINED_FIELDS if "recipe" in result else EVALUATED_FIELDS)
     for name, kind in fields.items():
         _check_field(result, name, kind, where)
-    if not result["scores"]:
-        raise LedgerError(f"{where}: field 'scores' is empty; run the row again.")
+    if "0.0" not in result["scores"]:
+        raise LedgerError(f"{where}: field 'scores' lacks '0.0', the table without offset; run the row again.")
     for offset, table in result["scores"].items():
         _check_table(table, f"{where}: field 'scores.{offset}", where)
     for index, record in enumerate(result.get("curve", [])):
@@ -158,11 +159,14 @@ def _check_table(table: Any, prefix: str, where: str) -> None:
     for name, value in numbers.items():
         if value is not None and not (_is_number(value) and 0 <= value <= 1):
             raise LedgerError(f"{prefix}.{name}' is {value!r}, not a fraction from 0 to 1; run the row again.")
+    for name in ("fragmentation", "intervals"):
+        if not isinstance(table[name] or {}, Mapping):
+            raise LedgerError(f"{prefix}.{name}' is {table[name]!r}, no mapping; run the row again.")
     if not _is_number((table["fragmentation"] or {}).get(FRAGMENTS, 0)):
         raise LedgerError(f"{prefix}.fragmentation.{FRAGMENTS}' is no number; run the row again.")
     for name in REPORTED:
-        interval = table["intervals"].get(name)
-        if interval is None or len(interval) not in (0, 2):
+        interval = (table["intervals"] or {}).get(name)
+        if not isinstance(interval, list) or len(interval) not in (0, 2):
             raise LedgerError(f"{prefix}.intervals.{name}' is {interval!r}, not [low, high]; run the row again.")
     _check_harmonic_mean(table, prefix)
 
@@ -258,6 +262,8 @@ def settings_of_result(result: Mapping[str, Any]) -> dict[str, Any]:
     recipe = result.get("recipe") or protocol.get("recipe")
     if recipe is None:  # of evaluate_ldvc.py: its arguments
         settings = {key: value for key, value in protocol.items() if key not in NOT_EVALUATION_SETTINGS}
+        inference = settings.get("inference") or {}
+        settings["inference"] = {key: value for key, value in inference.items() if key != "window_batch_size"}
     else:
         settings = settings_of(recipe, protocol.get("training_free"))
     return settings | {CLIP_KEY: result.get("clip_fingerprint")}
@@ -336,7 +342,7 @@ class Spread:
 
 
 def score_of(result: Mapping[str, Any], score: str, offset: str = "0.0") -> float | None:
-    """One score of one result; `None` where it has none.
+    """One score of one result; `None` where it has none, as CLIP without training has none with an offset.
 
     Args:
         result: From `load_result`.
@@ -345,6 +351,8 @@ def score_of(result: Mapping[str, Any], score: str, offset: str = "0.0") -> floa
             known without offset alone.
         offset: Key of the score table.
     """
+    if float(offset) and (result.get("protocol") or {}).get("training_free"):
+        return None  # its scores are cosines, not probabilities: an offset would remove every seen class
     table = result["scores"].get(offset, {})
     if score == "fragments":
         return (table.get("fragmentation") or {}).get(FRAGMENTS)
@@ -450,19 +458,20 @@ def format_scores(scores: tuple[float | None, ...], is_derived: bool = False) ->
     return " / ".join(cells)
 
 
-def own_scores(setting: str, results: Path) -> dict[str, str]:
+def own_scores(setting: str, results: Path, offset: str = "0.0") -> dict[str, str]:
     """Our own scores of a setting, from results/BENCHMARK/SETTING_seed*.json: benchmark -> cell; empty without runs.
 
     Args:
         setting: One of `SETTINGS`.
         results: The ledger's folder.
+        offset: Key of the score table.
     """
     cells = {}
     for benchmark in BENCHMARKS:
         runs = load_results(results / benchmark, SHORT_NAMES.get(setting, setting))
         if runs:
             names = ("miou",) if setting == "cross_dataset" else REPORTED
-            cells[benchmark] = " / ".join(score_spread(runs, name).format() for name in names)
+            cells[benchmark] = " / ".join(score_spread(runs, name, offset).format() for name in names)
             flaws = {run["audit"]["status"] for run in runs if "audit" in run} & {"mismatch", "unaudited"}
             cells[benchmark] += f" (audit: {', '.join(sorted(flaws))})" if flaws else ""
     return cells
@@ -486,10 +495,13 @@ def published_table(setting: str, results: Path = ROOT / "results") -> str:
         cells = [format_scores(row.scores[name], row.is_derived) if name in row.scores else "-" for name in columns]
         kind = "derived" if row.is_derived else "published"
         lines.append(f"| {row.method} | {' | '.join(cells)} | {kind}: {row.source} |")
-    ours = own_scores(setting, results)
-    if ours:
-        cells = [ours.get(name, "-") for name in columns]
-        lines.append(f"| **LDVC, this repository** | {' | '.join(cells)} | measured |")
+    ours = {}
+    for offset in PUBLISHED_OFFSETS.get(setting, ("0.0",)):
+        ours = own_scores(setting, results, offset)
+        if ours:
+            title = "LDVC, this repository" + (f", {offset} off seen scores" if float(offset) else "")
+            cells = [ours.get(name, "-") for name in columns]
+            lines.append(f"| **{title}** | {' | '.join(cells)} | measured |")
     letters = {word for row in rows for word in re.findall(r"\w+", row.source)}
     used = [key for key in published["sources"] if key in letters]
     what = "mIoU" if setting == "cross_dataset" else "pAcc / mIoU(S) / mIoU(U) / hIoU"

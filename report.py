@@ -212,7 +212,8 @@ def finding_row(finding: Finding, calibrated: Finding, titles: Mapping[str, str]
     """One row of the table of findings: the claim, both rows, the difference without and with the offset."""
     claim = finding.claim
     factor, digits = (1.0, 2) if claim.score == "fragments" else (100.0, 1)
-    row, than = (Spread([*side.values()]).format(factor, digits) for side in (finding.row, finding.than))
+    sides = ([side[seed] for seed in finding.seeds] for side in (finding.row, finding.than))
+    row, than = (Spread(side).format(factor, digits) for side in sides)
     differences = [format_difference(side, factor, digits) for side in (finding, calibrated)]
     return (
         f"| {claim.claim} ({claim.source}) | {SCORE_TITLES[claim.score]}: {titles[claim.row]} {row} against "
@@ -248,10 +249,11 @@ def summarise(findings: Sequence[Finding], calibrated: Sequence[Finding]) -> lis
             claims = [f.claim.claim for f in findings if f.verdict == verdict and f.claim.source == source]
             state = "open, for want of runs" if verdict == "open" else verdict
             lines += [f"- {state.capitalize()}, {whose}: {'; '.join(claims)}."] if claims else []
-    pairs = zip(findings, calibrated, strict=True)
-    flips = [f.claim.claim for f, c in pairs if "open" not in (f.verdict, c.verdict) and f.verdict != c.verdict]
-    if flips:
-        lines.append(f"- Decided otherwise with 0.1 off seen scores: {'; '.join(flips)}.")
+    pairs = [(f, c) for f, c in zip(findings, calibrated, strict=True) if "open" not in (f.verdict, c.verdict)]
+    turned = [f.claim.claim for f, c in pairs if {f.verdict, c.verdict} == {"confirmed", "contradicted"}]
+    once = [f.claim.claim for f, c in pairs if f.verdict != c.verdict and "not confirmed" in (f.verdict, c.verdict)]
+    lines += [f"- Turned round with 0.1 off seen scores: {'; '.join(turned)}."] if turned else []
+    lines += [f"- Decided without the offset or with it, not both: {'; '.join(once)}."] if once else []
     return lines
 
 
@@ -412,6 +414,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return write_documents(argv)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"report: {error}\n")
+        return 2
+    except KeyError as error:  # of a field that one table needs, and not every result
+        sys.stderr.write(f"report: a result lacks the field {error}; run the row again with this version.\n")
         return 2
 
 

@@ -52,6 +52,7 @@ from data_ldvc import (
 )
 from evaluate_ldvc import (
     REPORTED,
+    code_version,
     evaluate_model,
     format_table,
     permute_names,
@@ -592,6 +593,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0] in ("-h", "--help"):
         sys.stdout.write(f"{__doc__}\n{describe_keys()}")
         return 0
+    code_version()  # as it is now, not when the results are written
     try:
         run_recipe(read_recipe(argv))
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, StrictDataclassError) as error:

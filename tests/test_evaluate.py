@@ -222,6 +222,18 @@ def test_bad_arguments_end_with_one_line(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("known", ["abc123", None])
+def test_without_git_the_environment_names_the_commit(monkeypatch, tmp_path, known):
+    def no_git(*_args, **_options):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setenv("LDVC_COMMIT", known) if known else monkeypatch.delenv("LDVC_COMMIT", raising=False)
+    monkeypatch.setattr(evaluate_ldvc, "ROOT", tmp_path)  # no checkout
+    assert evaluate_ldvc.code_version.__wrapped__() == known
+    monkeypatch.setattr(evaluate_ldvc.subprocess, "run", no_git)
+    assert evaluate_ldvc.code_version.__wrapped__() == known
+
+
 @pytest.mark.slow
 def test_a_checkpoint_keeps_the_hash_of_its_configuration_where_it_is_moved(tmp_path, tiny_model, dataset):
     hashes = set()

@@ -13,6 +13,7 @@ import yaml
 from result_files import NAMES, make_recipe, make_result, write
 
 import ablations_ldvc
+import evaluate_ldvc
 import experiments
 from ablations_ldvc import Claim, Finding, ListError, collect, read_list, weigh_claims
 from ledger_ldvc import LedgerError, Spread, clip_fingerprint, load_result, load_results, settings_of
@@ -428,19 +429,10 @@ def test_several_runs_at_a_time_give_the_same_results(content, list_file, launch
 
 
 def test_a_folder_without_a_commit_is_refused_before_anything_runs(content, list_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv("LDVC_COMMIT", raising=False)
-    monkeypatch.setattr(experiments, "ROOT", tmp_path)
+    monkeypatch.setattr(evaluate_ldvc, "code_version", lambda: None)
     monkeypatch.setattr(experiments, "run_jobs", lambda *args: pytest.fail("something ran"))
     assert experiments.main([str(list_file(content)), "--results", str(tmp_path / "results")]) == 2
     assert "is no git checkout, so that no result could be traced" in capsys.readouterr().err
-
-
-def test_a_copied_folder_names_its_commit_in_the_environment(content, list_file, launched, monkeypatch):
-    monkeypatch.setenv("LDVC_COMMIT", "abc123")
-    untraced = {"commit": None}
-    monkeypatch.setattr(experiments, "train_row", lambda job: make_result(recipe=job.recipe) | untraced)
-    assert experiments.main([str(list_file(content)), "--only", "ldvc", "--seeds", "0"]) == 0
-    assert load_result(launched / "ldvc_seed0.json")["commit"] == "abc123"
 
 
 def test_no_run_at_a_time_is_refused(content, list_file, capsys):
@@ -535,7 +527,7 @@ def test_a_result_that_was_scored_on_other_data_than_the_rows_above_is_left_out(
 ):
     monkeypatch.setattr(ablations_ldvc, "ROOT", tmp_path)
     listed = read_list(list_file(content))
-    for seed in (0, 1):  # editions of the picture book: each seed has data of its own, the same for every row
+    for seed in (0, 1):  # data of its own for each seed, the same for every row
         for row in listed.rows:
             result = make_result(seed, recipe=listed.recipe_of(row, seed), dataset_fingerprint=f"edition {seed}")
             write(listed.results_folder / f"{row.name}_seed{seed}.json", result)
@@ -570,7 +562,7 @@ def test_spread_is_mean_and_sample_deviation():
 
 
 def test_rows_are_compared_seed_by_seed():
-    # editions differ by far more than the rows do, which are apart by 0.1, 0.11 and 0.12
+    # seeds differ by far more than the rows do, which are apart by 0.1, 0.11 and 0.12
     low, high = finding([0.3, 0.51, 0.72], [0.2, 0.4, 0.6]).interval
     # Student's t of three: 4.3027 standard errors, the error 0.01 / sqrt(3)
     assert (low, high) == pytest.approx((0.11 - 0.02484, 0.11 + 0.02484), abs=1e-5)
