@@ -360,8 +360,8 @@ def _why_outdated(result: Mapping[str, Any], wanted: Mapping[str, Any]) -> str |
 class Finding:
     """A claim with the figures that decide it.
 
-    Rows are compared seed by seed: the same pages to train on in both rows, other pages than at another seed. All seeds
-    are scored on the same pages.
+    Rows are compared seed by seed: both train on the same pages, other ones than at another seed. All seeds are scored
+    on the same pages.
 
     Attributes:
         claim: What was claimed.

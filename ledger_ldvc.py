@@ -159,6 +159,16 @@ def _check_table(table: Any, prefix: str, where: str) -> None:
     for name, value in numbers.items():
         if value is not None and not (_is_number(value) and 0 <= value <= 1):
             raise LedgerError(f"{prefix}.{name}' is {value!r}, not a fraction from 0 to 1; run the row again.")
+    _check_parts(table, prefix)
+    _check_harmonic_mean(table, prefix)
+
+
+def _check_parts(table: Mapping[str, Any], prefix: str) -> None:
+    """Check what of a score table is a table itself.
+
+    Raises:
+        LedgerError: Names the field.
+    """
     for name in ("fragmentation", "intervals"):
         if not isinstance(table[name] or {}, Mapping):
             raise LedgerError(f"{prefix}.{name}' is {table[name]!r}, no mapping; run the row again.")
@@ -168,7 +178,6 @@ def _check_table(table: Any, prefix: str, where: str) -> None:
         interval = (table["intervals"] or {}).get(name)
         if not isinstance(interval, list) or len(interval) not in (0, 2):
             raise LedgerError(f"{prefix}.intervals.{name}' is {interval!r}, not [low, high]; run the row again.")
-    _check_harmonic_mean(table, prefix)
 
 
 def _is_number(value: Any) -> bool:

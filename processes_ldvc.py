@@ -7,7 +7,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 
-__all__ = ["check_joined", "leave_processes", "process_state"]
+__all__ = ["LONGEST_WAIT", "check_joined", "leave_processes", "process_state"]
 
 
 LONGEST_WAIT = timedelta(days=7)  # of the first process to finish for the last; by default, minutes end a run

@@ -8,8 +8,9 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,21 @@ class Progress:
     """How far a run is; saved with every state."""
 
     step: int = 0
+    seconds_before: float = 0.0  # of the runs that this one goes on from
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent, stops aside."""
+        return self.seconds_before + time.perf_counter() - self.started
 
     def state_dict(self) -> dict[str, Any]:
         """To be saved with a state."""
-        return asdict(self)
+        return {"step": self.step, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
-        self.step = state["step"]
+        self.step, self.seconds_before = state["step"], state.get("seconds", 0.0)
 
 
 def keep_only_trained_weights(accelerator: Accelerator, model: nn.Module) -> None:

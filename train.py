@@ -20,7 +20,6 @@ import math
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 from huggingface_hub import upload_file
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -64,7 +63,7 @@ from loss_ldvc import loss_options, segmentation_loss
 from modeling_ldvc import LDVCForSemanticSegmentation
 from optimisation_ldvc import Step, build_optimizer, choose_precision, learning_rate_at
 from pictures_ldvc import draw_comparison, save_curves
-from processes_ldvc import check_joined
+from processes_ldvc import LONGEST_WAIT, check_joined
 from processing_ldvc import LDVCProcessor
 from protocol_ldvc import PROTOCOL_FILE, ProtocolAudit, trained_weights_fingerprint
 from recipe_ldvc import Recipe, RecipeError, describe_keys, read_recipe
@@ -321,8 +320,12 @@ def prepare_step(run: Run, progress: Progress) -> Step:
     return Step(accelerator, model, optimizer, class_inputs, loss, run.audit, recipe, options, unseen)
 
 
-def train(run: Run) -> tuple[Log, nn.Module]:
+def train(run: Run, progress: Progress) -> tuple[Log, nn.Module]:
     """The training loop: from step 0, or from a state, to `max_steps`.
+
+    Args:
+        run: Data, model and audit.
+        progress: Counts steps and time, from a state on where there is one.
 
     Returns:
         The log, and the model as the accelerator prepared it.
@@ -330,7 +333,7 @@ def train(run: Run) -> tuple[Log, nn.Module]:
     Raises:
         FloatingPointError: If loss or weights are no longer numbers; the last state stays on disk.
     """
-    recipe, accelerator, progress = run.recipe, run.accelerator, Progress()
+    recipe, accelerator = run.recipe, run.accelerator
     take_step = prepare_step(run, progress)
     log = Log(run.folder / "log.jsonl", accelerator, progress.step, recipe.max_steps)
     batches = build_batches(recipe, accelerator, run.vocabulary, run.processor, progress.step, run.train_data)
@@ -488,14 +491,13 @@ def score_controls(run: Run, rows: dict[str, Any]) -> dict[str, Any]:
     return {"permuted_unseen_names": permuted["scores"]["0.0"], "training_free_clip": floor["scores"]["0.0"]}
 
 
-def finish(run: Run, log: Log, started: float) -> dict[str, Any]:
+def finish(run: Run, log: Log, training_seconds: float) -> dict[str, Any]:
     """Score, save the checkpoint and everything that describes it; print the table.
 
     Raises:
         RuntimeError: If the audit finds that the run did not keep its setting.
     """
     recipe, accelerator = run.recipe, run.accelerator
-    training_seconds = time.perf_counter() - started
     protocol = write_protocol(run)
     if not protocol["keeps_setting"]:
         raise RuntimeError(
@@ -561,23 +563,25 @@ def run_one(recipe: Recipe, is_last: bool = True, seconds_before: float = 0.0) -
     Returns:
         See `run_recipe`.
     """
-    started = time.perf_counter() - seconds_before
+    progress = Progress(seconds_before=seconds_before)
     accelerator = Accelerator(
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         mixed_precision=choose_precision(recipe),
         cpu=recipe.cpu,
         log_with=recipe.report_to,
         project_dir=recipe.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],  # the first process may prepare data for hours
     )
     check_joined(accelerator.num_processes)
     run = set_up(recipe, accelerator)
     if recipe.report_to:
         plain = {key: value for key, value in asdict(recipe).items() if isinstance(value, (str, int, float, bool))}
         accelerator.init_trackers("ldvc", config=plain)
-    log, model = train(run)
+    log, model = train(run, progress)
+    training_seconds = progress.seconds
     run.model = whole_model(accelerator, model)
     vars(run.model).pop("forward", None)  # Accelerate's autocast: the scores are to be those of evaluate_ldvc.py
-    result = finish(run, log, started)
+    result = finish(run, log, training_seconds)
     if is_last:
         accelerator.end_training()
     else:

@@ -24,7 +24,7 @@ from optimisation_ldvc import learning_rate_at
 from pictures_ldvc import save_curves
 from processing_ldvc import LDVCProcessor
 from recipe_ldvc import Recipe, RecipeError, read_recipe
-from run_state_ldvc import find_state
+from run_state_ldvc import Progress, find_state
 from train import load_data, main, run_recipe
 
 
@@ -163,6 +163,13 @@ def test_resuming_takes_the_newest_whole_state_and_refuses_what_is_none(train_ar
         find_state(recipe, tmp_path)
 
 
+def test_time_before_a_stop_counts_as_training_time():
+    progress = Progress()
+    progress.load_state_dict(Progress(step=3, seconds_before=100.0).state_dict())
+    assert progress.step == 3
+    assert 100 <= progress.seconds < 200
+
+
 @pytest.mark.slow
 def test_two_processes_train_on_every_draw_and_score_every_image_once(train_arguments, tmp_path):
     command = [
@@ -190,6 +197,8 @@ def test_two_processes_train_on_every_draw_and_score_every_image_once(train_argu
     for protocol in protocols:
         protocol.pop("weights_sha256")  # equal to rounding, too
     assert protocols[0] == protocols[1]
+    for score in ("pixel_accuracy", "miou_seen"):
+        assert two["scores"]["0.0"][score] == pytest.approx(one["scores"]["0.0"][score], abs=0.01)
 
 
 @pytest.mark.slow
