@@ -395,7 +395,8 @@ def describe_protocol(card: Card) -> str:
 
 def evaluation_options(recipe: Recipe) -> dict[str, Any]:
     """Options of `evaluate_ldvc.py` that score as the run did: data, classes and size."""
-    options = {"dataset": recipe.dataset, "dataset_config": recipe.dataset_config, "split": recipe.eval_split}
+    options = {"dataset": recipe.dataset, "dataset_config": recipe.dataset_config}
+    options |= {"dataset_revision": recipe.dataset_revision, "split": recipe.eval_split}
     columns = {"image_column": (recipe.image_column, "image"), "label_column": (recipe.label_column, "label")}
     options |= {name: value for name, (value, usual) in columns.items() if value != usual}
     options |= {"num_images": recipe.num_eval_images, "vocabulary": recipe.vocabulary}

@@ -622,6 +622,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--reduce_labels", action="store_true", help="label maps count from 1, 0 is background")
     parser.add_argument("--split", nargs="+", default=["train", "validation"], help="the first one trains")
     parser.add_argument("--dataset_config", help="configuration of a dataset that has several")
+    parser.add_argument("--dataset_revision", help="commit, branch or tag of a Hub dataset")
     parser.add_argument("--image_column", default="image")
     parser.add_argument("--label_column", default="label")
     parser.add_argument("--streaming", action="store_true", help="read a Hub dataset without downloading all of it")
@@ -644,7 +645,12 @@ def run(arguments: argparse.Namespace) -> int:
     vocabulary = choose_vocabulary(
         arguments.dataset, arguments.class_names, arguments.unseen_classes, arguments.vocabulary
     )
-    check_label_convention(arguments.dataset, len(vocabulary.class_names), reduce_labels=arguments.reduce_labels)
+    check_label_convention(
+        arguments.dataset,
+        len(vocabulary.class_names),
+        reduce_labels=arguments.reduce_labels,
+        revision=arguments.dataset_revision,
+    )
     summaries, findings = [], check_folder(arguments.dataset, arguments.split, arguments.max_examples)
     for position, split in enumerate(arguments.split):
         try:
@@ -655,6 +661,7 @@ def run(arguments: argparse.Namespace) -> int:
                 image_column=arguments.image_column,
                 label_column=arguments.label_column,
                 streaming=arguments.streaming,
+                revision=arguments.dataset_revision,
                 num_images=arguments.num_images,
             )
         except ValueError as error:

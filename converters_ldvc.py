@@ -113,9 +113,10 @@ class Conversion:
 def find_voc2012(source: Path) -> Conversion:
     """List the samples of a PASCAL VOC 2012 folder.
 
-    The training split is `trainaug.txt` where there is one; else, with a `SegmentationClassAug` folder (VOC and SBD
-    together), every image with a label map that is not in `val.txt`; else `train.txt`. Label maps come from
-    `SegmentationClass`, and from `SegmentationClassAug` where that has none.
+    The training split is `trainaug.txt` where there is one; else, with SBD, every image with a label map that is not
+    in `val.txt`; else `train.txt`. SBD is the folder `SegmentationClassAug` (VOC and SBD together, as PNG files), or
+    the official archive, whose folder `benchmark_RELEASE` lies beside the VOC folders. Label maps come from
+    `SegmentationClass`, and from SBD where that has none.
 
     Args:
         source: The folder VOC2012, VOCdevkit, or one that holds either.
@@ -133,24 +134,29 @@ def find_voc2012(source: Path) -> Conversion:
             f"'{source}' holds no VOCdevkit/VOC2012/ImageSets/Segmentation: unpack VOCtrainval_11-May-2012.tar and "
             "give the folder that holds VOCdevkit."
         )
-    lists, augmented = root / "ImageSets" / "Segmentation", root / "SegmentationClassAug"
-    has_list = augmented.is_dir() and (lists / "trainaug.txt").is_file()
+    lists = root / "ImageSets" / "Segmentation"
+    has_list = (lists / "trainaug.txt").is_file()
     ids = {
         "train": _read_ids(lists / ("trainaug.txt" if has_list else "train.txt")),
         "validation": _read_ids(lists / "val.txt"),
     }
-    if augmented.is_dir() and not has_list:
-        masks = {path.stem for path in augmented.glob("[!.]*.png")}
+    # below the source or the folders that may hold it: VOCdevkit, and what the archives were unpacked in
+    places = [source, root, *root.parents[:2]]
+    sbd = [(root / "SegmentationClassAug", ".png")]
+    sbd += [(place / "benchmark_RELEASE" / "dataset" / "cls", ".mat") for place in dict.fromkeys(places)]
+    sbd = [(folder, suffix) for folder, suffix in sbd if folder.is_dir()]
+    is_augmented = has_list or bool(sbd)
+    if sbd and not has_list:
+        masks = {path.stem for folder, suffix in sbd for path in folder.glob(f"[!.]*{suffix}")}
         ids["train"] = sorted((masks - set(ids["validation"])) | set(ids["train"]))
     class_names = VOCABULARIES["voc2012"].class_names
-    label_folders = [root / folder for folder in ("SegmentationClass", "SegmentationClassAug")]
     return Conversion(
         name="voc2012",
-        title="PASCAL VOC 2012" + (" with SBD (trainaug)" if augmented.is_dir() else ""),
+        title="PASCAL VOC 2012" + (" with SBD (trainaug)" if is_augmented else ""),
         class_names=class_names,
         label_names={0: "background", **dict(enumerate(class_names, start=1)), IGNORE_INDEX: "border"},
-        splits=_find_listed_samples(root, ids, label_folders, ".png"),
-        official_counts={"train": 10_582 if augmented.is_dir() else 1_464, "validation": 1_449},
+        splits=_find_listed_samples(root, ids, [(root / "SegmentationClass", ".png"), *sbd]),
+        official_counts={"train": 10_582 if is_augmented else 1_464, "validation": 1_449},
         source_ids="0 to 20 and 255: take the label maps of the official archive, not recoloured copies",
         terms="The images come from Flickr and stay under their owners' terms (Flickr Terms of Use): for research, "
         "not for redistribution. The VOC and SBD annotations come without a licence text of their own.",
@@ -197,9 +203,9 @@ def _read_ids(path: Path) -> list[str]:
 
 
 def _find_listed_samples(
-    root: Path, ids: Mapping[str, list[str]], label_folders: list[Path], suffix: str
+    root: Path, ids: Mapping[str, list[str]], label_places: list[tuple[Path, str]]
 ) -> dict[str, list[Sample]]:
-    """Find the files of listed ids; a label map comes from the first folder that has it.
+    """Find the files of listed ids; a label map comes from the first folder, given with its suffix, that has it.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -209,7 +215,7 @@ def _find_listed_samples(
         splits[split] = []
         for image_id in image_ids:
             image_path = root / "JPEGImages" / f"{image_id}.jpg"
-            labels = [folder / f"{image_id}{suffix}" for folder in label_folders]
+            labels = [folder / f"{image_id}{suffix}" for folder, suffix in label_places]
             label_path = next((path for path in labels if path.is_file()), labels[0])
             for path in (image_path, label_path):
                 if not path.is_file():
@@ -340,12 +346,12 @@ def find_pascal_context(source: Path) -> Conversion:
     ids = {"train": _read_ids(lists / "train.txt"), "validation": _read_ids(lists / "val.txt")}
     class_names = VOCABULARIES["pascal_context"].class_names
     if is_png:
-        splits = _find_listed_samples(root, ids, [root / "SegmentationClassContext"], ".png")
+        splits = _find_listed_samples(root, ids, [(root / "SegmentationClassContext", ".png")])
         _check_context_order(root, splits, class_names)
         written_ids = {0: IGNORE_INDEX, **{i + 1: i for i in range(len(class_names))}, IGNORE_INDEX: IGNORE_INDEX}
         source_ids = "0 (background), 1 to 59 and 255: these are maps of 59 classes, not of 33 or 459"
     else:
-        splits = _find_listed_samples(root, ids, [root / "trainval"], ".mat")
+        splits = _find_listed_samples(root, ids, [(root / "trainval", ".mat")])
         written_ids = _read_context_labels(root, source, class_names)
         source_ids = "those of labels.txt: take both from the same archive"
     return Conversion(
@@ -463,7 +469,7 @@ def _check_context_order(root: Path, splits: dict[str, list[Sample]], class_name
 
 
 def read_label_file(path: Path) -> tuple[np.ndarray, PIL.Image.Image | None]:
-    """Read the ids of a PNG file or of a MAT file with a `LabelMap`.
+    """Read the ids of a PNG file, or of a MAT file of PASCAL Context (`LabelMap`) or SBD (`GTcls.Segmentation`).
 
     Args:
         path: The file; its suffix decides.
@@ -487,10 +493,12 @@ def _load_mat(path: Path) -> np.ndarray:
     from scipy.io import loadmat
 
     try:
-        return loadmat(path)["LabelMap"]
+        content = loadmat(path)
+        return content["GTcls"]["Segmentation"][0, 0] if "GTcls" in content else content["LabelMap"]
     except Exception as error:  # a damaged file fails anywhere: in zlib, in numpy, in scipy's own classes
-        problem = "it has no variable LabelMap" if isinstance(error, KeyError) else f"it cannot be read ({error})"
-        raise ValueError(f"{problem}; unpack trainval.tar.gz again.") from error
+        is_other = isinstance(error, KeyError)
+        problem = "it has no variable LabelMap or GTcls" if is_other else f"it cannot be read ({error})"
+        raise ValueError(f"{problem}; unpack its archive again.") from error
 
 
 def _name_file(path: Path, error: Exception) -> str:

@@ -22,6 +22,7 @@ import PIL.ImageOps
 import torch
 from datasets import Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
+from huggingface_hub import hf_hub_download
 
 from image_processing_ldvc import load_pixels, nearest_indices, to_rgb
 from pseudo_labels_ldvc import withhold_labels
@@ -132,8 +133,10 @@ def _keep_columns(
     return loaded
 
 
-def check_label_convention(dataset: str, num_classes: int, *, reduce_labels: bool) -> None:
-    """Compare settings with the `classes.json` that `prepare_data.py` leaves in a dataset's folder; others pass.
+def check_label_convention(
+    dataset: str, num_classes: int, *, reduce_labels: bool, revision: str | None = None
+) -> None:
+    """Compare settings with the `classes.json` that `prepare_data.py` leaves in a dataset, pushed or not; others pass.
 
     The ids alone may not tell: class ids 0 to 58 read with `reduce_labels` are all in range and all off by one.
 
@@ -141,11 +144,17 @@ def check_label_convention(dataset: str, num_classes: int, *, reduce_labels: boo
         dataset: As for `load_split`.
         num_classes: Length of the class list.
         reduce_labels: See `map_labels`.
+        revision: Git revision of a Hub dataset.
 
     Raises:
         ValueError: If the folder was made for another number of classes or the other value of `reduce_labels`.
     """
     path = Path(dataset).expanduser() / "classes.json"
+    if "/" in dataset and not path.parent.exists():
+        try:
+            path = Path(hf_hub_download(dataset, path.name, repo_type="dataset", revision=revision))
+        except (OSError, ValueError):  # it has none, or there is no such dataset: loading it will tell
+            return
     summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     if not isinstance(summary, dict) or "reduce_labels" not in summary:
         return

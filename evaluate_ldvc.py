@@ -422,6 +422,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", required=True, help="'picturebook', a folder, or a Hub id")
     parser.add_argument("--dataset_config", help="configuration of a dataset that has several")
     parser.add_argument("--split", default="validation")
+    parser.add_argument("--dataset_revision", help="commit, branch or tag of a Hub dataset")
     parser.add_argument("--image_column", default="image")
     parser.add_argument("--label_column", default="label")
     parser.add_argument("--num_images", type=int, help="only the first so many images")
@@ -469,14 +470,20 @@ def audit_checkpoint(arguments: argparse.Namespace, vocabulary: Vocabulary, mode
     protocol = read_protocol(arguments.checkpoint)
     if protocol is None:
         finding = f"{arguments.checkpoint!r} has no {PROTOCOL_FILE}: which masks trained it, nobody counted"
-        return audit | {"status": "unaudited", "findings": [finding], "names_trained_with_masks": seen_classes or []}
-    weights = trained_weights_fingerprint(model)
-    findings = protocol_mismatches(protocol, arguments.setting, vocabulary, seen_classes, weights)
+        audit |= {"status": "unaudited", "findings": [finding], "names_trained_with_masks": seen_classes or []}
+        holds_out = arguments.setting in ("inductive", "transductive")
+        saw = shared_names(vocabulary.unseen_names, seen_classes or []) if holds_out else []
+        findings = [f"its configuration says that masks of the unseen classes {saw} trained it"] if saw else []
+    else:
+        weights = trained_weights_fingerprint(model)
+        findings = protocol_mismatches(protocol, arguments.setting, vocabulary, seen_classes, weights)
     if findings and not arguments.allow_protocol_mismatch:
         raise ValueError(
             f"{arguments.checkpoint!r} cannot be scored as {arguments.setting}: {'; '.join(findings)}. Choose the "
             "--setting and --vocabulary that it was trained with, or mark the result with --allow_protocol_mismatch."
         )
+    if protocol is None:
+        return audit | {"status": "mismatch", "findings": findings} if findings else audit
     status = "mismatch" if findings else "matches"
     if not findings and not is_wholly_audited(protocol):
         start = protocol["start"]["checkpoint"]
@@ -527,6 +534,7 @@ def load_images(arguments: argparse.Namespace) -> Any:
         config_name=arguments.dataset_config,
         image_column=arguments.image_column,
         label_column=arguments.label_column,
+        revision=arguments.dataset_revision,
         num_images=arguments.num_images,
     )
 
@@ -559,7 +567,8 @@ def describe_predictions(
         "prompt_templates": processor.prompt_templates,
         "image_mean_and_std": [pixels.image_mean, pixels.image_std],
         "inference": asdict(settings),
-        **{name: getattr(arguments, name) for name in ("dataset", "dataset_config", "split", "image_column")},
+        **{name: getattr(arguments, name) for name in ("dataset", "dataset_config", "dataset_revision")},
+        **{name: getattr(arguments, name) for name in ("split", "image_column")},
         **{name: trace[name] for name in ("config_sha256", "dataset_fingerprint", "versions")},
     }
 
@@ -572,7 +581,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     named = arguments.vocabulary or (None if arguments.class_names else "voc2012")
     vocabulary = choose_vocabulary(arguments.dataset, arguments.class_names, arguments.unseen_classes, named)
     settings = InferenceSettings(arguments.short_side, arguments.window, arguments.stride, arguments.window_batch_size)
-    check_label_convention(arguments.dataset, len(vocabulary.class_names), reduce_labels=arguments.reduce_labels)
+    check_label_convention(
+        arguments.dataset,
+        len(vocabulary.class_names),
+        reduce_labels=arguments.reduce_labels,
+        revision=arguments.dataset_revision,
+    )
     model, processor = load_checkpoint(arguments.checkpoint, arguments.training_free, arguments.image_stats)
     audit = audit_checkpoint(arguments, vocabulary, model)
     is_cross, offsets = arguments.setting == "cross_dataset", arguments.offsets

@@ -17,6 +17,7 @@ lowered (offset 0). Under `accelerate launch` every process takes its share of t
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -53,6 +54,8 @@ from weights_ldvc import weights_fingerprint
 
 __all__ = ["Checkpoint", "Measurement", "compare", "format_report", "group_names", "main", "measure"]
 
+OTHER_DATASETS = ("old_", "absent_")  # prefixes of their options
+HOW_TO_LOAD = ("dataset_config", "dataset_revision", "split", "image_column", "label_column")
 CLAIM_PROBABILITY = 0.5  # where post-processing would draw a mask
 NUM_WORST_CLASSES = 10  # in the printed table; the JSON has all
 ABSENT_ROWS = {
@@ -388,6 +391,9 @@ def _verdict(report: Mapping[str, Any]) -> list[str]:
         for title, row, worse in rows:
             if row["interval"] and min(worse * edge for edge in row["interval"]) > 0:
                 found.append(f"- {section['title']}, {title}: {100 * row['difference']:+.1f} points")
+    for title, row in (report.get("other_pictures") or {"groups": {}})["groups"].items():
+        if row["interval"] and min(row["interval"]) > 0:
+            found.append(f"- Other pictures, {title} names alone: {100 * row['difference']:+.1f} points")
     if not found:
         return ["Nothing got worse beyond chance."]
     remedy = "A lower learning_rate, fewer max_steps, or pictures of the old classes in the training set keep more."
@@ -414,9 +420,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--absent_names", help="further names of things that no picture of either dataset shows")
     parser.add_argument("--absent_dataset", help="pictures that show nothing of all these names")
     parser.add_argument("--dataset_config", help="configuration of a dataset that has several")
-    parser.add_argument("--split", default="validation", help="of every dataset")
+    parser.add_argument("--dataset_revision", help="commit, branch or tag of a Hub dataset")
+    parser.add_argument("--split", default="validation")
     parser.add_argument("--image_column", default="image")
     parser.add_argument("--label_column", default="label")
+    for prefix, key in itertools.product(OTHER_DATASETS, HOW_TO_LOAD):
+        parser.add_argument(f"--{prefix}{key}", help=f"of --{prefix}dataset; default: --{key}")
     parser.add_argument("--num_images", type=int, help="only the first so many of each dataset")
     parser.add_argument("--reduce_labels", action="store_true", help="--dataset's ids count from 1, 0 is background")
     parser.add_argument("--old_reduce_labels", action="store_true", help="so do --old_dataset's")
@@ -446,14 +455,16 @@ def choose_labels(arguments: argparse.Namespace, prefix: str, checkpoint: Checkp
     return Vocabulary("own", names, tuple(parse_names(unseen)) if unseen else ())
 
 
-def load_data(arguments: argparse.Namespace, dataset: str) -> Dataset:
-    """Load the split that is scored."""
+def load_data(arguments: argparse.Namespace, prefix: str = "") -> Dataset:
+    """Load the split that is scored, of `--dataset` or of one of `OTHER_DATASETS`."""
+    how = {key: getattr(arguments, prefix + key) or getattr(arguments, key) for key in HOW_TO_LOAD}
     return load_split(
-        dataset,
-        arguments.split,
-        config_name=arguments.dataset_config,
-        image_column=arguments.image_column,
-        label_column=arguments.label_column,
+        getattr(arguments, f"{prefix}dataset"),
+        how["split"],
+        config_name=how["dataset_config"],
+        image_column=how["image_column"],
+        label_column=how["label_column"],
+        revision=how["dataset_revision"],
         num_images=arguments.num_images,
     )
 
@@ -463,8 +474,9 @@ def score_section(
 ) -> dict[str, Any]:
     """Both checkpoints on `--dataset` or `--old_dataset`."""
     name, reduce_labels = getattr(arguments, f"{prefix}dataset"), getattr(arguments, f"{prefix}reduce_labels")
-    check_label_convention(name, len(vocabulary.class_names), reduce_labels=reduce_labels)
-    dataset = load_data(arguments, name)
+    revision = getattr(arguments, f"{prefix}dataset_revision") or arguments.dataset_revision
+    check_label_convention(name, len(vocabulary.class_names), reduce_labels=reduce_labels, revision=revision)
+    dataset = load_data(arguments, prefix)
     absent = parse_names(arguments.absent_names) if arguments.absent_names else []
     measured = [
         measure(
@@ -494,7 +506,7 @@ def score_other_pictures(
     arguments: argparse.Namespace, before: Checkpoint, after: Checkpoint, vocabulary: Vocabulary
 ) -> dict[str, Any]:
     """Both checkpoints on pictures that show none of the names."""
-    dataset = load_data(arguments, arguments.absent_dataset)
+    dataset = load_data(arguments, "absent_")
     groups = {title: names for title, names in group_names(vocabulary, before, after).items() if "," not in title}
     settings, draws = inference_settings(arguments), resample(len(dataset))
     claims = [measure_claims(checkpoint, dataset, groups, settings) for checkpoint in (before, after)]

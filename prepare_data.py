@@ -63,13 +63,15 @@ def convert_sample(sample: Sample, conversion: Conversion) -> tuple[dict[str, ob
         check_palette(label, conversion.palette)
     except ValueError as error:
         raise ValueError(f"{sample.label_path}: {error}") from error
-    if conversion.written_ids is None:
-        label_bytes = sample.label_path.read_bytes()
-    else:
+    if conversion.written_ids is not None:
         written = np.zeros(max(conversion.written_ids) + 1, dtype=np.uint8)  # by id of the source
         written[list(conversion.written_ids)] = list(conversion.written_ids.values())
-        label_map, encoded = written[label_map], io.BytesIO()
-        PIL.Image.fromarray(label_map).save(encoded, "PNG")
+        label_map = written[label_map]
+    if conversion.written_ids is None and label is not None:
+        label_bytes = sample.label_path.read_bytes()
+    else:
+        encoded = io.BytesIO()
+        PIL.Image.fromarray(label_map.astype(np.uint8)).save(encoded, "PNG")
         label_bytes = encoded.getvalue()
     row = {
         "image_id": sample.image_id,
@@ -357,7 +359,8 @@ def prepare(arguments: argparse.Namespace) -> None:
         _report(conversion, output)
     if repository:
         with _explaining_hub_errors(repository):
-            HfApi().upload_folder(repo_id=repository, repo_type="dataset", folder_path=output)
+            shards = ["*.parquet"]  # of an upload before, which may have been cut into other ones
+            HfApi().upload_folder(repo_id=repository, repo_type="dataset", folder_path=output, delete_patterns=shards)
         tqdm.write(f"Uploaded to the dataset {repository}, private if it is new.")
 
 

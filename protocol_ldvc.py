@@ -344,11 +344,11 @@ def protocol_mismatches(
         One sentence per mismatch; empty when audit and protocol agree.
     """
     findings = _audit_mismatches(protocol, seen_classes, weights)
+    trained_on = [row["name"] for row in protocol["classes"]]
     if setting == "cross_dataset":
-        return findings
+        return findings + _cross_dataset_mismatches(protocol, vocabulary)
     if protocol["setting"] != setting:
         findings.append(f"it was trained {protocol['setting']}, not {setting}")
-    trained_on = [row["name"] for row in protocol["classes"]]
     if len(trained_on) != len(vocabulary.class_names):
         findings.append(
             f"it was trained on {len(trained_on)} classes, {vocabulary.name!r} has {len(vocabulary.class_names)}"
@@ -370,6 +370,16 @@ def protocol_mismatches(
         findings.append(f"masks of the unseen classes {saw} trained it")
     elif setting == "inductive" and (knew := shared_names(vocabulary.unseen_names, names_given_to_the_loss(protocol))):
         findings.append(f"the loss knew the names of the unseen classes {knew}, as only transductive training may")
+    return findings
+
+
+def _cross_dataset_mismatches(protocol: Mapping[str, Any], vocabulary: Vocabulary) -> list[str]:
+    """Say why scores would not be those of a model that saw the seen classes of another data set."""
+    findings = []
+    if [row["name"] for row in protocol["classes"]] == list(vocabulary.class_names):
+        findings.append(f"it was trained on the classes of {vocabulary.name!r}, which is no other data set then")
+    if protocol["setting"] == "fully_supervised":
+        findings.append("masks of all its classes trained it, where only those of the seen ones may")
     return findings
 
 

@@ -213,7 +213,12 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
     """
     api = HfApi()
     api.create_repo(repository, private=private, exist_ok=True)
-    done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message="LDVC checkpoint, code and card")
+    done = api.upload_folder(
+        repo_id=repository,
+        folder_path=folder,
+        commit_message="LDVC checkpoint, code and card",
+        delete_patterns=["*.py", "*.json", "*.safetensors"],  # of an upload before, which the hashes would not cover
+    )
     return str(done)
 
 

@@ -274,7 +274,12 @@ def set_up(recipe: Recipe, accelerator: Accelerator) -> Run:
     folder = check_output_dir(recipe)
     images_per_batch(recipe, accelerator)
     vocabulary = recipe.get_vocabulary()
-    check_label_convention(recipe.dataset, len(vocabulary.class_names), reduce_labels=recipe.reduce_labels)
+    check_label_convention(
+        recipe.dataset,
+        len(vocabulary.class_names),
+        reduce_labels=recipe.reduce_labels,
+        revision=recipe.dataset_revision,
+    )
     start = describe_start(recipe, vocabulary)
     with accelerator.main_process_first():
         train_data = load_data(recipe, recipe.train_split, recipe.num_train_images, recipe.streaming)

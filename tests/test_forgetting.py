@@ -281,6 +281,10 @@ def test_the_report_names_what_got_worse_beyond_chance():
     assert "- New labels, absent names among the right ones: pixels taken: +10.0 points" in text
     assert "New labels, seen" not in text
     section |= {"groups": {"seen": chance}, "absent": {}}
+    elsewhere = {"dataset": "other", "num_images": 2, "groups": {"seen": more, "unseen": chance}}
+    text = format_report({"before": "a", "after": "b", "sections": [section], "other_pictures": elsewhere})
+    assert "- Other pictures, seen names alone: +10.0 points" in text
+    assert "Other pictures, unseen" not in text
     assert format_report({"before": "a", "after": "b", "sections": [section]}).endswith(
         "Nothing got worse beyond chance."
     )

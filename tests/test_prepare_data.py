@@ -18,10 +18,11 @@ import yaml
 from datasets import Image, load_dataset
 from scipy.io import savemat
 
+import data_ldvc
 import prepare_data
 from converters_ldvc import find_coco_stuff, find_pascal_context, find_voc2012, voc_colours
 from data_ldvc import check_label_convention, load_split, read_sample
-from prepare_data import main, write_dataset
+from prepare_data import convert_sample, main, write_dataset
 from vocabularies import VOCABULARIES
 
 
@@ -130,6 +131,33 @@ def test_label_maps_of_voc_go_before_those_of_sbd(augmented_voc):
 def test_trainaug_txt_decides_where_it_exists(augmented_voc):
     write_list(augmented_voc, "trainaug", [SBD_IDS[1], TRAIN_IDS[0]])
     assert ids_of(find_voc2012(augmented_voc).splits["train"]) == [SBD_IDS[1], TRAIN_IDS[0]]
+
+
+def test_trainaug_txt_without_label_maps_of_sbd_names_what_is_missing(voc, tmp_path, capsys):
+    add_sample(voc, SBD_IDS[0], 6)
+    (voc / "SegmentationClass" / f"{SBD_IDS[0]}.png").unlink()
+    write_list(voc, "trainaug", [*TRAIN_IDS, SBD_IDS[0]])
+    expect_error(voc, tmp_path / "out", capsys, f"{SBD_IDS[0]}.png is missing")
+
+
+@pytest.mark.parametrize("levels_up", [0, 1, 2])
+def test_the_official_archive_of_sbd_is_read_beside_voc(voc, tmp_path, levels_up):
+    folder = [voc, *voc.parents][levels_up] / "benchmark_RELEASE" / "dataset" / "cls"
+    folder.mkdir(parents=True)
+    for image_id in (SBD_IDS[0], VAL_IDS[0]):
+        add_sample(voc, image_id, 6, "png")
+        ids = np.asarray(PIL.Image.open(voc / "png" / f"{image_id}.png"))
+        savemat(folder / f"{image_id}.mat", {"GTcls": {"Segmentation": ids, "Boundaries": ids}})
+    conversion = find_voc2012(voc.parents[1])
+    assert conversion.official_counts["train"] == 10_582
+    assert ids_of(conversion.splits["train"]) == [*TRAIN_IDS, SBD_IDS[0]]
+    sample = conversion.splits["train"][-1]
+    assert sample.label_path.suffix == ".mat"
+    row, pixels = convert_sample(sample, conversion)
+    written = np.asarray(PIL.Image.open(io.BytesIO(row["label"]["bytes"])))
+    expected = np.asarray(PIL.Image.open(voc / "png" / f"{SBD_IDS[0]}.png"))
+    assert np.array_equal(written, expected)
+    assert np.array_equal(pixels, np.bincount(expected.ravel(), minlength=256))
 
 
 @pytest.mark.skipif("LDVC_LISTS" not in os.environ, reason="LDVC_LISTS names no folder with the official id lists")
@@ -356,7 +384,8 @@ def hub_calls(monkeypatch):
         def create_repo(self, *arguments, **options):
             calls.append(("create", *arguments, options["repo_type"], options["private"]))
 
-        def upload_folder(self, *, repo_id, repo_type, folder_path):
+        def upload_folder(self, *, repo_id, repo_type, folder_path, delete_patterns):
+            assert delete_patterns == ["*.parquet"]  # no shard of an upload before stays among the new ones
             calls.append(("upload", repo_id, repo_type, sorted(path.name for path in Path(folder_path).iterdir())))
 
     monkeypatch.setattr(prepare_data, "HfApi", FakeHub)
@@ -914,6 +943,20 @@ def test_a_dataset_without_our_classes_json_has_no_convention_to_check(tmp_path)
     (tmp_path / "classes.json").write_text('{"class_names": ["cat"]}')
     for dataset in (str(tmp_path), str(tmp_path / "nowhere"), "someone/dataset"):
         check_label_convention(dataset, 7, reduce_labels=True)
+
+
+def test_a_dataset_on_the_hub_is_asked_for_its_convention_too(tmp_path, monkeypatch):
+    (tmp_path / "classes.json").write_text(json.dumps({"class_names": ["cat", "dog"], "reduce_labels": False}))
+    asked = []
+
+    def download(dataset, name, *, repo_type, revision):
+        asked.append((dataset, name, repo_type, revision))
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(data_ldvc, "hf_hub_download", download)
+    with pytest.raises(ValueError, match="reduce_labels is True, but the label maps of 'me/cats' were made for False"):
+        check_label_convention("me/cats", 2, reduce_labels=True, revision="v1")
+    assert asked == [("me/cats", "classes.json", "dataset", "v1")]
 
 
 def test_a_dataset_that_is_a_loading_script_is_refused_with_the_remedy(tmp_path):

@@ -321,6 +321,7 @@ def test_pushing_creates_the_repository_and_uploads_the_folder(checkpoint, tmp_p
     assert publish.main([str(checkpoint), "--output", str(output), "--push_to_hub", "me/ldvc", "--private"]) == 0
     assert calls[0] == ("create", ("me/ldvc",), {"private": True, "exist_ok": True})
     assert (calls[1][1]["repo_id"], calls[1][1]["folder_path"]) == ("me/ldvc", output)
+    assert "*.py" in calls[1][1]["delete_patterns"]  # no code of an upload before stays beside the hashes
     assert "pushed to https://hub/commit/1" in capsys.readouterr().out
 
 

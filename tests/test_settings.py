@@ -599,8 +599,34 @@ def test_the_audit_of_another_checkpoint_is_noticed(finished):
     assert protocol_mismatches(protocol, "inductive", VOCABULARY, ["cat", "dog", "grass"]) == []
     (finding,) = protocol_mismatches(protocol, "inductive", VOCABULARY, ["cat", "sofa"])
     assert "of another checkpoint" in finding
-    (finding,) = protocol_mismatches(protocol | {"keeps_setting": False}, "cross_dataset", VOCABULARY)
+    other = Vocabulary("other", ("bus", "cat"))
+    (finding,) = protocol_mismatches(protocol | {"keeps_setting": False}, "cross_dataset", other)
     assert "broke the inductive setting" in finding
+
+
+def test_only_a_checkpoint_of_another_data_set_is_scored_across(finished):
+    protocol = read_protocol(str(finished()))
+    (finding,) = protocol_mismatches(protocol, "cross_dataset", VOCABULARY)
+    assert "which is no other data set" in finding
+    other = Vocabulary("other", ("bus", "cat"))
+    assert protocol_mismatches(protocol, "cross_dataset", other) == []
+    everything = protocol | {"setting": "fully_supervised", "unseen_classes": []}
+    (finding,) = protocol_mismatches(everything, "cross_dataset", other)
+    assert "masks of all its classes trained it" in finding
+
+
+def test_a_checkpoint_without_an_audit_that_names_unseen_classes_among_its_own_is_refused(
+    finished, scenes, tmp_path, capsys
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished(), folder)
+    (folder / "protocol.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"seen_classes": ["cat", "dog", "sofa", "grass"]}))
+    assert evaluate(folder, scenes) == 2
+    assert "masks of the unseen classes ['sofa'] trained it" in capsys.readouterr().err
+    assert evaluate(folder, scenes, "--allow_protocol_mismatch", "--output", str(folder / "scores.json")) == 0
+    assert json.loads((folder / "scores.json").read_text())["audit"]["status"] == "mismatch"
 
 
 def test_masks_of_the_start_count_as_seen(finished):
