@@ -43,6 +43,7 @@ import loading_ldvc
 from baseline_ldvc import TrainingFreeCLIP
 from check_data import choose_vocabulary
 from data_ldvc import check_label_convention, dataset_fingerprint, load_split, map_labels, read_sample
+from folders_ldvc import read_class_names
 from image_processing_ldvc import best_classes
 from inference_ldvc import InferenceSettings, class_scores, encode_classes, prepare_image
 from parts_ldvc import written_aside
@@ -60,7 +61,7 @@ from protocol_ldvc import (
 )
 from run_state_ldvc import read_log
 from signatures_ldvc import describe_signatures, find_signatures
-from vocabularies import VOCABULARIES, Vocabulary
+from vocabularies import PROMPT_TEMPLATES, VOCABULARIES, Vocabulary
 from weights_ldvc import ADAPTER_CONFIG, weights_fingerprint
 
 
@@ -253,7 +254,7 @@ def evaluate_model(
                 kept.write(index, predictions)
         for offset, prediction in zip(offsets, predictions, strict=True):
             metrics[offset].add(prediction=prediction, reference=reference)
-            areas[offset].append((index, image_areas(prediction, reference, num_classes)))
+            areas[offset].append((index, image_areas(prediction, reference, num_classes), reference.size))
     model.train(was_training)
     scores = {str(offset): finish_table(metrics[offset], areas[offset], vocabulary, groups) for offset in offsets}
     return {"num_images": len(dataset), "scores": scores}
@@ -284,14 +285,16 @@ def finish_table(
 
     Args:
         metric: This process's counts.
-        areas: This process's pairs of image index and `image_areas`.
+        areas: This process's image indices, each with `image_areas` and the pixels of the image.
         vocabulary: Class list and unseen names.
         groups: Groups of class ids that are reported apart.
     """
     num_classes, unseen_ids = len(vocabulary.class_names), vocabulary.unseen_class_ids
     table = metric.compute(num_labels=num_classes, unseen_ids=unseen_ids, across_processes=True)
-    everywhere = sorted(gather_object(areas), key=lambda pair: pair[0])
-    table["intervals"] = bootstrap_intervals(np.stack([counts for _, counts in everywhere]), unseen_ids)
+    everywhere = sorted(gather_object(areas), key=lambda image: image[0])
+    counts = np.stack([counts for _, counts, _ in everywhere])
+    table["labelled_share"] = float(counts[..., 2].sum() / sum(size for *_, size in everywhere))
+    table["intervals"] = bootstrap_intervals(counts, unseen_ids)
     if groups:
         table["groups"] = group_scores(table["per_class_iou"], unseen_ids, groups)
     return table
@@ -426,7 +429,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--image_column", default="image")
     parser.add_argument("--label_column", default="label")
     parser.add_argument("--num_images", type=int, help="only the first so many images")
-    parser.add_argument("--vocabulary", help=f"one of {', '.join(VOCABULARIES)}; default: voc2012")
+    lists = f"one of {', '.join(VOCABULARIES)}; default: the list in the dataset's folder, or voc2012"
+    parser.add_argument("--vocabulary", help=lists)
     parser.add_argument("--class_names", help='in place of --vocabulary, in the order of the ids: "[cat, dog]"')
     parser.add_argument("--unseen_classes", help="those of them whose masks did not train")
     parser.add_argument("--setting", default="inductive", choices=SETTINGS, help="protocol of the scores")
@@ -437,7 +441,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stride", type=int, help="pixels; default: 426 of a window of 512, and so of others")
     parser.add_argument("--window_batch_size", type=int, default=4)
     parser.add_argument("--offsets", type=float, nargs="+", default=list(SEEN_SCORE_OFFSETS))
-    parser.add_argument("--prompt_templates", nargs="+", help="averaged; for models without text prompts")
+    parser.add_argument("--prompt_templates", nargs="+", help="averaged, or 'ensemble15'; without text prompts")
     parser.add_argument("--permute_unseen_names", action="store_true", help="control: every unseen name is wrong")
     parser.add_argument("--training_free", action="store_true", help="score a CLIP without training")
     parser.add_argument("--image_stats", default="imagenet", help="pixel statistics of --training_free")
@@ -445,6 +449,26 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", help="JSON file for the result")
     parser.add_argument("--predictions", help="folder to keep label maps in; a stopped run goes on from what is there")
     return parser.parse_args(argv)
+
+
+def choose_classes(arguments: argparse.Namespace) -> Vocabulary:
+    """Choose the class list: stated, or that in the dataset's folder, or VOC's; held against the dataset's own ids.
+
+    Raises:
+        ValueError: If there are two lists, or the dataset was made for another one.
+    """
+    vocabulary = arguments.vocabulary
+    if not (vocabulary or arguments.class_names):
+        listed = read_class_names(arguments.dataset)
+        vocabulary = next((v.name for v in VOCABULARIES.values() if listed in (None, list(v.class_names))), None)
+    chosen = choose_vocabulary(arguments.dataset, arguments.class_names, arguments.unseen_classes, vocabulary)
+    check_label_convention(
+        arguments.dataset,
+        len(chosen.class_names),
+        reduce_labels=arguments.reduce_labels,
+        revision=arguments.dataset_revision,
+    )
+    return chosen
 
 
 def audit_checkpoint(arguments: argparse.Namespace, vocabulary: Vocabulary, model: nn.Module) -> dict[str, Any]:
@@ -578,15 +602,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     state = process_state()
     started = time.perf_counter()
     code_version()  # as it is now, not when the result is written
-    named = arguments.vocabulary or (None if arguments.class_names else "voc2012")
-    vocabulary = choose_vocabulary(arguments.dataset, arguments.class_names, arguments.unseen_classes, named)
+    vocabulary = choose_classes(arguments)
     settings = InferenceSettings(arguments.short_side, arguments.window, arguments.stride, arguments.window_batch_size)
-    check_label_convention(
-        arguments.dataset,
-        len(vocabulary.class_names),
-        reduce_labels=arguments.reduce_labels,
-        revision=arguments.dataset_revision,
-    )
     model, processor = load_checkpoint(arguments.checkpoint, arguments.training_free, arguments.image_stats)
     audit = audit_checkpoint(arguments, vocabulary, model)
     is_cross, offsets = arguments.setting == "cross_dataset", arguments.offsets
@@ -598,8 +615,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     config = model.encoder.config if arguments.training_free else model.config
     trace = provenance(config, dataset, audit.get("seed"))
     floor = load_floor(arguments.floor, vocabulary, trace["dataset_fingerprint"]) if arguments.floor else None
-    if arguments.prompt_templates:
-        processor.prompt_templates = check_templates(arguments.prompt_templates)
+    if templates := arguments.prompt_templates:
+        named = PROMPT_TEMPLATES.get(templates[0]) if len(templates) == 1 else None
+        processor.prompt_templates = check_templates(named or templates)
     names = permute_names(vocabulary) if arguments.permute_unseen_names else list(vocabulary.class_names)
     kept = None
     if arguments.predictions:

@@ -31,6 +31,9 @@ SEEN_RISE = 0.005
 # Connected components per class and image, relative to the labels' own. Twice as many pieces as objects is what the
 # eye calls torn; perfect predictions at token resolution have fewer than the labels (the embedded world's oracle).
 FRAGMENTS_PER_REFERENCE = 2.0
+# Predictions cover unlabelled pixels too, where labels have no component to compare with: below this share of labelled
+# pixels (VOC, without its background) the ratio says nothing.
+LEAST_LABELLED_SHARE = 0.9
 # mIoU that both groups stay under when no training-free floor is known. In the embedded world CLIP without training
 # has twice that; a trained model below it does not match names with pixels.
 LOW_MIOU = 0.10
@@ -102,6 +105,8 @@ def _fragmentation(scores: Mapping[str, Any]) -> Signature | None:
     predicted = fragmentation.get("components_per_class_and_image")
     reference = fragmentation.get("reference_components_per_class_and_image")
     if not (_is_number(predicted) and _is_number(reference)) or predicted < FRAGMENTS_PER_REFERENCE * reference:
+        return None
+    if scores.get("labelled_share", 1.0) < LEAST_LABELLED_SHARE:
         return None
     message = (
         f"fragmentation: {predicted:.2f} connected components per class and image, the labels have {reference:.2f}; "

@@ -153,6 +153,13 @@ def _check_transductive_start(recipe: Recipe, vocabulary: Vocabulary, protocol: 
             f"{start} held out {sorted(protocol['unseen_classes'])}, the recipe holds out "
             f"{sorted(vocabulary.unseen_names)}; {remedy}"
         )
+    draws, half = protocol.get("image_draws"), recipe.max_steps * recipe.batch_size
+    if draws not in (None, half):
+        logger.warning(
+            "%s drew %d images; the published schedule gives each half as many as this recipe's second, %d: scores "
+            "do not compare with published ones.",
+            *(start, draws, half),
+        )
 
 
 def inductive_half(recipe: Recipe) -> Recipe:

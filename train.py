@@ -15,6 +15,7 @@ The folder gets the checkpoint (loads with AutoModel and AutoProcessor), recipe.
 log.jsonl, curves.png, predictions.png and states/ to resume from.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -130,6 +131,14 @@ def clear_output_dir(folder: Path, recipe: Recipe) -> None:
         for pattern in ("log.jsonl", "*.json", "*.safetensors", "curves.png", "predictions.png"):
             for path in folder.glob(pattern):
                 path.unlink()
+
+
+def remove_traces(folder: Path) -> None:
+    """Remove what a run without a step wrote, so that the same command may be given again once its data is mended."""
+    for name in ("recipe.yaml", "log.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # other files are in it
+        folder.rmdir()
 
 
 def images_per_batch(recipe: Recipe, accelerator: Accelerator) -> int:
@@ -567,6 +576,10 @@ def run_one(recipe: Recipe, is_last: bool = True, seconds_before: float = 0.0) -
 
     Returns:
         See `run_recipe`.
+
+    Raises:
+        ValueError: If data or recipe cannot be used.
+        OSError: If a file cannot be read or written.
     """
     progress = Progress(seconds_before=seconds_before)
     accelerator = Accelerator(
@@ -582,7 +595,12 @@ def run_one(recipe: Recipe, is_last: bool = True, seconds_before: float = 0.0) -
     if recipe.report_to:
         plain = {key: value for key, value in asdict(recipe).items() if isinstance(value, (str, int, float, bool))}
         accelerator.init_trackers("ldvc", config=plain)
-    log, model = train(run, progress)
+    try:
+        log, model = train(run, progress)
+    except (ValueError, OSError):  # of data that cannot be read, as a rule
+        if not progress.step:
+            remove_traces(run.folder)
+        raise
     training_seconds = progress.seconds
     run.model = whole_model(accelerator, model)
     vars(run.model).pop("forward", None)  # Accelerate's autocast: the scores are to be those of evaluate_ldvc.py

@@ -30,6 +30,7 @@ from protocol_ldvc import (
 from pseudo_labels_ldvc import WITHHELD, pseudo_labels, withhold_labels
 from recipe_ldvc import RecipeError, read_recipe
 from signatures_ldvc import LOW_MIOU
+from start_ldvc import describe_start
 from train import main, run_recipe
 from vocabularies import Vocabulary
 
@@ -447,6 +448,16 @@ def test_a_start_without_audit_is_said_to_be_so(train_arguments, finished, tmp_p
     start = protocol_of(tmp_path / "run")["start"]
     assert not start["is_audited"]
     assert start["names_trained_with_masks"] == ["cat", "dog", "grass"]  # the configuration's word
+
+
+@pytest.mark.parametrize(("steps", "is_half"), [("1", True), ("5", False)])
+def test_self_training_from_more_or_less_than_half_a_schedule_is_said_to_be_so(
+    train_arguments, finished, caplog, steps, is_half
+):
+    arguments = [*train_arguments, "--setting", "transductive", "--start_from", str(finished()), "--max_steps", steps]
+    arguments += ["--batch_size", "2"]
+    describe_start(read_recipe(arguments), VOCABULARY)
+    assert ("do not compare with published ones" in caplog.text) != is_half
 
 
 # ---- recipes

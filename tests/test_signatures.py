@@ -56,6 +56,12 @@ def test_many_more_pieces_than_the_labels_have_is_fragmentation():
     assert names_of(scores_of(0.5, 0.5, (many, float("nan")))) == []
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.91, ["fragmentation"]), (0.89, [])])
+def test_fragmentation_is_judged_where_nearly_all_is_labelled(share, expected):
+    scores = scores_of(0.5, 0.5, (9.0, 1.5)) | {"labelled_share": share}
+    assert names_of(scores) == expected
+
+
 def test_both_low_is_measured_against_clip_without_training_where_that_is_known():
     floor = scores_of(0.2, 0.3)
     (signature,) = find_signatures(scores_of(0.19, 0.29), (), floor)

@@ -330,6 +330,12 @@ def test_the_learning_rate_warms_up_and_decays_as_in_mmcv():
     assert learning_rate_at(99, recipe) == pytest.approx(poly[99])
 
 
+def test_data_that_cannot_be_read_leaves_no_run_behind(train_arguments, tmp_path, caplog):
+    assert main([*train_arguments, "--class_names", "[cat, dog, sofa]", "--max_steps", "1"]) == 2
+    assert "label id 3 is outside the 3 classes" in caplog.text
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_with_another_run_is_refused_and_kept(train_arguments, finished_run):
     before = (finished_run / "results.json").read_text()
     with pytest.raises(RecipeError, match="already holds a run; choose another"):
