@@ -120,8 +120,7 @@ def read_cards(folder: Path = CARDS) -> list[Card]:
         if embedded:
             protocol = _read_json(ROOT / embedded / "protocol.json")
             made = yaml.safe_load((ROOT / embedded / "recipe.yaml").read_text())
-            of_seed = (run for run in runs if run["seed"] == made["seed"])
-            own = next((run for run in of_seed if settings_of(run["recipe"]) == settings_of(made)), None)
+            own = next((run for run in runs if is_of_checkpoint(run, made, protocol)), None)
         cards.append(
             make_card(
                 entry["name"], recipe, entry["recipe"], content, entry, protocol=protocol,
@@ -129,6 +128,12 @@ def read_cards(folder: Path = CARDS) -> list[Card]:
             )
         )  # fmt: skip
     return cards
+
+
+def is_of_checkpoint(run: Mapping[str, Any], recipe: Mapping[str, Any], protocol: Mapping[str, Any]) -> bool:
+    """Whether a result was scored with a checkpoint's weights, trained by its recipe."""
+    is_same = run["seed"] == recipe["seed"] and settings_of(run["recipe"]) == settings_of(recipe)
+    return is_same and run.get("weights_sha256") == protocol.get("weights_sha256")
 
 
 def make_card(
@@ -342,9 +347,10 @@ def describe_training(card: Card) -> str:
 
 
 def describe_scores(card: Card) -> str:
-    """The checkpoint's scores with their intervals, or a table of the report, or a line that there are none."""
-    if card.table:
-        return f"<!-- table: {card.table} -->\n<!-- end -->"
+    """The checkpoint's scores with intervals, and a table of the report over seeds; or a line that there are none."""
+    table = f"<!-- table: {card.table} -->\n<!-- end -->" if card.table else ""
+    if card.table and not card.result:
+        return table
     if not card.result:
         return _wrap(
             "None yet. What others published under this protocol is in `docs/experiments.md` of the code repository."
@@ -354,6 +360,8 @@ def describe_scores(card: Card) -> str:
         title = "as it is" if float(offset) == 0 else f"{offset} off seen scores"
         lines.append(f"| {title} | " + " | ".join(_with_interval(scores, name) for name in REPORTED) + " |")
     note = f"Percent; in brackets the 95 % interval over images (bootstrap); {card.result['num_images']} images."
+    if table:
+        return "\n".join([*lines, "", _wrap(f"{note} Over seeds, beside its controls:"), "", table])
     return "\n".join([*lines, "", _wrap(f"{note} {_seeds(card)}")])
 
 

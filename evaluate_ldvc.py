@@ -322,17 +322,19 @@ def code_version() -> str | None:
     return commit + ("+changes" if ask("status", "--porcelain", "--", ".", ":!results") else "")
 
 
+def trace_to(dataset: Any, seed: int | None = None) -> dict[str, Any]:
+    """What every score can be traced to: commit, data, seed and library versions."""
+    versions = {name: version(name) for name in LIBRARIES}
+    fingerprint = dataset_fingerprint(dataset)
+    return {"commit": code_version(), "dataset_fingerprint": fingerprint, "seed": seed, "versions": versions}
+
+
 def provenance(model_config: Any, dataset: Any, seed: int | None = None) -> dict[str, Any]:
-    """What a score can be traced to: commit, configuration, data, seed and library versions."""
+    """What the score of a model can be traced to: `trace_to` and its configuration."""
     config = json.loads(model_config.to_json_string(use_diff=False))
     config.pop("_name_or_path", None)  # a checkpoint that is moved keeps its hash
-    return {
-        "commit": code_version(),
-        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16],
-        "dataset_fingerprint": dataset_fingerprint(dataset),
-        "seed": seed,
-        "versions": {name: version(name) for name in LIBRARIES},
-    }
+    config_sha256 = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+    return {"config_sha256": config_sha256, **trace_to(dataset, seed)}
 
 
 def without_nan(value: Any) -> Any:

@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.models import ATTENTION
 from benchmarks.timing import Settings, describe_machine
-from evaluate_ldvc import write_json
+from evaluate_ldvc import code_version, write_json
 
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
@@ -55,6 +55,7 @@ def run_figure(name: str, settings: Settings) -> dict[str, Any]:
         "attention": ATTENTION,
         "clock": settings.clock,
         "machine": describe_machine(),
+        "commit": code_version(),
         **measured,  # may speak for itself where a setting differs from row to row
     }
 

@@ -4,6 +4,7 @@ python -m picturebook.oracle        writes results/picturebook_oracle.json
 """
 
 import argparse
+import time
 from collections.abc import Sequence
 
 import evaluate
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from evaluate_ldvc import METRIC_PATH, group_scores, write_json
+from data_ldvc import load_split
+from evaluate_ldvc import METRIC_PATH, group_scores, trace_to, write_json
 from image_processing_ldvc import best_classes
 from picturebook.vocabulary import CLASS_GROUPS, CLASS_NAMES, UNSEEN_NAMES
 from picturebook.world import PATCH_SIZE, draw_scene
@@ -46,8 +48,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_images", type=int, default=250)
     parser.add_argument("--output", default="results/picturebook_oracle.json")
     arguments = parser.parse_args(argv)
-    scores = score_oracle(arguments.num_images)
-    write_json({"num_images": arguments.num_images, "patch_size": PATCH_SIZE, "scores": scores}, arguments.output)
+    started = time.perf_counter()
+    result = {
+        "num_images": arguments.num_images,
+        "patch_size": PATCH_SIZE,
+        "scores": score_oracle(arguments.num_images),
+    }
+    pages = load_split("picturebook", "test", num_images=arguments.num_images)
+    seconds = round(time.perf_counter() - started, 1)
+    write_json(result | {"seconds": seconds} | trace_to(pages, seed=0), arguments.output)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from ledger_ldvc import (
 
 
 ROOT = Path(__file__).resolve().parents[1]
+ORACLE_AND_RECORD = ("picturebook_oracle", "picturebook/ldvc_seed0")
 
 
 # ---- result files
@@ -37,6 +38,13 @@ def test_every_committed_result_is_whole():
     for folder in (path for path in (ROOT / "results").iterdir() if path.is_dir() and path.name != "benchmarks"):
         for name in {re.sub(r"_seed\d+$", "", path.stem) for path in folder.glob("*_seed*.json")}:
             assert load_results(folder, name)
+
+
+def test_the_oracle_was_scored_on_the_pages_of_the_record():
+    oracle, record = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in ORACLE_AND_RECORD)
+    assert oracle["commit"]
+    for field in ("num_images", "dataset_fingerprint"):
+        assert oracle[field] == record[field], field
 
 
 @pytest.mark.parametrize(
