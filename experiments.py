@@ -126,7 +126,9 @@ def plan(
     for seed in dict.fromkeys(seeds):  # all rows at one seed first: an unfinished list compares something
         for row in rows:
             folder = outputs / f"{row.name}_seed{seed}"
-            given = [*extra, f"--output_dir={folder}", OVERWRITE, "--results_file=null"]
+            # relative to where it runs, so that results name no path of one machine
+            place = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+            given = [*extra, f"--output_dir={place}", OVERWRITE, "--results_file=null"]
             recipe = experiments.recipe_of(row, seed, given)
             command = [] if row.training_free else [*launcher, *experiments.arguments(row, seed, given)]
             jobs.append(Job(row, seed, recipe, command, folder, results / f"{row.name}_seed{seed}.json"))

@@ -40,6 +40,12 @@ def test_every_committed_result_is_whole():
             assert load_results(folder, name)
 
 
+def test_no_result_names_a_path_of_the_machine_that_made_it():
+    files = [*(ROOT / "results").rglob("*.json"), ROOT / "picturebook" / "ldvc" / "recipe.yaml"]
+    for path in files:
+        assert not re.search(r"[\"' ]/(home|root|tmp|work|Users)/", path.read_text()), path
+
+
 def test_the_oracle_was_scored_on_the_pages_of_the_record():
     oracle, record = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in ORACLE_AND_RECORD)
     assert oracle["commit"]
