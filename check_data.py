@@ -29,6 +29,7 @@ from tqdm import tqdm
 from data_ldvc import IGNORE_INDEX, check_label_convention, load_split
 from folders_ldvc import find_folder_splits, read_class_names
 from image_processing_ldvc import to_rgb
+from provenance_ldvc import write_json
 from vocabularies import Vocabulary, get_vocabulary
 
 
@@ -681,8 +682,6 @@ def run(arguments: argparse.Namespace) -> int:
     findings = by_severity(findings + check_splits(summaries, vocabulary, reduce_labels=arguments.reduce_labels))
     sys.stdout.write(format_report(summaries, findings, vocabulary, arguments.reduce_labels) + "\n")
     if arguments.json:
-        from evaluate_ldvc import write_json  # brings the model along, which the check does not need
-
         write_json(as_json(summaries, findings, vocabulary, arguments.reduce_labels), arguments.json)
     return exit_code(findings, arguments.strict)
 

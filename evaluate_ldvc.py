@@ -16,16 +16,12 @@ With `--predictions FOLDER` the label maps stay on disk, and an evaluation that 
 """
 
 import argparse
-import functools
 import hashlib
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +38,10 @@ from transformers.configuration_utils import PreTrainedConfig
 import loading_ldvc
 from baseline_ldvc import TrainingFreeCLIP
 from check_data import choose_vocabulary
-from data_ldvc import check_label_convention, dataset_fingerprint, load_split, map_labels, read_sample
+from data_ldvc import check_label_convention, load_split, map_labels, read_sample
 from folders_ldvc import read_class_names
 from image_processing_ldvc import best_classes
 from inference_ldvc import InferenceSettings, class_scores, encode_classes, prepare_image
-from parts_ldvc import written_aside
 from predictions_ldvc import KeptPredictions, code_fingerprint
 from processes_ldvc import leave_processes, process_state
 from processing_ldvc import LDVCProcessor, check_templates
@@ -59,15 +54,14 @@ from protocol_ldvc import (
     shared_names,
     trained_weights_fingerprint,
 )
+from provenance_ldvc import code_version, provenance, write_json
 from run_state_ldvc import read_log
 from signatures_ldvc import describe_signatures, find_signatures
 from vocabularies import PROMPT_TEMPLATES, VOCABULARIES, Vocabulary
 from weights_ldvc import ADAPTER_CONFIG, weights_fingerprint
 
 
-ROOT = Path(__file__).resolve().parent
-METRIC_PATH = str(ROOT / "metrics" / "zero_shot_miou")
-COMMIT_VARIABLE = "LDVC_COMMIT"  # for a copied folder without .git
+METRIC_PATH = str(Path(__file__).resolve().parent / "metrics" / "zero_shot_miou")
 SEEN_SCORE_OFFSETS = (0.0, 0.1)
 BOOTSTRAP_RESAMPLES = 1000
 REPORTED = ("pixel_accuracy", "miou_seen", "miou_unseen", "hiou")
@@ -80,7 +74,6 @@ CROSS_COLUMNS = {
     "miou_unseen": "mIoU, new names",
 }
 SETTINGS = ("inductive", "transductive", "fully_supervised", "cross_dataset")
-LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "numpy", "pillow")
 
 
 def permute_names(vocabulary: Vocabulary) -> list[str]:
@@ -300,58 +293,6 @@ def finish_table(
     return table
 
 
-@functools.cache
-def code_version() -> str | None:
-    """Commit of this code, "+changes" where files differ from it; `None` if neither git nor the environment knows it.
-
-    Asked once, at the start: the checkout may move on while a process runs. In a folder without .git, or without git,
-    the environment variable LDVC_COMMIT names it.
-    """
-
-    def ask(*words: str) -> str:
-        try:
-            done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
-        except OSError:  # no git here
-            return ""
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    commit = ask("rev-parse", "HEAD")
-    if not commit:
-        return os.environ.get(COMMIT_VARIABLE)
-    # result files do not make code other code
-    return commit + ("+changes" if ask("status", "--porcelain", "--", ".", ":!results") else "")
-
-
-def trace_to(dataset: Any, seed: int | None = None) -> dict[str, Any]:
-    """What every score can be traced to: commit, data, seed and library versions."""
-    versions = {name: version(name) for name in LIBRARIES}
-    fingerprint = dataset_fingerprint(dataset)
-    return {"commit": code_version(), "dataset_fingerprint": fingerprint, "seed": seed, "versions": versions}
-
-
-def provenance(model_config: Any, dataset: Any, seed: int | None = None) -> dict[str, Any]:
-    """What the score of a model can be traced to: `trace_to` and its configuration."""
-    config = json.loads(model_config.to_json_string(use_diff=False))
-    config.pop("_name_or_path", None)  # a checkpoint that is moved keeps its hash
-    config_sha256 = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
-    return {"config_sha256": config_sha256, **trace_to(dataset, seed)}
-
-
-def without_nan(value: Any) -> Any:
-    """Replace NaN by `None`, all through: JSON has no NaN."""
-    if isinstance(value, Mapping):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def write_json(data: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Write JSON aside and rename it, so that no half-written file is taken for a whole one."""
-    with written_aside(Path(path)) as file:
-        file.write((json.dumps(without_nan(data), indent=2) + "\n").encode())
-
-
 def format_table(rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str] = COLUMNS) -> str:
     """Render score tables as Markdown, in percent with one decimal.
 
@@ -399,7 +340,7 @@ def load_checkpoint(
         path: Folder or Hub id.
         training_free: It is a CLIP.
         image_stats: Pixel statistics of a CLIP.
-        config_fields: Fields of `LDVCConfig` to change in an LDVC checkpoint.
+        config_fields: Fields of `LDVCConfig` to change in an LDVC checkpoint; of a CLIP, `patch_features` alone.
 
     Raises:
         OSError: If there is no such checkpoint.
@@ -415,7 +356,9 @@ def load_checkpoint(
         )
     if training_free:
         clip = CLIPModel.from_pretrained(path, dtype=torch.float32)
-        return TrainingFreeCLIP(clip), LDVCProcessor.from_clip_pretrained(path, image_stats=image_stats)
+        return TrainingFreeCLIP(clip, **config_fields), LDVCProcessor.from_clip_pretrained(
+            path, image_stats=image_stats
+        )
     model, processor = loading_ldvc.load_checkpoint(path, "cpu", **config_fields)
     return model.float(), processor
 
@@ -447,6 +390,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--permute_unseen_names", action="store_true", help="control: every unseen name is wrong")
     parser.add_argument("--training_free", action="store_true", help="score a CLIP without training")
     parser.add_argument("--image_stats", default="imagenet", help="pixel statistics of --training_free")
+    parser.add_argument("--patch_features", default="value", choices=("value", "tokens"), help="of a CLIP")
     parser.add_argument("--floor", help="result of --training_free on the same images, for the failure signatures")
     parser.add_argument("--output", help="JSON file for the result")
     parser.add_argument("--predictions", help="folder to keep label maps in; a stopped run goes on from what is there")
@@ -471,6 +415,12 @@ def choose_classes(arguments: argparse.Namespace) -> Vocabulary:
         revision=arguments.dataset_revision,
     )
     return chosen
+
+
+def choose_templates(given: Sequence[str]) -> list[str]:
+    """Prompt templates, or those of a name in `PROMPT_TEMPLATES`."""
+    named = PROMPT_TEMPLATES.get(given[0]) if len(given) == 1 else None
+    return check_templates(named or given)
 
 
 def audit_checkpoint(arguments: argparse.Namespace, vocabulary: Vocabulary, model: nn.Module) -> dict[str, Any]:
@@ -606,9 +556,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     code_version()  # as it is now, not when the result is written
     vocabulary = choose_classes(arguments)
     settings = InferenceSettings(arguments.short_side, arguments.window, arguments.stride, arguments.window_batch_size)
-    model, processor = load_checkpoint(arguments.checkpoint, arguments.training_free, arguments.image_stats)
+    fields = {"patch_features": arguments.patch_features} if arguments.training_free else {}
+    model, processor = load_checkpoint(arguments.checkpoint, arguments.training_free, arguments.image_stats, **fields)
     audit = audit_checkpoint(arguments, vocabulary, model)
-    is_cross, offsets = arguments.setting == "cross_dataset", arguments.offsets
+    is_cross = arguments.setting == "cross_dataset"
+    offsets = [0.0] if arguments.training_free else arguments.offsets  # of cosines it would take every seen class
     if is_cross:  # one list without a split, so that an offset would lower all alike
         known = shared_names(vocabulary.class_names, audit["names_trained_with_masks"])
         new = tuple(name for name in vocabulary.class_names if name not in known)
@@ -617,9 +569,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     config = model.encoder.config if arguments.training_free else model.config
     trace = provenance(config, dataset, audit.get("seed"))
     floor = load_floor(arguments.floor, vocabulary, trace["dataset_fingerprint"]) if arguments.floor else None
-    if templates := arguments.prompt_templates:
-        named = PROMPT_TEMPLATES.get(templates[0]) if len(templates) == 1 else None
-        processor.prompt_templates = check_templates(named or templates)
+    if arguments.prompt_templates:
+        processor.prompt_templates = choose_templates(arguments.prompt_templates)
     names = permute_names(vocabulary) if arguments.permute_unseen_names else list(vocabulary.class_names)
     kept = None
     if arguments.predictions:

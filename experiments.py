@@ -144,7 +144,7 @@ def current_commit() -> str:
     Raises:
         ListError: If neither git nor the environment knows it.
     """
-    from evaluate_ldvc import COMMIT_VARIABLE, code_version
+    from provenance_ldvc import COMMIT_VARIABLE, code_version
 
     version = code_version()
     if version is None:
@@ -171,7 +171,7 @@ def state_of(job: Job) -> str:
 
 def run_job(job: Job) -> str | None:
     """Run one job and write its result into the ledger; returns what went wrong, or `None`."""
-    from evaluate_ldvc import without_nan, write_json
+    from provenance_ldvc import without_nan, write_json
 
     started, settings = time.perf_counter(), job.settings
     try:
@@ -264,8 +264,10 @@ def hold_log(job: Job) -> Iterator[IO[str]]:
 
 def readable_command(job: Job) -> str:
     """The command as one would type it in the repository's root, without this machine's paths."""
-    words = [word.replace(f"{ROOT}/", "") for word in job.command[job.command.index(str(ROOT / "train.py")) :]]
-    return shlex.join(["accelerate", "launch", *words])
+    words = [word.replace(f"{ROOT}/", "") for word in job.command]
+    start, program = words.index("accelerate.commands.launch") + 1, words.index("train.py")
+    launch = [] if words[start:program] == shlex.split(LAUNCH) else words[start:program]
+    return shlex.join(["accelerate", "launch", *launch, *words[program:]])
 
 
 def score_floor(job: Job) -> dict[str, Any]:
@@ -273,10 +275,11 @@ def score_floor(job: Job) -> dict[str, Any]:
     from transformers import CLIPModel
 
     from baseline_ldvc import TrainingFreeCLIP
-    from evaluate_ldvc import evaluate_model, provenance
+    from evaluate_ldvc import evaluate_model
     from inference_ldvc import InferenceSettings
     from processes_ldvc import process_state
     from processing_ldvc import LDVCProcessor
+    from provenance_ldvc import provenance
     from train import class_groups, load_data
 
     started, recipe = time.perf_counter(), job.recipe

@@ -37,17 +37,16 @@ from evaluate_ldvc import (
     interval,
     load_checkpoint,
     mean_iou,
-    provenance,
     read_share,
     resample,
     share,
-    write_json,
 )
 from folders_ldvc import read_class_names
 from image_processing_ldvc import best_classes
 from inference_ldvc import InferenceSettings, class_scores, encode_classes
 from processes_ldvc import leave_processes, process_state
 from processing_ldvc import LDVCProcessor
+from provenance_ldvc import provenance, write_json
 from vocabularies import Vocabulary
 from weights_ldvc import weights_fingerprint
 
@@ -528,6 +527,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: If the checkpoints or class lists do not fit together.
     """
+    if Path(arguments.output or "x.json").suffix == ".md":
+        raise ValueError(f"--output {arguments.output!r} is for the figures: name a .json file; tables go beside it.")
     state = process_state()
     disable_progress_bars()  # one bar, ours
     inference_settings(arguments)

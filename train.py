@@ -50,15 +50,7 @@ from data_ldvc import (
     map_labels,
     read_sample,
 )
-from evaluate_ldvc import (
-    REPORTED,
-    code_version,
-    evaluate_model,
-    format_table,
-    permute_names,
-    provenance,
-    write_json,
-)
+from evaluate_ldvc import REPORTED, evaluate_model, format_table, permute_names
 from inference_ldvc import InferenceSettings, encode_classes, segment_image
 from loss_ldvc import loss_options, segmentation_loss
 from modeling_ldvc import LDVCForSemanticSegmentation
@@ -67,6 +59,7 @@ from pictures_ldvc import draw_comparison, save_curves
 from processes_ldvc import LONGEST_WAIT, check_joined
 from processing_ldvc import LDVCProcessor
 from protocol_ldvc import PROTOCOL_FILE, ProtocolAudit, trained_weights_fingerprint
+from provenance_ldvc import code_version, provenance, write_json
 from recipe_ldvc import Recipe, RecipeError, describe_keys, read_recipe
 from run_state_ldvc import (
     STATE_FOLDER,

@@ -13,9 +13,11 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 import evaluate_ldvc
+import provenance_ldvc
 from baseline_ldvc import TrainingFreeCLIP
 from evaluate_ldvc import (
     bootstrap_intervals,
+    choose_templates,
     evaluate_model,
     format_table,
     group_scores,
@@ -24,8 +26,6 @@ from evaluate_ldvc import (
     load_checkpoint,
     main,
     permute_names,
-    provenance,
-    write_json,
 )
 from inference_ldvc import (
     InferenceSettings,
@@ -36,6 +36,7 @@ from inference_ldvc import (
     window_starts,
 )
 from predictions_ldvc import KeptPredictions
+from provenance_ldvc import provenance, write_json
 from vocabularies import Vocabulary
 
 
@@ -222,16 +223,23 @@ def test_bad_arguments_end_with_one_line(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_templates_are_given_or_named():
+    assert len(choose_templates(["ensemble15"])) == 15
+    assert choose_templates(["a {}", "the {}"]) == ["a {}", "the {}"]
+    with pytest.raises(ValueError, match=r"'ensemble16' needs exactly one \{\} for the class name"):
+        choose_templates(["ensemble16"])
+
+
 @pytest.mark.parametrize("known", ["abc123", None])
 def test_without_git_the_environment_names_the_commit(monkeypatch, tmp_path, known):
     def no_git(*_args, **_options):
         raise FileNotFoundError("git")
 
     monkeypatch.setenv("LDVC_COMMIT", known) if known else monkeypatch.delenv("LDVC_COMMIT", raising=False)
-    monkeypatch.setattr(evaluate_ldvc, "ROOT", tmp_path)  # no checkout
-    assert evaluate_ldvc.code_version.__wrapped__() == known
-    monkeypatch.setattr(evaluate_ldvc.subprocess, "run", no_git)
-    assert evaluate_ldvc.code_version.__wrapped__() == known
+    monkeypatch.setattr(provenance_ldvc, "ROOT", tmp_path)  # no checkout
+    assert provenance_ldvc.code_version.__wrapped__() == known
+    monkeypatch.setattr(provenance_ldvc.subprocess, "run", no_git)
+    assert provenance_ldvc.code_version.__wrapped__() == known
 
 
 @pytest.mark.slow

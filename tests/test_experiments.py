@@ -13,8 +13,8 @@ import yaml
 from result_files import NAMES, make_recipe, make_result, write
 
 import ablations_ldvc
-import evaluate_ldvc
 import experiments
+import provenance_ldvc
 from ablations_ldvc import Claim, Finding, ListError, collect, read_list, weigh_claims
 from ledger_ldvc import LedgerError, Spread, clip_fingerprint, load_result, load_results, settings_of
 from train import build_model
@@ -429,7 +429,7 @@ def test_several_runs_at_a_time_give_the_same_results(content, list_file, launch
 
 
 def test_a_folder_without_a_commit_is_refused_before_anything_runs(content, list_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate_ldvc, "code_version", lambda: None)
+    monkeypatch.setattr(provenance_ldvc, "code_version", lambda: None)
     monkeypatch.setattr(experiments, "run_jobs", lambda *args: pytest.fail("something ran"))
     assert experiments.main([str(list_file(content)), "--results", str(tmp_path / "results")]) == 2
     assert "is no git checkout, so that no result could be traced" in capsys.readouterr().err
@@ -448,6 +448,8 @@ def test_the_command_of_a_row_is_one_that_can_be_typed():
     assert command.startswith("accelerate launch train.py recipes/picturebook_inductive.yaml ")
     assert str(ROOT) not in command
     assert jobs[0].command[1:3] == ["-m", "accelerate.commands.launch"]
+    (job,) = experiments.plan(listed, [2], ["window"], [], Path("results"), "--num_processes 4")
+    assert experiments.readable_command(job).startswith("accelerate launch --num_processes 4 train.py recipes/")
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ RUNS_COMMANDS = {"system", "popen", "execv", "execve", "execvp", "execl", "spawn
 # (file, what) -> why it is harmless. An entry that is no longer needed fails the test, too.
 ALLOWED = {
     ("doctor_ldvc.py", "import_module of a variable"): "names of packages from its own table",
-    ("evaluate_ldvc.py", "subprocess"): "git with fixed words, for the commit in a result",
+    ("provenance_ldvc.py", "subprocess"): "git with fixed words, for the commit in a result",
     ("experiments.py", "subprocess"): "train.py and report.py as a list, without a shell",
     ("files_ldvc.py", "MAX_IMAGE_PIXELS"): "for one picture at a time, and back; tested below",
     ("benchmarks/__main__.py", "import_module of a variable"): "names of its own benchmarks",
