@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPModel
 
 from modeling_ldvc import LDVCForSemanticSegmentation
+from regions_ldvc import fit_to_image
 
 
 __all__ = ["TrainingFreeCLIP"]
@@ -37,8 +38,10 @@ class TrainingFreeCLIP(nn.Module):
 
         CLIP's temperature is left out: times 100, cosines would saturate the sigmoid of `class_scores` and tie.
         """
-        feature_map = self.encoder.get_image_features(pixel_values).feature_map
-        return self.Output(logits=torch.einsum("bdhw,cd->bchw", feature_map, class_embeds))
+        features = self.encoder.get_image_features(pixel_values)
+        logits = torch.einsum("bdhw,cd->bchw", features.feature_map, class_embeds)
+        patch_size = self.encoder.config.vision_config.patch_size
+        return self.Output(logits=fit_to_image(logits, features.image_size, patch_size))
 
     @dataclass
     class Output:

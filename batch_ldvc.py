@@ -8,6 +8,8 @@ Each arrow is an iterator that holds a bounded number of pictures, so that memor
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import os
 import sys
 from collections import deque
@@ -49,7 +51,7 @@ def make_settings(short_side: int | None, window: int | None, stride: int | None
     """
     if stride is not None and not window:
         raise ValueError("--stride goes with --window; give both.")
-    if short_side is None and window is None:
+    if short_side is None and not window:
         return None
     return InferenceSettings(short_side or 0, window or 0, stride)
 
@@ -145,6 +147,8 @@ class Segmenter:
         seen_score_offset: float | None = None,
     ):
         parsed = None if threshold is None else parse_threshold(threshold)
+        if other is not None and parsed is None:
+            raise ValueError(f"--other {other!r} names pixels below a threshold; give --threshold too.")
         fields = {} if seen_score_offset is None else {"seen_score_offset": seen_score_offset}
         self.model, self.processor = load_checkpoint(model, device, **fields)
         if seen_score_offset and not self.model.config.seen_classes:
@@ -258,7 +262,16 @@ class Segmenter:
             inference=inference,
             scores=self.keeps_scores,
             seen_score_offset=self.model.config.seen_score_offset,
+            settings_sha256=self.settings_fingerprint(),
         )
+
+    def settings_fingerprint(self) -> str:
+        """SHA-256 of what else decides results: the model's configuration, pixel preparation and prompt templates."""
+        config = json.loads(self.model.config.to_json_string(use_diff=False))
+        for name in ("_name_or_path", "transformers_version"):  # a checkpoint that is moved or saved anew is the same
+            config.pop(name, None)
+        parts = (config, self.processor.image_processor.to_json_string(), self.processor.prompt_templates)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def unseen_names(self) -> list[str]:
         """Classes that trained without masks, where the checkpoint knows which did."""

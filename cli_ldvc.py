@@ -91,7 +91,7 @@ def explain_missing(package: str) -> str:
     if package.endswith("_ldvc") or package in CHECKOUT_MODULES:
         return f"this needs {package!r}, a part of LDVC that runs from a checkout of its repository; run it there."
     extra = EXTRAS.get(package, "train")
-    return f"this needs the package {package!r}, which is not installed: pip install 'ldvc[{extra}]'"
+    return f"this needs the package {package!r}, which is not installed: pip install -e '.[{extra}]' in the checkout"
 
 
 app = typer.Typer(
@@ -190,7 +190,9 @@ ThresholdOption = Annotated[
 ]
 SeenOffsetOption = Annotated[
     float | None,
-    typer.Option(min=0, max=1, help="Lower the probability of classes that trained with masks, by 0.1 for instance."),
+    typer.Option(
+        min=0, max=0.99, help="Lower the probability of classes that trained with masks, by 0.1 for instance."
+    ),
 ]
 OtherOption = Annotated[str | None, typer.Option(help='Name of "other".')]
 ScoresOption = Annotated[bool, typer.Option("--scores", help="Keep all probabilities in the npz.")]

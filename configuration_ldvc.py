@@ -87,7 +87,7 @@ class LDVCConfig(PreTrainedConfig):
         decoder_dropout (`float`, *optional*, defaults to 0.1): On residual branches, attention weights and in the FFN.
         decoder_attention (`str`, *optional*, defaults to `"route"`): Self-attention among image tokens: `"route"`,
             `"full"`, `"window"`, `"shifted_window"` or `"none"`.
-        num_regions (`int`, *optional*, defaults to 8): Regions per side of the token grid.
+        num_regions (`int`, *optional*, defaults to 8): Regions per side of the token grid, at most.
         route_top_k (`int`, *optional*, defaults to 16): Regions that a region attends to; `num_regions**2` equals full
             attention.
         window_size (`int`, *optional*, defaults to 16): Tokens per side of a window; 16 gives as many keys as
@@ -136,6 +136,8 @@ class LDVCConfig(PreTrainedConfig):
     """
 
     model_type = "ldvc"
+    # What `Trainer` leaves aside when it collects predictions: they are the logits.
+    keys_to_ignore_at_inference = ["class_embeds", "class_score_offsets", "focal_loss", "dice_loss"]  # noqa: RUF012
     sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}  # noqa: RUF012
 
     text_config: dict | CLIPTextConfig | None = None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import eager_attention_forward
+from transformers.utils.generic import is_flash_attention_requested
 
 
 try:
@@ -64,7 +65,10 @@ class LDVCAttention(nn.Module):
         mask = None
         if is_kept is not None:
             mask = additive_mask(is_kept, queries.dtype)[:, None, None].expand(-1, 1, queries.shape[1], -1)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        implementation = self.config._attn_implementation
+        if mask is not None and is_flash_attention_requested(requested_attention_implementation=implementation):
+            implementation = "sdpa"  # the library's flash attention masks only what queries and keys share
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = attention(self, *split, mask, scaling=self.scaling, dropout=dropout, is_causal=False)
         return self.out_proj(output.flatten(-2)), weights
@@ -170,10 +174,11 @@ class LDVCWindowAttention(LDVCAttention):
         offset = tuple(window // 2 for window in window_size) if shifts else (0, 0)
         projected = (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
         queries, keys, values = (partition_regions(x, grid_size, window_size, offset) for x in projected)
-        is_kept = real_tokens(grid_size, window_size, offset, queries.device).expand(queries.shape[0], -1, -1, -1)
-        output, weights = self.attend(
-            queries.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1), is_kept.flatten(0, 1).squeeze(-1)
-        )
+        is_kept = None
+        if any(offset) or any(side % window for side, window in zip(grid_size, window_size, strict=True)):
+            is_real = real_tokens(grid_size, window_size, offset, queries.device)
+            is_kept = is_real.expand(queries.shape[0], -1, -1, -1).flatten(0, 1).squeeze(-1)
+        output, weights = self.attend(queries.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1), is_kept)
         weights = None if weights is None else weights.unflatten(0, queries.shape[:2])
         return merge_regions(output.unflatten(0, queries.shape[:2]), grid_size, window_size, offset), weights
 

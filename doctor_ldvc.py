@@ -18,13 +18,13 @@ from loading_ldvc import EMBEDDED_CHECKPOINT, load_checkpoint, one_line
 
 REQUIRED = ("torch", "transformers", "huggingface_hub", "tokenizers", "safetensors", "numpy", "pillow", "typer")
 OPTIONAL = {  # package -> what needs it, and how to get it
-    "pycocotools": ("ldvc segment --format coco-rle", "ldvc[cli]"),
-    "gradio": ("ldvc demo", "ldvc[demo]"),
-    "accelerate": ("training and evaluation", "ldvc[train]"),
-    "datasets": ("training and evaluation", "ldvc[train]"),
-    "evaluate": ("training and evaluation", "ldvc[train]"),
-    "matplotlib": ("training curves", "ldvc[train]"),
-    "scipy": ("the metric", "ldvc[train]"),
+    "pycocotools": ("ldvc segment --format coco-rle", "cli"),
+    "gradio": ("ldvc demo", "demo"),
+    "accelerate": ("training and evaluation", "train"),
+    "datasets": ("training and evaluation", "train"),
+    "evaluate": ("training and evaluation", "train"),
+    "matplotlib": ("training curves", "train"),
+    "scipy": ("the metric", "train"),
 }
 TOLERANCE = 1e-4  # of logits: other batch sizes take other kernels, which round differently
 
@@ -149,7 +149,8 @@ def check_extras() -> list[Check]:
         try:
             checks.append(Check(package, version(package)))
         except PackageNotFoundError:
-            checks.append(Check(package, f"not installed; only for {purpose}", f"pip install '{extra}'"))
+            remedy = f"pip install -e '.[{extra}]' in the checkout"
+            checks.append(Check(package, f"not installed; only for {purpose}", remedy))
     return checks
 
 

@@ -77,8 +77,14 @@ SETTINGS = ("inductive", "transductive", "fully_supervised", "cross_dataset")
 
 
 def permute_names(vocabulary: Vocabulary) -> list[str]:
-    """Class names with the unseen ones moved round by one: a control in which every unseen name is wrong."""
+    """Class names with the unseen ones moved round by one: a control in which every unseen name is wrong.
+
+    Raises:
+        ValueError: If there are fewer than two unseen names to exchange.
+    """
     names, unseen = list(vocabulary.class_names), vocabulary.unseen_class_ids
+    if len(unseen) < 2:
+        raise ValueError(f"{vocabulary.name!r} has {len(unseen)} unseen names; at least 2 can change places.")
     for index, class_id in enumerate(unseen):
         names[class_id] = vocabulary.class_names[unseen[(index + 1) % len(unseen)]]
     return names

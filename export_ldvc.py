@@ -27,13 +27,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from configuration_ldvc import LDVCConfig
+from loading_ldvc import load_checkpoint, one_line
 from modeling_ldvc import LDVCForSemanticSegmentation
 from processing_ldvc import LDVCProcessor
+from vocabulary_ldvc import LDVCVocabulary, text_fingerprint
 
 
 EXPORT_FILE = "ldvc_export.json"
 ONNX_FILE, INT8_FILE, TORCH_FILE = "model.onnx", "model_int8.onnx", "model.pt2"
-MISSING = "exporting needs {}; install the extra: pip install 'ldvc[export]'."
+MISSING = "exporting needs {}; install the extra: pip install -e '.[export]' in the checkout."
 
 
 @dataclass(frozen=True)
@@ -300,22 +302,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         export_checkpoint(arguments)
     except (ValueError, OSError, ImportError) as error:
-        sys.stderr.write(f"export_ldvc: {error}\n")
+        sys.stderr.write(f"export_ldvc: {one_line(error)}\n")
         return 2
     return 0
 
 
 def export_checkpoint(arguments: argparse.Namespace) -> None:
-    """Load, export, put processor and default vocabulary beside the program, compare on pictures."""
-    model = LDVCForSemanticSegmentation.from_pretrained(arguments.checkpoint, dtype=torch.float32).eval()
-    processor = LDVCProcessor.from_pretrained(arguments.checkpoint)
+    """Load, export, put processor and default vocabulary beside the program, compare on pictures.
+
+    Raises:
+        ValueError: If the checkpoint is not whole, or there are no classes of its own to compare with.
+    """
+    model, processor = load_checkpoint(arguments.checkpoint, "cpu")
+    model = model.float()
+    has_names = bool(model.config.num_default_classes)
+    if arguments.check and not has_names:
+        raise ValueError("--check compares the checkpoint's own classes, and it has none; see set_vocabulary.")
     exporter = export_torch if arguments.format == "torch" else export_onnx
     path = exporter(model, arguments.output, **({"int8": True} if arguments.int8 else {}))
     processor.save_pretrained(arguments.output)
     program = ExportedLDVC(arguments.output)
     step, smallest = program.sizes.size_multiple, program.sizes.smallest_side
     sys.stdout.write(f"{path}: any batch and class list; sides are multiples of {step} pixels from {smallest} on.\n")
-    embeds = write_vocabulary(model, processor, arguments.output)
+    embeds = write_vocabulary(model, processor, arguments.output) if has_names else None
     if arguments.check:
         pictures = [Image.open(path) for path in arguments.check]
         pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
@@ -327,22 +336,27 @@ def export_checkpoint(arguments: argparse.Namespace) -> None:
 
 
 def write_vocabulary(model: LDVCForSemanticSegmentation, processor: LDVCProcessor, folder: Path) -> Tensor:
-    """Write the checkpoint's own names, for `LDVCVocabulary.load(folder)`; a baked one as an array alone.
+    """Write the checkpoint's own classes, for `LDVCVocabulary.load(folder)`; a baked vocabulary as an array alone.
 
     Returns:
         (num_classes, projection_dim) embeddings.
-
-    Raises:
-        ValueError: If the checkpoint has no names.
     """
-    names = [model.config.id2label[index] for index in range(model.config.num_default_classes)]
-    if not names:
-        raise ValueError("the checkpoint has no default vocabulary; give it one with set_vocabulary and save it.")
     if model.baked_vocabulary is not None:
         embeds = model.baked_vocabulary()
         np.save(folder / "class_embeds.npy", embeds.numpy())
         return embeds
-    vocabulary = model.encode_vocabulary(names, processor)
+    config = model.config
+    with torch.no_grad():
+        embeds = model._default_class_embeds()  # with the synonyms and templates that they were set with
+    vocabulary = LDVCVocabulary(
+        class_names=[config.id2label[index] for index in range(config.num_default_classes)],
+        class_embeds=embeds,
+        fingerprint=text_fingerprint(model),
+        class_token_ids=config.class_token_ids,
+        prompt_class_ids=config.prompt_class_ids,
+        prompt_templates=list(processor.prompt_templates),
+        other_label=config.other_label,
+    )
     vocabulary.save(folder)
     return vocabulary.class_embeds
 

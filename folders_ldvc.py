@@ -103,7 +103,7 @@ def read_class_names(folder: str | Path) -> list[str] | None:
     """Read the class names that lie in a dataset's folder: `classes.txt`, or `classes.json` of prepare_data.py."""
     root = Path(folder).expanduser()
     if (root / "classes.txt").is_file():
-        lines = (root / "classes.txt").read_text(encoding="utf-8").splitlines()
+        lines = (root / "classes.txt").read_text(encoding="utf-8-sig").splitlines()  # of Windows, too
         return [line.strip() for line in lines if line.strip()]
     if (root / "classes.json").is_file():
         names = json.loads((root / "classes.json").read_text(encoding="utf-8")).get("class_names")

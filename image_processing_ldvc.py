@@ -1,10 +1,13 @@
 # Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
 """Images and label maps to tensors, logits to label maps, without torchvision; all that the stock pipeline loads."""
 
+import base64
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -19,7 +22,6 @@ from transformers.image_utils import (
     IMAGENET_DEFAULT_STD,
     ChannelDimension,
     PILImageResampling,
-    load_image,
 )
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
@@ -286,7 +288,8 @@ class PixelClasses:
             self.top_ids[:, rows, columns], self.top_scores[:, rows, columns] = labels, best
         if self.threshold is not None:
             threshold = self.threshold if self.threshold.dim() == 0 else self.threshold[label_map]
-            label_map = label_map.masked_fill(best[0] < threshold, self.other_label)
+            # less an offset, scores may be negative; 0 is no threshold all the same
+            label_map = label_map.masked_fill((best[0] < threshold) & (threshold > 0), self.other_label)
         self.label_map[rows, columns] = label_map
         if self.scores is not None:
             block = block if to_probabilities is None else to_probabilities(block)
@@ -336,6 +339,19 @@ def check_threshold(threshold: float | Sequence[float] | Tensor, num_classes: in
         value = threshold if values.dim() == 0 else values[is_wrong][0].item()
         raise ValueError(f"`threshold` is {value}; it is a probability, 0 to 1.")
     return values
+
+
+def read_source(source: str, timeout: float | None = None) -> bytes:
+    """Bytes behind a URL, a data URL or base64 text; the library's `load_image` would drop mode and transparency.
+
+    Args:
+        source: Where.
+        timeout: Seconds to wait for a server.
+    """
+    if source.startswith(("http://", "https://")):
+        with urlopen(source, timeout=timeout) as answer:
+            return answer.read()
+    return base64.decodebytes((source.partition(",")[2] if source.startswith("data:") else source).encode())
 
 
 def best_classes(scores: Tensor, size: tuple[int, int]) -> Tensor:
@@ -479,7 +495,7 @@ class LDVCImageProcessor(PilBackend):
         return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))  # channels first -> last
 
     def fetch_images(self, image_url_or_urls: Any, timeout: float | None = None) -> Any:
-        """Open paths (in the file's own mode, so that palette label maps keep their ids) and load URLs.
+        """Open paths and URLs, in the file's own mode, so that palette label maps keep their ids.
 
         Raises:
             ValueError: If one cannot be read as an image.
@@ -492,7 +508,7 @@ class LDVCImageProcessor(PilBackend):
         if os.path.isdir(source):
             raise ValueError(f"{str(source)[:200]!r} is a folder; give its files one by one, or use `ldvc segment`.")
         try:
-            return Image.open(source) if os.path.isfile(source) else load_image(str(source), timeout)
+            return Image.open(source if os.path.isfile(source) else io.BytesIO(read_source(str(source), timeout)))
         except Exception as error:  # of PIL, or of the network
             reason = f"{str(error)[:200]}; give a PNG, JPEG or another file that Pillow reads."
             if isinstance(error, Image.DecompressionBombError):

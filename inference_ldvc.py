@@ -321,16 +321,14 @@ def class_scores(model: nn.Module, pixels: Tensor, class_embeds: Tensor, setting
         settings: Window, stride and batch size.
 
     Returns:
-        (num_classes, height, width) float32, 0 to 1; without a window at the resolution of the logits, which covers
-        the same picture.
+        (num_classes, height, width) float32, 0 to 1.
     """
-    if not settings.window:
-        return model(pixel_values=pixels[None], class_embeds=class_embeds).logits[0].float().sigmoid()
+    height, width = pixels.shape[-2:]
+    side = settings.window or max(height, width)  # 0 is the whole picture
 
     def read_window(top: int, left: int) -> Tensor:
-        return pixels[:, top : top + settings.window, left : left + settings.window]
+        return pixels[:, top : top + side, left : left + side]
 
-    height, width = pixels.shape[-2:]
     scores = WindowScores(model, read_window, (height, width), class_embeds, settings)
     result = pixels.new_empty(len(class_embeds), height, width)
     for rows, columns, block in resized_blocks(scores, (height, width), len(class_embeds)):

@@ -90,6 +90,8 @@ def load_adapter(folder: str | Path, **config_fields: Any) -> LDVCForSemanticSeg
     fields = {name: reference["config"][name] for name in ADAPTER_FIELDS if name != "projection_dim"}  # that is CLIP's
     model = LDVCForSemanticSegmentation.from_clip_pretrained(reference["clip"], **(fields | config_fields))
     model.load_adapter_weights(folder)
+    for name, value in config_fields.items():  # the adapter's own configuration was read over some of them
+        setattr(model.config, name, value)
     return model
 
 

@@ -153,7 +153,7 @@ def segmentation_loss(
 
     Args:
         logits: (batch_size, num_classes, grid_height, grid_width), before the sigmoid; upsampled bilinearly
-            (`align_corners=False`) to the labels. A class channel at the lowest finite value is switched off.
+            (`align_corners=False`) to the labels. A channel at -1e4, as of padded classes, is off.
         labels: (batch_size, height, width) integer ids of positions on the class axis; `ignore_index` is unlabelled.
         focal_weight: Weight of the focal term.
         dice_weight: Weight of the dice term.

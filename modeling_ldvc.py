@@ -323,7 +323,8 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
 
     def freeze_clip(self) -> None:
         """Leave exactly LDVC's own parameters trainable: prompts, prompt norm, text adapter, decoder."""
-        self.clip.requires_grad_(False)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(not name.startswith("clip.") and parameter.is_floating_point())
 
     def save_adapter(self, folder: str | os.PathLike) -> None:
         """Write LDVC's own weights and the fingerprint of their CLIP to `folder` (ViT-B/16: about 40 MB)."""
@@ -486,8 +487,7 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
             input_ids: (num_prompts, sequence_length) class prompts for all images, or
                 (batch_size, num_classes, sequence_length) for a list per image.
             attention_mask: Shaped as `input_ids`.
-            class_embeds: (num_classes, projection_dim) from `get_class_embeds`, or (batch_size, num_classes,
-                projection_dim) for a list per image.
+            class_embeds: (num_classes, projection_dim) from `get_class_embeds`; with a batch axis, a list per image.
             class_mask: (batch_size, num_classes), 0 for padding of per-image class lists.
             image_features: From `get_image_features`.
             labels: (batch_size, height, width) class positions or `semantic_loss_ignore_index`; with them, `loss` too.
@@ -507,12 +507,13 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
         """
         self._check_options(kwargs)
         check_tensors(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask, labels=labels)
-        check_tensors(class_embeds=class_embeds, class_mask=class_mask, class_index=class_index)
+        classes = {"class_embeds": class_embeds, "class_mask": class_mask, "class_index": class_index}
+        check_tensors(**classes, seen_class_mask=seen_class_mask)
         if (pixel_values is None) == (image_features is None):
             raise ValueError("give exactly one of `pixel_values` and `image_features`.")
-        embeds = self._resolve_classes(input_ids, attention_mask, class_embeds, prompt_class_ids, class_index)
+        embeds = self._resolve_classes(input_ids, attention_mask, prompt_class_ids, **classes)
         if seen_class_mask is None and input_ids is None and class_embeds is None:
-            seen_class_mask = self._seen_default_classes(embeds.shape[1])
+            seen_class_mask = self._seen_default_classes(class_index)
         outputs = self._segment(pixel_values, embeds, class_mask, image_features, **kwargs)
         extras = {"class_score_offsets": self._score_offsets(outputs.logits, seen_class_mask)}
         if labels is not None:

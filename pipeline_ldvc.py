@@ -5,7 +5,6 @@ Transformers has no such task; the calls follow its zero-shot object detection p
 list go through the model in one pass per picture, and without names the model's default vocabulary is used.
 """
 
-import dataclasses
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -70,6 +69,7 @@ class Question:
         size: (height, width) of the picture.
         pixel_values: (3, height, width) for the model, or `None` where windows are to be cut from `picture`.
         picture: Upright RGB, or `None`.
+        has_own_labels: Whether they are this picture's own, so that the call may name classes of other pictures.
     """
 
     labels: Labels
@@ -77,6 +77,7 @@ class Question:
     size: tuple[int, int]
     pixel_values: Tensor | None = None
     picture: Image.Image | None = None
+    has_own_labels: bool = False
 
 
 @dataclass
@@ -86,6 +87,7 @@ class Answer:
     Attributes:
         class_names: Names of the ids.
         size: (height, width) of the picture.
+        has_own_labels: See `Question`.
         logits: (1, num_classes, grid_height, grid_width) float32.
         offsets: (1, num_classes), what the model takes from probabilities, or `None`.
         label_map: (height, width) int64.
@@ -94,6 +96,7 @@ class Answer:
 
     class_names: list[str]
     size: tuple[int, int]
+    has_own_labels: bool
     logits: Tensor | None = None
     offsets: Tensor | None = None
     label_map: Tensor | None = None
@@ -240,7 +243,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                 In place of any picture, `{"image": ..., "candidate_labels": ...}`, as rows of a dataset are; labels
                 there take precedence.
             candidate_labels: `str` with commas, `list[str]` or a dict of synonyms for all pictures; or a list of
-                these, one per picture. `None` is the model's default vocabulary.
+                lists or dicts, one per picture. `None` is the model's default vocabulary.
             kwargs: Any of these, here or at construction.
 
                 - `threshold`: A probability, or one per class: a list in order, or a dict by name. `None` is none.
@@ -298,7 +301,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         Raises:
             ValueError: If a dict holds no picture, the picture cannot be read, or there are no labels.
         """
-        image = inputs
+        image, has_own_labels = inputs, False
         if isinstance(inputs, Mapping):
             if "image" not in inputs:
                 raise ValueError(
@@ -307,13 +310,13 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                 )
             image = inputs["image"]
             if inputs.get("candidate_labels") is not None:
-                labels = read_labels(inputs["candidate_labels"])
+                labels, has_own_labels = read_labels(inputs["candidate_labels"]), True
         if labels is not None:
             names = [name for name, *_ in labels]
         else:
             names, _, _ = resolve_classes(self.model, self.processor, None, None)
         picture = self.processor.image_processor.load_rgb(image, timeout)
-        question = Question(labels, names, (picture.height, picture.width))
+        question = Question(labels, names, (picture.height, picture.width), has_own_labels=has_own_labels)
         if window:
             question.picture = picture
         else:
@@ -353,11 +356,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             pixel_values = torch.stack([batch[member].pixel_values for member in members]).to(self.device)
             features = self.model.get_image_features(pixel_values)
             for labels, places in grouped(batch[member].labels for member in members):
-                asked = dataclasses.replace(
-                    features, feature_map=features.feature_map[places], image_embeds=features.image_embeds[places]
-                )
                 outputs = self.model(
-                    image_features=asked,
+                    image_features=features.select(places),
                     class_embeds=self._class_embeds(labels),
                     seen_class_mask=None if labels is None else self.model.seen_class_mask(as_classes(labels)),
                 )
@@ -365,7 +365,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                 for row, place in enumerate(places):
                     question = batch[members[place]]
                     own = None if offsets is None else offsets[row : row + 1].float().cpu()
-                    answers[members[place]] = Answer(question.class_names, question.size, logits[row : row + 1], own)
+                    identity = (question.class_names, question.size, question.has_own_labels)
+                    answers[members[place]] = Answer(*identity, logits[row : row + 1], own)
         return [answers[index] for index in range(len(batch))]
 
     def _answer_by_windows(self, question: Question, settings: InferenceSettings, show_progress: bool) -> Answer:
@@ -374,7 +375,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         names = None if embeds is None else as_classes(question.labels)
         options = {"settings": settings, "top_k": 1, "show_progress": show_progress}
         found = segment(self.model, self.processor, question.picture, names, class_embeds=embeds, **options)
-        return Answer(question.class_names, question.size, label_map=found.label_map, best_scores=found.top_scores[0])
+        identity = (question.class_names, question.size, question.has_own_labels)
+        return Answer(*identity, label_map=found.label_map, best_scores=found.top_scores[0])
 
     def _class_embeds(self, labels: Labels) -> Tensor | None:
         """(num_classes, projection_dim) embeddings of a label list, kept while text weights and templates stay."""
@@ -406,9 +408,11 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             label_map, best_scores = found["segmentation"], found["top_scores"][0]
         num_classes = len(answer.class_names)
         if threshold is not None:
+            if isinstance(threshold, Mapping) and answer.has_own_labels:  # it may name classes of other pictures
+                threshold = {name: value for name, value in threshold.items() if name in answer.class_names}
             limits = check_threshold(threshold_per_class(threshold, answer.class_names), num_classes)
             limits = limits if limits.dim() == 0 else limits[label_map]
-            label_map = label_map.masked_fill(best_scores < limits, num_classes)
+            label_map = label_map.masked_fill((best_scores < limits) & (limits > 0), num_classes)
         sums = torch.bincount(label_map.flatten(), best_scores.flatten().double(), minlength=num_classes + 1)
         counts = torch.bincount(label_map.flatten(), minlength=num_classes + 1)
         found_ids = counts[:num_classes].nonzero().flatten().tolist()

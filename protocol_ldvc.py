@@ -157,7 +157,7 @@ class ProtocolAudit:
             RuntimeError: If there is none.
         """
         for tokens, name in self.name_of_prompt.items():
-            if tuple(row[: len(tokens)]) == tokens and set(row[len(tokens) :]) <= {tokens[-1]}:
+            if tuple(row[: len(tokens)]) == tokens:  # the last one ends the prompt: what follows is padding
                 return name
         raise RuntimeError(f"the model got a prompt that is no class of the vocabulary: token ids {row}.")
 

@@ -159,6 +159,8 @@ def find_rows(
     from datasets import Image
 
     loaded = open_split(dataset, split, config_name=config_name)
+    if not len(loaded):
+        raise ValueError(f"split {split!r} of dataset {dataset!r} has no row; choose another --split.")
     features = loaded.features
     for option, column in (("--image-column", image_column), ("--id-column", id_column)):
         if column is not None and column not in features:

@@ -490,12 +490,14 @@ def draw_pictures(run: Run) -> None:
 
 
 def score_controls(run: Run, rows: dict[str, Any]) -> dict[str, Any]:
-    """Score the permuted-name control and CLIP without training, and add their rows to the table."""
-    permuted = run.evaluate(class_names=permute_names(run.vocabulary), offsets=[0.0])
+    """Score CLIP without training, and permuted names where there are two to exchange; add both to the table."""
     floor = run.evaluate(TrainingFreeCLIP(run.model.clip).to(run.accelerator.device), offsets=[0.0])
-    rows["unseen names permuted"] = permuted["scores"]["0.0"]
     rows["CLIP without training"] = floor["scores"]["0.0"]
-    return {"permuted_unseen_names": permuted["scores"]["0.0"], "training_free_clip": floor["scores"]["0.0"]}
+    controls = {"training_free_clip": floor["scores"]["0.0"]}
+    if len(run.vocabulary.unseen_names) > 1:
+        permuted = run.evaluate(class_names=permute_names(run.vocabulary), offsets=[0.0])
+        rows["unseen names permuted"] = controls["permuted_unseen_names"] = permuted["scores"]["0.0"]
+    return controls
 
 
 def finish(run: Run, log: Log, training_seconds: float) -> dict[str, Any]:
@@ -591,7 +593,7 @@ def run_one(recipe: Recipe, is_last: bool = True, seconds_before: float = 0.0) -
     try:
         log, model = train(run, progress)
     except (ValueError, OSError):  # of data that cannot be read, as a rule
-        if not progress.step:
+        if not (progress.step or recipe.resume_from_checkpoint):  # of a resumed run, nothing is of this call
             remove_traces(run.folder)
         raise
     training_seconds = progress.seconds

@@ -449,8 +449,9 @@ class LDVCVocabularyMixin:
         self,
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
-        class_embeds: Tensor | None,
         prompt_class_ids: Tensor | None,
+        class_embeds: Tensor | None,
+        class_mask: Tensor | None,
         class_index: Tensor | None,
     ) -> Tensor:
         """Turn the call's one source of classes into (1 or batch_size, num_classes, projection_dim) embeddings.
@@ -463,6 +464,11 @@ class LDVCVocabularyMixin:
         if input_ids is not None:
             list_shape = input_ids.shape[:2] if input_ids.dim() == 3 else None
             if list_shape is not None:
+                if class_mask is not None and class_mask.shape == list_shape:  # rows of padding need be no prompts
+                    is_class = class_mask.to(input_ids.device).bool()[..., None]
+                    input_ids = torch.where(is_class, input_ids, input_ids[:, :1])
+                    if attention_mask is not None:
+                        attention_mask = torch.where(is_class, attention_mask, attention_mask[:, :1])
                 input_ids = input_ids.flatten(0, 1)
                 attention_mask = None if attention_mask is None else attention_mask.flatten(0, 1)
             class_embeds = self.get_class_embeds(input_ids, attention_mask, prompt_class_ids)
@@ -549,9 +555,10 @@ class LDVCVocabularyMixin:
             classes = [(name,) for name in class_names]
         return torch.tensor([any(name_key(word) in seen for word in words) for words in classes])
 
-    def _seen_default_classes(self, num_classes: int) -> Tensor | None:
-        """(num_classes,) bool of the default vocabulary's names that trained with masks."""
-        return self.seen_class_mask([self.config.id2label[i] for i in range(num_classes)])
+    def _seen_default_classes(self, class_index: Tensor | None) -> Tensor | None:
+        """Bool of the default vocabulary's names that trained with masks, (num_classes,) or as `class_index`."""
+        mask = self.seen_class_mask([self.config.id2label[i] for i in range(self.config.num_default_classes)])
+        return mask if mask is None or class_index is None else mask.to(class_index.device)[class_index]
 
 
 __all__ = ["LDVCBakedVocabulary", "LDVCVocabulary", "LDVCVocabularyMixin", "text_fingerprint"]

@@ -245,7 +245,13 @@ def write_files(folder: str | os.PathLike, contents: Mapping[str, bytes]) -> Non
 
 
 def save_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
-    """Write LDVC's own weights and a reference to their CLIP."""
+    """Write LDVC's own weights and a reference to their CLIP.
+
+    Raises:
+        ValueError: If the text tower, which belongs to that CLIP, was dropped for a baked vocabulary.
+    """
+    if model.baked_vocabulary is not None:
+        raise ValueError("this model's vocabulary is baked in and its text tower gone; save it with save_pretrained.")
     weights = {k: v.detach().contiguous() for k, v in model.state_dict().items() if not k.startswith(CLIP_PREFIX)}
     reference = {
         "clip": model.config.clip_name_or_path,
@@ -282,8 +288,8 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
     if (fingerprint := weights_fingerprint(model.clip.state_dict())) != expected:
         raise ValueError(
             f"the adapter in {folder} belongs to the CLIP {reference.get('clip')!r} with fingerprint "
-            f"{expected[:16]}..., this model holds {fingerprint[:16]}...; build the model with from_clip_pretrained "
-            "on that CLIP."
+            f"{expected[:16]}..., this model holds {fingerprint[:16]}... in {model.dtype}; build the model with "
+            "from_clip_pretrained on that CLIP, in float32 (rounded weights are others), and convert it afterwards."
         )
     own = {k: v for k, v in model.state_dict().items() if not k.startswith(CLIP_PREFIX)}
     wrong = sorted(k for k in own.keys() | weights.keys() if k not in own or k not in weights)

@@ -134,9 +134,9 @@ def test_debug_shows_where_an_error_came_from(ldvc):
     [
         (MemoryError(), ("out of memory", "--window")),
         (RuntimeError("two\nlines"), ("two lines",)),
-        (ModuleNotFoundError("", name="pycocotools.mask"), ("'pycocotools'", "pip install 'ldvc[cli]'")),
-        (ModuleNotFoundError("", name="gradio"), ("'gradio'", "pip install 'ldvc[demo]'")),
-        (ModuleNotFoundError("", name="datasets"), ("'datasets'", "pip install 'ldvc[train]'")),
+        (ModuleNotFoundError("", name="pycocotools.mask"), ("'pycocotools'", "pip install -e '.[cli]'")),
+        (ModuleNotFoundError("", name="gradio"), ("'gradio'", "pip install -e '.[demo]'")),
+        (ModuleNotFoundError("", name="datasets"), ("'datasets'", "pip install -e '.[train]'")),
         (ModuleNotFoundError("", name="evaluate_ldvc"), ("'evaluate_ldvc'", "from a checkout")),
     ],
     ids=repr,
@@ -364,6 +364,18 @@ def test_an_offset_lowers_the_classes_that_trained_with_masks_alone(ldvc, damage
     assert json.loads((tmp_path / "0.1" / "names.json").read_text())["seen_score_offset"] == 0.1
 
 
+def test_a_name_for_other_needs_a_threshold(ldvc, checkpoint, picture):
+    assert_one_line(ldvc("segment", picture, "-m", checkpoint, "--other", "rest"), "--other 'rest'", "--threshold too")
+
+
+def test_no_window_is_the_checkpoints_own_size(ldvc, checkpoint, picture, tmp_path):
+    for name, options in (("plain", []), ("zero", ["--window", "0"])):
+        assert ldvc("segment", picture, "-m", checkpoint, "-f", "png", "-o", tmp_path / name, *options).exit_code == 0
+    plain, zero = ((tmp_path / name / "picture.png").read_bytes() for name in ("plain", "zero"))
+    assert plain == zero
+    assert json.loads((tmp_path / "zero" / "names.json").read_text())["inference"] is None
+
+
 def test_an_offset_needs_a_checkpoint_that_says_what_it_trained_on(ldvc, checkpoint, picture):
     call = ["segment", picture, "-m", checkpoint, "--seen-score-offset", "0.1"]
     assert_one_line(ldvc(*call), "--seen-score-offset 0.1", "does not say which classes it trained on")
@@ -456,12 +468,14 @@ def test_an_adapter_is_put_on_the_clip_that_it_names(ldvc, clip_folder, tiny_pro
 
     fields = {"decoder_attention_heads": 4, "decoder_intermediate_size": 32, "num_regions": 2, "route_top_k": 2}
     model = LDVCForSemanticSegmentation.from_clip_pretrained(str(clip_folder), **fields)
+    model.config.seen_classes = ["cat"]
     model.save_adapter(tmp_path / "adapter")
     tiny_processor.save_pretrained(tmp_path / "adapter")
     call = ["segment", picture, "-m", tmp_path / "adapter", "-l", "cat, dog", "-o", tmp_path / "out"]
-    result = ldvc(*call)
+    result = ldvc(*call, "--seen-score-offset", "0.2")
     assert result.exit_code == 0, result.output
     assert read_names(tmp_path / "out") == {"0": "cat", "1": "dog"}
+    assert json.loads((tmp_path / "out" / "names.json").read_text())["seen_score_offset"] == 0.2
 
 
 # ---- settings and stars
@@ -686,7 +700,7 @@ def test_doctor_lists_extras_with_their_use(monkeypatch):
     monkeypatch.setattr(doctor_ldvc, "version", find)
     extras = {check.name: check for check in doctor_ldvc.check_extras()}
     assert extras["gradio"].value == "not installed; only for ldvc demo"
-    assert extras["gradio"].remedy == "pip install 'ldvc[demo]'"
+    assert extras["gradio"].remedy == "pip install -e '.[demo]' in the checkout"
     assert not extras["gradio"].is_failure
 
 

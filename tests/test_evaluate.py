@@ -37,6 +37,7 @@ from inference_ldvc import (
 )
 from predictions_ldvc import KeptPredictions
 from provenance_ldvc import provenance, write_json
+from regions_ldvc import fit_to_image
 from vocabularies import Vocabulary
 
 
@@ -71,7 +72,7 @@ def test_one_window_that_covers_the_picture_equals_the_whole_picture(tiny_model,
     )[0].sigmoid()
     windowed = class_scores(tiny_model, pixels, embeds, InferenceSettings(short_side=0, window=64, stride=48))
     torch.testing.assert_close(windowed, upsampled)
-    assert whole.shape[0] == windowed.shape[0] == 4
+    torch.testing.assert_close(whole, upsampled)  # logits are resized, not probabilities, as post-processing does
 
 
 def test_overlapping_windows_are_averaged():
@@ -119,6 +120,22 @@ def test_scores_equal_a_plain_loop_over_images(tiny_model, tiny_processor, datas
         low, high = scores["intervals"]["pixel_accuracy"]
         assert low <= scores["pixel_accuracy"] <= high
     assert result["scores"]["0.0"]["per_class_iou"] != result["scores"]["0.3"]["per_class_iou"]
+
+
+def test_a_single_unseen_name_has_none_to_change_places_with():
+    with pytest.raises(ValueError, match="'own' has 1 unseen names; at least 2"):
+        permute_names(Vocabulary("own", ("cat", "dog"), ("dog",)))
+
+
+@torch.no_grad()
+def test_the_training_free_baseline_covers_the_picture_where_patches_do_not_fit(clip_model):
+    baseline = TrainingFreeCLIP(clip_model)
+    pixels, embeds = torch.randn(1, 3, 40, 52), torch.randn(2, clip_model.config.projection_dim)
+    features, patch_size = baseline.encoder.get_image_features(pixels), clip_model.config.vision_config.patch_size
+    assert 52 % patch_size
+    logits = torch.einsum("bdhw,cd->bchw", features.feature_map, embeds)
+    expected = fit_to_image(logits, (40, 52), patch_size)
+    torch.testing.assert_close(baseline(pixels, embeds).logits, expected)
 
 
 def test_permuted_names_move_every_unseen_name_and_no_seen_one():

@@ -528,6 +528,34 @@ def test_three_dimensional_ids_and_embeddings_are_a_list_per_image(tiny_model, t
         torch.testing.assert_close(together[index], alone, **BATCH_CLOSE)
 
 
+@torch.no_grad()
+def test_padded_rows_of_three_dimensional_ids_need_be_no_prompts(tiny_model, tokenizer, pixel_values):
+    encoded = tokenizer(["a photo of a cat", "a photo of a sky", "a photo of a dog"], return_tensors="pt")
+    ids = torch.stack([encoded["input_ids"][:2], encoded["input_ids"][[2, 2]]])
+    ids[1, 1] = tokenizer.pad_token_id
+    class_mask = torch.tensor([[1, 1], [1, 0]])
+    padded = tiny_model(pixel_values, input_ids=ids, class_mask=class_mask).logits
+    alone = tiny_model(pixel_values[1:], input_ids=encoded["input_ids"][2:]).logits[0]
+    torch.testing.assert_close(padded[1, :1], alone, **BATCH_CLOSE)
+    with pytest.raises(ValueError, match="do not begin with the words"):
+        tiny_model(pixel_values, input_ids=ids)
+
+
+@torch.no_grad()
+def test_a_choice_among_the_default_classes_lowers_the_seen_ones_among_them(make_model, tiny_processor, pixel_values):
+    model = make_model(seen_score_offset=0.25, seen_classes=["dog"])
+    model.set_vocabulary(["cat", "dog", "sofa"], tiny_processor)
+    chosen = torch.tensor([[1, 0], [2, 1]])
+    assert model(pixel_values, class_index=chosen).class_score_offsets.tolist() == [[0.25, 0.0], [0.0, 0.25]]
+
+
+def test_freezing_clip_sets_free_what_is_not_clip(tiny_model):
+    tiny_model.requires_grad_(False)
+    tiny_model.freeze_clip()
+    free = {name for name, parameter in tiny_model.named_parameters() if parameter.requires_grad}
+    assert free == {name for name, _ in tiny_model.named_parameters() if not name.startswith("clip.")}
+
+
 def test_padded_classes_add_nothing_to_loss_and_gradient(tiny_model, tiny_processor, images):
     labels = [torch.randint(0, 2, size[::-1]).numpy() for size in (image.size for image in images)]
     lists = [["cat", "grass"], ["sky", "cat", "dog"]]

@@ -1,6 +1,7 @@
 """The task "zero-shot-image-segmentation": its calls, its masks, its kept embeddings, and where it is found."""
 
 import copy
+import io
 import json
 import os
 import pickle
@@ -235,6 +236,15 @@ def test_rows_may_bring_their_own_labels(pipe):
     assert_all_same(pipe([{"image": image} for image in PICTURES], candidate_labels=LISTS), expected)
 
 
+def test_thresholds_by_name_may_name_classes_of_other_pictures(pipe):
+    lists, thresholds = [["cat", "dog"], ["sofa", "grass"]], {"cat": 1.0, "sofa": 0.0}
+    first, second = pipe(PICTURES[:2], candidate_labels=lists, threshold=thresholds)
+    assert [part["label"] for part in first] != ["cat"]
+    assert_same(second, pipe(PICTURES[1], candidate_labels=lists[1]))
+    with pytest.raises(ValueError, match="names 'sofa', which is no class of this call"):
+        pipe(PICTURES[0], candidate_labels=lists[0], threshold=thresholds)
+
+
 def test_options_given_at_construction_hold_until_a_call_overrides_them(make_model, tiny_processor):
     options = {"candidate_labels": NAMES, "top_k": 1, "window": 32, "stride": 16}
     pipe = pipeline(TASK, model=make_model(), processor=tiny_processor, device="cpu", **options)
@@ -245,11 +255,13 @@ def test_options_given_at_construction_hold_until_a_call_overrides_them(make_mod
 def test_urls_wait_no_longer_than_the_timeout(pipe, monkeypatch):
     waited = []
 
-    def load(source, timeout=None):
+    def read(source, timeout=None):
         waited.append((source, timeout))
-        return PICTURES[0]
+        content = io.BytesIO()
+        PICTURES[0].save(content, "PNG")
+        return content.getvalue()
 
-    monkeypatch.setattr("image_processing_ldvc.load_image", load)
+    monkeypatch.setattr("image_processing_ldvc.read_source", read)
     result = pipe("https://example.org/picture.png", candidate_labels=NAMES, timeout=3.5)
     assert waited == [("https://example.org/picture.png", 3.5)]
     assert_same(result, pipe(PICTURES[0], candidate_labels=NAMES))

@@ -517,3 +517,12 @@ def test_the_statistics_are_imagenets_or_those_of_the_clip(clip_folder):
 def test_the_stock_call_of_the_image_segmentation_pipeline_works(tiny_processor, images):
     """`image_processor(images=[image], return_tensors="pt")`, all of which goes to the model."""
     assert set(tiny_processor.image_processor(images=[images[0]], return_tensors="pt")) == {"pixel_values"}
+
+
+def test_a_picture_behind_a_data_url_keeps_its_mode_and_transparency(tiny_processor):
+    content = io.BytesIO()
+    transparent = Image.new("RGBA", (8, 6), (200, 0, 0, 0))
+    transparent.save(content, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+    assert tiny_processor.image_processor.fetch_images(url).mode == "RGBA"
+    assert tiny_processor.image_processor.load_rgb(url).getpixel((0, 0)) == (255, 255, 255)
