@@ -10,7 +10,8 @@ crash ends one run and not the list; failures are named at the end, with exit co
 then at the next. A result that is there already, with the same settings and the same CLIP, is not made again, and a
 run that was stopped goes on from its last state (`save_every`) if settings, CLIP and commit are still the same: an
 interrupted list continues by the same command. A result with other settings is reported and kept; `--replace` makes it
-anew. In a copied folder without .git, name the commit in the environment variable LDVC_COMMIT.
+anew. After a change in how things are scored, `--rescore` scores the checkpoints of finished runs again, and trains
+nothing. In a copied folder without .git, name the commit in the environment variable LDVC_COMMIT.
 
 Further keys of a recipe are handed to every run. Such results are kept under outputs/, out of the ledger results/,
 which `python report.py` renders into README, cards and docs.
@@ -310,6 +311,62 @@ def score_floor(job: Job) -> dict[str, Any]:
     }
 
 
+def score_again(job: Job) -> dict[str, Any]:
+    """Score the checkpoint of a finished run with the code there is now; what it was trained with stays as it is.
+
+    Scores on the way, whose weights are gone, are left out: they would not compare with the new ones.
+
+    Raises:
+        ListError: If the folder holds other weights than the result is of.
+    """
+    from accelerate import Accelerator
+
+    from evaluate_ldvc import load_checkpoint
+    from protocol_ldvc import trained_weights_fingerprint
+    from provenance_ldvc import trace_to
+    from signatures_ldvc import describe_signatures, find_signatures
+    from train import Run, draw_pictures, load_data, score_controls
+
+    before, recipe = load_result(job.result_file), job.recipe
+    with contextlib.chdir(ROOT):  # paths in recipes are the repository's
+        model, processor = load_checkpoint(str(job.folder))
+        data = load_data(recipe, recipe.eval_split, recipe.num_eval_images, streaming=False)
+    weights = trained_weights_fingerprint(model)
+    if weights != before["weights_sha256"]:
+        raise ListError(f"{job.folder} holds the weights {weights}, the result is of {before['weights_sha256']}.")
+    accelerator = Accelerator()
+    model = model.to(accelerator.device)
+    run = Run(recipe, accelerator, job.folder, recipe.get_vocabulary(), model, processor, None, None, data)
+    scored = run.evaluate(show_progress=False)
+    controls = score_controls(run, {}) if recipe.controls else {}
+    if recipe.num_pictures:
+        draw_pictures(run)
+    signatures = describe_signatures(find_signatures(scored["scores"]["0.0"], [], controls.get("training_free_clip")))
+    trace = {name: value for name, value in trace_to(data).items() if name in ("commit", "versions")}
+    return before | scored | {"controls": controls, "signatures": signatures, "curve": [], "scored_by": trace}
+
+
+def rescore(jobs: Sequence[Job]) -> dict[str, str]:
+    """Score finished runs again; returns the name of each job that failed, and what went wrong."""
+    from provenance_ldvc import without_nan, write_json
+
+    failures = {}
+    for number, job in enumerate(jobs, 1):
+        error = None
+        try:
+            result = without_nan(score_again(job)) if job.command else None
+            if result is None:
+                error = run_job(job)
+            else:
+                check_result(result, str(job.result_file))
+                write_json(result, job.result_file)
+        except (OSError, ValueError) as problem:
+            error = str(problem)
+        failures |= {job.name: error} if error else {}
+        report_progress(job, error, f"{number}/{len(jobs)}")
+    return failures
+
+
 def last_words(log: Path) -> str:
     """What a failed run said last, in one line, with the place of the rest; the launcher's own trace is left out."""
     text = log.read_text(errors="replace").split('Traceback (most recent call last):\n  File "<frozen runpy>"')[0]
@@ -386,6 +443,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
     parser.add_argument("--results", type=Path, help="folder for result files, instead of the ledger")
     parser.add_argument("--launch", default=LAUNCH, help=f"arguments of accelerate launch; default: {LAUNCH}")
     parser.add_argument("--replace", action="store_true", help="make results with other settings anew")
+    parser.add_argument("--rescore", action="store_true", help="score finished runs again; trains nothing")
     parser.add_argument("--dry_run", action="store_true", help="run nothing")
     arguments, extra = parser.parse_known_args(argv)
     if arguments.jobs < 1:
@@ -412,12 +470,14 @@ def run(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
             command = readable_command(job) if job.command else "scored here, without training"
             sys.stdout.write(f"{job.name}: {states[job.name]}\n    {command}\n")
         return 0
+    if arguments.rescore:
+        to_do = [job for job in jobs if states[job.name] == "done"]
     sys.stdout.write(f"{len(jobs)} runs: {len(to_do)} to do, {len(jobs) - len(to_do)} there already\n")
     if to_do:
         current_commit()
         sys.stdout.write(f"logs: {to_do[0].folder.parent}\n")
         sys.stdout.flush()
-    failures = run_jobs(to_do, arguments.jobs)
+    failures = rescore(to_do) if arguments.rescore else run_jobs(to_do, arguments.jobs)
     if not arguments.replace:
         failures |= {name: f"{state} (kept; --replace makes it anew)" for name, state in stale.items()}
     shown = [row for row in experiments.rows if not arguments.only or row.name in arguments.only]

@@ -168,11 +168,13 @@ def ablation_notes(experiments: Experiments, rows: Sequence[Row], collected: Col
     notes = []
     if runs:
         commits = sorted({run["commit"][:7] + run["commit"][40:] for run in runs})
+        again = sorted({run["scored_by"]["commit"][:7] for run in runs if "scored_by" in run})
+        commits = ", ".join(commits) + (f"; scored again with {', '.join(again)}" if again else "")
         steps = next((f", {run['recipe']['max_steps']} steps{UNLESS_NAMED}" for run in runs if "recipe" in run), "")
         notes.append(
             f"Percent, mean ± standard deviation over seeds; {runs[0]['num_images']} held-out scenes per seed{steps}. "
             "0.1 off: 0.1 subtracted from the probability of seen classes. Fragments: connected components per "
-            f"predicted class and image. Code: {', '.join(commits)}."
+            f"predicted class and image. Code: {commits}."
         )
     missing = [row.title for row in rows if row.name not in collected.results and row.name not in collected.left_out]
     if missing:

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.clip.modeling_clip import eager_attention_forward
 
 from configuration_ldvc import LDVCConfig
 from decoder_ldvc import (
@@ -254,6 +256,19 @@ def test_route_attention_to_all_regions_equals_full_attention(grid_size):
     attention = LDVCRouteAttention(small_config(num_regions=4, route_top_k=16)).eval()
     tokens = torch.randn(2, grid_size[0] * grid_size[1], DIM)
     torch.testing.assert_close(attention(tokens, grid_size)[0], full_attention(attention, tokens), **CLOSE)
+
+
+def test_flash_attention_is_asked_only_where_no_key_is_hidden(monkeypatch):
+    asked, eager = [], eager_attention_forward
+    monkeypatch.setattr(
+        ALL_ATTENTION_FUNCTIONS, "get_interface", lambda name, default: asked.append(name) or eager, raising=False
+    )
+    attention = LDVCAttention(small_config()).eval()
+    attention.config._attn_implementation_internal = "flash_attention_2"
+    tokens = torch.randn(2, 5, attention.q_proj.in_features)
+    attention.attend(tokens, tokens, tokens, None)
+    attention.attend(tokens, tokens, tokens, torch.ones(2, 5, dtype=torch.bool))
+    assert asked == ["flash_attention_2", "sdpa"]
 
 
 @torch.no_grad()

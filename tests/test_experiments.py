@@ -474,6 +474,18 @@ def test_a_real_row_trains_and_continues(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert experiments.main([*arguments, "--results", str(tmp_path)]) == 0
     assert "1 runs: 0 to do, 1 there already" in capsys.readouterr().out
+    # as if it had been scored by another rule
+    before = json.loads((tmp_path / "class_query_seed0.json").read_text())
+    before["scores"]["0.0"]["pixel_accuracy"] = 0.123
+    write(tmp_path / "class_query_seed0.json", before)
+    assert experiments.main([*arguments, "--results", str(tmp_path), "--rescore"]) == 0
+    again = load_result(tmp_path / "class_query_seed0.json")
+    assert (again["scores"], again["training_seconds"]) == (result["scores"], result["training_seconds"])
+    assert again["curve"] == []
+    assert again["scored_by"]["commit"]
+    write(tmp_path / "class_query_seed0.json", again | {"weights_sha256": "of others"})
+    assert experiments.main([*arguments, "--results", str(tmp_path), "--rescore"]) == 1
+    assert "the result is of of others" in capsys.readouterr().err
 
 
 # ---- what stands together in one table

@@ -20,6 +20,7 @@ from data_ldvc import TrainingCollator
 from evaluate_ldvc import load_checkpoint
 from loss_ldvc import count_present
 from protocol_ldvc import (
+    ProtocolAudit,
     names_given_to_the_loss,
     names_trained_with_masks,
     protocol_mismatches,
@@ -458,6 +459,14 @@ def test_self_training_from_more_or_less_than_half_a_schedule_is_said_to_be_so(
     arguments += ["--batch_size", "2"]
     describe_start(read_recipe(arguments), VOCABULARY)
     assert ("do not compare with published ones" in caplog.text) != is_half
+
+
+def test_a_prompt_is_known_whatever_token_pads_it():
+    audit = ProtocolAudit(VOCABULARY, "inductive", {(7, 1, 2, 9): "cat", (7, 1, 3, 9): "dog"})
+    assert audit._name([7, 1, 3, 9, 0, 0]) == "dog"
+    assert audit._name([7, 1, 2, 9, 9]) == "cat"
+    with pytest.raises(RuntimeError, match="no class of the vocabulary"):
+        audit._name([7, 1, 9, 0])
 
 
 # ---- recipes

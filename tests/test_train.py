@@ -330,6 +330,15 @@ def test_the_learning_rate_warms_up_and_decays_as_in_mmcv():
     assert learning_rate_at(99, recipe) == pytest.approx(poly[99])
 
 
+def test_a_resume_that_fails_keeps_the_runs_recipe_and_log(train_arguments, finished_run, caplog):
+    state = max((finished_run / "states").iterdir())
+    (state / "optimizer.bin").write_bytes(b"cut")
+    kept = [(finished_run / name).read_bytes() for name in ("recipe.yaml", "log.jsonl")]
+    assert main([*train_arguments, "--resume_from_checkpoint", "latest"]) == 2
+    assert "step_0000006 is damaged" in caplog.text
+    assert [(finished_run / name).read_bytes() for name in ("recipe.yaml", "log.jsonl")] == kept
+
+
 def test_data_that_cannot_be_read_leaves_no_run_behind(train_arguments, tmp_path, caplog):
     assert main([*train_arguments, "--class_names", "[cat, dog, sofa]", "--max_steps", "1"]) == 2
     assert "label id 3 is outside the 3 classes" in caplog.text
