@@ -423,7 +423,10 @@ class JointAugmentation:
         return max(1, int(image.height * scale + 0.5)), max(1, int(image.width * scale + 0.5))
 
     def _draw_crop(self, labels: np.ndarray, rng: np.random.Generator) -> tuple[int, int, np.ndarray]:
-        """Draw top, left and the labels of a crop that is not all one class, if ten redraws find one."""
+        """Draw top, left and the labels of a crop that is not all one class, if ten redraws find one.
+
+        As in ZegCLIP, all labels count for that, those of unseen classes included; where a crop lies is all they say.
+        """
         for _ in range(1 + MAX_CROP_REDRAWS):
             top, left = (
                 int(rng.integers(max(side - crop_side, 0) + 1))

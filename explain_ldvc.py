@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from image_processing_ldvc import to_rgb
+from inference_ldvc import resolve_classes
 from labels_ldvc import as_classes, parse_labels
 from loading_ldvc import EMBEDDED_CHECKPOINT, load_checkpoint, one_line
 from modeling_ldvc import LDVCForSemanticSegmentation, LDVCImageFeatures, LDVCSemanticSegmenterOutput
 from pictures_ldvc import INK, PAPER, draw_sheet, fit_to_cell
-from processing_ldvc import LDVCProcessor, read_classes
+from processing_ldvc import LDVCProcessor
 from regions_ldvc import fit_to_image
 
 
@@ -206,7 +206,7 @@ def explain_pixel(
         ValueError: If the point lies outside the picture, `top_k` is below 1, or names and embeddings differ in
             number.
     """
-    image = _open_picture(processor, image)
+    image = processor.image_processor.load_rgb(image)
     row, column = point = tuple(int(at) for at in point)
     if not (0 <= row < image.height and 0 <= column < image.width):
         raise ValueError(
@@ -264,7 +264,7 @@ def cross_attention_maps(
     Raises:
         ValueError: If no layer of the decoder gives weights.
     """
-    image = _open_picture(processor, image)
+    image = processor.image_processor.load_rgb(image)
     _, outputs, grid = _observe(model, processor, image, class_names, class_embeds, image_features)
     if not outputs.cross_attentions:
         raise ValueError(
@@ -368,13 +368,6 @@ def draw_cross_attention(
     return draw_sheet(panels, titles, num_columns=min(4, len(panels)), captions=[caption])
 
 
-def _open_picture(processor: LDVCProcessor, image: Any) -> Image.Image:
-    """Open a picture as upright RGB, so that its pixels are those that the viewer sees."""
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
-    return to_rgb(image if isinstance(image, Image.Image) else processor.image_processor.fetch_images(image))
-
-
 @contextmanager
 def _eager_decoder(model: LDVCForSemanticSegmentation) -> Iterator[None]:
     """Run the decoder with the one attention backend that returns weights; CLIP's towers keep theirs."""
@@ -395,42 +388,27 @@ def _observe(
     class_embeds: Tensor | None,
     image_features: LDVCImageFeatures | None,
 ) -> tuple[tuple[str, ...], LDVCSemanticSegmenterOutput, TokenGrid]:
-    """Run the model once with everything recorded that an explanation needs.
-
-    Raises:
-        ValueError: If names and embeddings differ in number.
-    """
-    config = model.config
-    if class_names is None:
-        names = tuple(config.id2label[index] for index in range(config.num_default_classes))
-    else:
-        names = tuple(read_classes(class_names))
-    if class_embeds is not None and len(class_embeds) != len(names):
-        raise ValueError(
-            f"there are {len(names)} class names for {len(class_embeds)} class embeddings; give one each."
-        )
-    inputs = {"class_embeds": class_embeds}
-    if class_embeds is None and class_names is not None:
-        inputs = dict(processor(class_names=class_names, return_tensors="pt").to(model.device))
+    """Run the model once with everything recorded that an explanation needs."""
+    names, class_embeds, _ = resolve_classes(model, processor, class_names, class_embeds)
     if image_features is None:
         pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
         image_features = model.get_image_features(pixel_values.to(model.device, model.dtype))
     with _eager_decoder(model):
         outputs = model(
             image_features=image_features,
+            class_embeds=class_embeds,
             seen_class_mask=model.seen_class_mask(names if class_names is None else class_names),
             output_routes=True,
             output_attentions=True,
             output_decoder_attentions=True,
-            **inputs,
         )
     grid = TokenGrid(
         picture_size=(image.height, image.width),
         input_size=tuple(image_features.image_size),
-        patch_size=config.vision_config.patch_size,
-        num_regions=config.num_regions,
+        patch_size=model.config.vision_config.patch_size,
+        num_regions=model.config.num_regions,
     )
-    return names, outputs, grid
+    return tuple(names), outputs, grid
 
 
 def _probabilities_at(
@@ -532,7 +510,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         model, processor = load_checkpoint(args.model)
         class_names = None if args.labels is None else as_classes(parse_labels(args.labels))
-        image = _open_picture(processor, args.image)
+        image = processor.image_processor.load_rgb(args.image)
         explanation = explain_pixel(model, processor, image, class_names, tuple(args.point))
         sys.stdout.write(describe(explanation) + "\n")
         if args.output is not None:

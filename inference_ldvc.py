@@ -2,7 +2,8 @@
 """Class scores of whole pictures: resizing, sliding windows, averaging; and `segment`, one call for one picture.
 
 Source: the inference of ZegCLIP on mmsegmentation 0.x: short side to 512 pixels, windows of 512 every 426 pixels, the
-last one flush with the border, sigmoid probabilities averaged where windows overlap.
+last one flush with the border, sigmoid probabilities averaged where windows overlap. Departure: pictures are resized
+with antialiasing (Pillow) in place of OpenCV's bilinear, as in training; a resized picture is then free of moire.
 
 Memory: a window leaves behind its logits on the token grid, some 256 times fewer numbers than its scores, and these
 only until the picture has been read past it. Scores are upsampled from there, a block at a time.
