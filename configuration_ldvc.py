@@ -211,6 +211,11 @@ class LDVCConfig(PreTrainedConfig):
         """Classes of the default vocabulary, `other_label` not among them; 0 where there is none."""
         return len(set(self.prompt_class_ids or range(len(self.class_token_ids or []))))
 
+    @property
+    def default_class_names(self) -> list[str]:
+        """Names of the default vocabulary, in the order of the class axis."""
+        return [self.id2label[index] for index in range(self.num_default_classes)]
+
     def validate_architecture(self) -> None:
         """Check values and their combinations; called by `@strict` at construction and on saving.
 

@@ -349,7 +349,7 @@ def write_vocabulary(model: LDVCForSemanticSegmentation, processor: LDVCProcesso
     with torch.no_grad():
         embeds = model._default_class_embeds()  # with the synonyms and templates that they were set with
     vocabulary = LDVCVocabulary(
-        class_names=[config.id2label[index] for index in range(config.num_default_classes)],
+        class_names=config.default_class_names,
         class_embeds=embeds,
         fingerprint=text_fingerprint(model),
         class_token_ids=config.class_token_ids,

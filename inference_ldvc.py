@@ -471,8 +471,7 @@ def resolve_classes(
                 "the call names no classes and the model has no default vocabulary; pass `class_names` (to a pipeline "
                 "`candidate_labels`), or call model.set_vocabulary(class_names, processor) first."
             )
-        names = [config.id2label[index] for index in range(config.num_default_classes)]
-        return names, None, config.other_label or "other"
+        return config.default_class_names, None, config.other_label or "other"
     if class_embeds is None:
         return *encode_classes(model, processor, class_names, show_progress), "other"
     names = list(read_classes(class_names))

@@ -148,10 +148,9 @@ def default_names(model: LDVCForSemanticSegmentation) -> list[str]:
     Raises:
         ValueError: If it has none.
     """
-    config = model.config
-    if not config.num_default_classes:
+    if not model.config.num_default_classes:
         raise ValueError("this checkpoint has no vocabulary of its own; name the classes with --labels.")
-    return [config.id2label[index] for index in range(config.num_default_classes)]
+    return model.config.default_class_names
 
 
 def unseen_names(model: LDVCForSemanticSegmentation, classes: Sequence[str] | Mapping[str, list[str]]) -> list[str]:

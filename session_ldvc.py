@@ -110,7 +110,7 @@ class Segmenter:
         self.model, self.processor = load_checkpoint(model_folder)
         self.name = Path(model_folder).name
         config = self.model.config
-        self.vocabulary = [config.id2label[index] for index in range(config.num_default_classes)]
+        self.vocabulary = config.default_class_names
 
     def start(self) -> tuple[Visit, str]:
         """Return the first visit and its label text: an example where the checkpoint knows the embedded world."""

@@ -557,7 +557,7 @@ class LDVCVocabularyMixin:
 
     def _seen_default_classes(self, class_index: Tensor | None) -> Tensor | None:
         """Bool of the default vocabulary's names that trained with masks, (num_classes,) or as `class_index`."""
-        mask = self.seen_class_mask([self.config.id2label[i] for i in range(self.config.num_default_classes)])
+        mask = self.seen_class_mask(self.config.default_class_names)
         return mask if mask is None or class_index is None else mask.to(class_index.device)[class_index]
 
 
