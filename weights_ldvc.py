@@ -245,13 +245,7 @@ def write_files(folder: str | os.PathLike, contents: Mapping[str, bytes]) -> Non
 
 
 def save_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
-    """Write LDVC's own weights and a reference to their CLIP.
-
-    Raises:
-        ValueError: If the text tower, which belongs to that CLIP, was dropped for a baked vocabulary.
-    """
-    if model.baked_vocabulary is not None:
-        raise ValueError("this model's vocabulary is baked in and its text tower gone; save it with save_pretrained.")
+    """Write LDVC's own weights and a reference to their CLIP."""
     weights = {k: v.detach().contiguous() for k, v in model.state_dict().items() if not k.startswith(CLIP_PREFIX)}
     reference = {
         "clip": model.config.clip_name_or_path,

@@ -249,6 +249,7 @@ def test_accumulating_is_the_same_step_in_parts(train_arguments, tmp_path, finis
 @pytest.mark.slow
 def test_a_transductive_run_trains_in_bf16(train_arguments, finished):
     options = ["--setting", "transductive", "--start_from", str(finished()), "--max_steps", "2"]
+    AcceleratorState._reset_state(reset_partial_state=True)  # the start may have been trained just now, in float32
     result = run(train_arguments, *options, "--mixed_precision", "bf16")
     assert np.isfinite(result["scores"]["0.0"]["pixel_accuracy"])
 
