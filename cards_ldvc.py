@@ -349,10 +349,8 @@ def describe_training(card: Card) -> str:
 def describe_scores(card: Card) -> str:
     """The checkpoint's scores with intervals, and a table of the report over seeds; or a line that there are none."""
     table = f"<!-- table: {card.table} -->\n<!-- end -->" if card.table else ""
-    if card.table and not card.result:
-        return table
     if not card.result:
-        return _wrap(
+        return table or _wrap(
             "None yet. What others published under this protocol is in `docs/experiments.md` of the code repository."
         )
     lines = ["| | " + " | ".join(TITLES[name] for name in REPORTED) + " |", "|" + "---|" * (len(REPORTED) + 1)]

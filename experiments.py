@@ -354,10 +354,10 @@ def rescore(jobs: Sequence[Job]) -> dict[str, str]:
     for number, job in enumerate(jobs, 1):
         error = None
         try:
-            result = without_nan(score_again(job)) if job.command else None
-            if result is None:
+            if job.row.training_free:
                 error = run_job(job)
             else:
+                result = without_nan(score_again(job))
                 check_result(result, str(job.result_file))
                 write_json(result, job.result_file)
         except (OSError, ValueError) as problem:

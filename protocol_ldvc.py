@@ -344,11 +344,11 @@ def protocol_mismatches(
         One sentence per mismatch; empty when audit and protocol agree.
     """
     findings = _audit_mismatches(protocol, seen_classes, weights)
-    trained_on = [row["name"] for row in protocol["classes"]]
     if setting == "cross_dataset":
         return findings + _cross_dataset_mismatches(protocol, vocabulary)
     if protocol["setting"] != setting:
         findings.append(f"it was trained {protocol['setting']}, not {setting}")
+    trained_on = [row["name"] for row in protocol["classes"]]
     if len(trained_on) != len(vocabulary.class_names):
         findings.append(
             f"it was trained on {len(trained_on)} classes, {vocabulary.name!r} has {len(vocabulary.class_names)}"
