@@ -15,13 +15,13 @@ train: venv
 
 # The committed record: three seeds of LDVC and of the class-query decoder, then the tables of README and cards.
 record: venv
-	$(BIN)/python experiments.py recipes/ablations/picturebook_record.yaml --replace
+	$(BIN)/ldvc experiments recipes/ablations/picturebook_record.yaml --replace
 	$(MAKE) embedded
 
 # Every variant of the paper over three seeds: hours; continues where it stopped.
 experiments: venv
-	$(BIN)/python experiments.py recipes/ablations/picturebook.yaml --replace
-	$(BIN)/python report.py --figures
+	$(BIN)/ldvc experiments recipes/ablations/picturebook.yaml --replace
+	$(BIN)/ldvc report --figures
 
 # What the repository shows and ships of the record: seed 0's checkpoint (without a copy of the code, which is here),
 # its pictures, and the tables of README and cards.
@@ -34,14 +34,14 @@ embedded: venv
 	$(BIN)/python -m picturebook.preview --output assets/picturebook.png
 	$(BIN)/python -m picturebook.oracle
 	$(BIN)/python -c "from picturebook import draw_scene; draw_scene('test', 0, 0, image_size=512).image.save('assets/demo_page.jpg', quality=88)"
-	$(BIN)/python explain_ldvc.py assets/demo_page.jpg --labels "balloon, cat, grass, sky" --point 400 340 \
+	$(BIN)/ldvc explain assets/demo_page.jpg --labels "balloon, cat, grass, sky" --point 400 340 \
 	  --output assets/routing.png
-	$(BIN)/python report.py --figures
+	$(BIN)/ldvc report --figures
 
 # Speed and memory against peers, then the tables and the plot: ARGS="--list" names the figures.
 bench: venv
 	$(BIN)/python -m benchmarks $(ARGS)
-	$(BIN)/python report.py --figures
+	$(BIN)/ldvc report --figures
 
 # Page and bulk command under a bounded load: memory and disk must stay bounded.
 load: venv

@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.models import ATTENTION
 from benchmarks.timing import Settings, describe_machine
-from provenance_ldvc import code_version, write_json
+from ldvc.data.provenance import code_version, write_json
 
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"

@@ -13,7 +13,7 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
 from benchmarks.models import TINY_TOWER, TINY_VISION, build_model, check_equal, make_pixels
 from benchmarks.timing import Settings, ratio, spreads, time_rounds
-from modeling_ldvc import LDVCForSemanticSegmentation
+from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 
 
 TITLE = "CLIPSegForImageSegmentation / LDVC by number of labels, 352 x 352"

@@ -30,9 +30,9 @@ from benchmarks.models import (
 )
 from benchmarks.timing import Settings, ratio, spread, spreads, time_rounds
 from benchmarks.training import build_step
-from modeling_ldvc import LDVCForSemanticSegmentation
-from recipe_ldvc import read_recipe
-from vocabularies import get_vocabulary
+from ldvc.data.vocabularies import get_vocabulary
+from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
+from ldvc.training.recipe import read_recipe
 
 
 TITLE = "GPU: LDVC / bare tower, memory, class counts to 10,000, training steps at batch 16"

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from bench_ldvc import PICTURE_SIZE, BenchCase, row_to_dict, run_bench
 from benchmarks.models import TINY_TOWER, build_model
 from benchmarks.timing import Settings
-from configuration_ldvc import LDVCConfig
-from modeling_ldvc import LDVCForSemanticSegmentation
-from processing_ldvc import LDVCProcessor
+from ldvc.app.bench import PICTURE_SIZE, BenchCase, row_to_dict, run_bench
+from ldvc.model.configuration_ldvc import LDVCConfig
+from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
+from ldvc.model.processing_ldvc import LDVCProcessor
 
 
 TITLE = "latency by class count, image size, batch and dtype: pixels to logits, pictures to label maps"

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.memory import peak_bytes
 from benchmarks.models import check_equal, make_labels
 from benchmarks.timing import Settings, ratio, spreads, time_rounds
-from loss_ldvc import count_masks, one_hot_targets, segmentation_loss
+from ldvc.model.loss_ldvc import count_masks, one_hot_targets, segmentation_loss
 
 
 TITLE = "loss + backward, 156 classes at 512 x 512 from 32 x 32 tokens: plain formula / ours"

@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmarks.memory import largest_tensors, peak_bytes
 from benchmarks.models import ATTENTION, build_model, check_equal, make_class_embeds, make_pixels
 from benchmarks.timing import Settings, ratio, spreads, time_rounds
-from decoder_ldvc import LDVCAttention
-from image_processing_ldvc import LDVCImageProcessor
+from ldvc.model.decoder_ldvc import LDVCAttention
+from ldvc.model.image_processing_ldvc import LDVCImageProcessor
 
 
 TITLE = "memory of 20, 1,000 and 10,000 classes, 512 x 512"

@@ -6,8 +6,8 @@ from torch import Tensor
 from transformers import CLIPVisionModel
 
 from benchmarks.timing import Settings
-from configuration_ldvc import LDVCConfig
-from modeling_ldvc import LDVCForSemanticSegmentation
+from ldvc.model.configuration_ldvc import LDVCConfig
+from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 
 
 TINY_TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from benchmarks.models import build_model, check_equal, make_class_embeds, make_pixels
 from benchmarks.timing import Settings, ratio, spreads, time_rounds
-from converters_ldvc import find_voc2012
-from export_ldvc import INT8_FILE, MISSING, export_onnx, measure_agreement, quantize
-from modeling_ldvc import LDVCForSemanticSegmentation
-from processing_ldvc import LDVCProcessor
+from ldvc.data.converters import find_voc2012
+from ldvc.export import INT8_FILE, MISSING, export_onnx, measure_agreement, quantize
+from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
+from ldvc.model.processing_ldvc import LDVCProcessor
 
 
 TITLE = "ONNX Runtime and torch.compile / eager PyTorch, 512 x 512, 20 classes, class embeddings kept"

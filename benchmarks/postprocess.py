@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from benchmarks.memory import peak_bytes
 from benchmarks.timing import Settings, ratio, spreads, time_rounds
-from image_processing_ldvc import LDVCImageProcessor
+from ldvc.model.image_processing_ldvc import LDVCImageProcessor
 
 
 TITLE = "post-processing 171 classes to 2048 x 2048: interpolate, then argmax / ours"

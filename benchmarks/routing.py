@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from benchmarks.models import build_config, check_equal
 from benchmarks.timing import Settings, ratio, spreads, time_rounds
-from decoder_ldvc import LDVCAttention, LDVCRouteAttention
-from regions_ldvc import merge_regions
+from ldvc.model.decoder_ldvc import LDVCAttention, LDVCRouteAttention
+from ldvc.model.regions_ldvc import merge_regions
 
 
 TITLE = "route attention / full attention, 32 x 32 and 64 x 64 tokens"

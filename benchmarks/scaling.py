@@ -12,7 +12,7 @@ import torch
 from benchmarks.models import build_model, make_class_embeds
 from benchmarks.timing import Seconds, Settings, ratio, spread, time_rounds
 from benchmarks.workers import Workers
-from modeling_ldvc import LDVCForSemanticSegmentation
+from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 
 
 TITLE = "cost against image side, class count, batch and processes"

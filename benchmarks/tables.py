@@ -1,6 +1,6 @@
 """What the documents show of results/benchmarks/: the table of goals, a table per figure, fitted laws.
 
-`report.py` puts them into the documents. A figure without a result has a row that says so, never a number.
+`ldvc report` puts them into the documents. A figure without a result has a row that says so, never a number.
 """
 
 import json

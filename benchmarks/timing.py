@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from bench_ldvc import synchronize
+from ldvc.app.bench import synchronize
 
 
 Seconds = dict[str, list[float]]  # job -> seconds of each round

@@ -1,5 +1,7 @@
 """Picturebook: a drawn world with a tiny CLIP, on which LDVC trains and is measured in minutes without a download."""
 
+from ldvc.data.vocabularies import Vocabulary
+from ldvc.data.worlds import World, register_world
 from picturebook.vocabulary import (
     CLASS_GROUPS,
     CLASS_NAMES,
@@ -24,3 +26,16 @@ __all__ = [
     "draw_scene",
     "load_picturebook",
 ]
+
+# "picturebook" has the split of every reported score, "picturebook_tuning" the one on which settings are chosen.
+register_world(
+    World(
+        "picturebook",
+        load_picturebook,
+        (
+            Vocabulary("picturebook", CLASS_NAMES, UNSEEN_NAMES),
+            Vocabulary("picturebook_tuning", CLASS_NAMES, TUNING_UNSEEN_NAMES),
+        ),
+        CLASS_GROUPS,
+    )
+)

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data_ldvc import load_split
-from evaluate_ldvc import METRIC_PATH, group_scores
-from image_processing_ldvc import best_classes
+from ldvc.data.provenance import trace_to, write_json
+from ldvc.data.samples import load_split
+from ldvc.model.image_processing_ldvc import best_classes
+from ldvc.scoring.evaluate import METRIC_PATH, group_scores
 from picturebook.vocabulary import CLASS_GROUPS, CLASS_NAMES, UNSEEN_NAMES
 from picturebook.world import PATCH_SIZE, draw_scene
-from provenance_ldvc import trace_to, write_json
 
 
 def score_oracle(num_images: int, patch_size: int = PATCH_SIZE, split: str = "test", seed: int = 0) -> dict:

@@ -14,8 +14,8 @@ from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from modeling_ldvc import LDVCForSemanticSegmentation
-from processing_ldvc import LDVCProcessor
+from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
+from ldvc.model.processing_ldvc import LDVCProcessor
 
 
 torch.set_num_threads(1)
@@ -162,7 +162,7 @@ def ldvc():
     """Return a function that runs the command line in this process."""
     from typer.testing import CliRunner
 
-    from cli_ldvc import app
+    from ldvc.__main__ import app
 
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
@@ -210,7 +210,7 @@ def train_arguments(scenes, clip_folder, tmp_path, monkeypatch):
     """Command line of a run of six steps; without pictures and curves, which would be most of its time."""
     import yaml
 
-    monkeypatch.setattr("train.save_curves", lambda records, path: None)
+    monkeypatch.setattr("ldvc.training.run.save_curves", lambda records, path: None)
     monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # five seconds at the end of a stream
 
     recipe = {
@@ -247,7 +247,7 @@ def whole_run(tmp_path_factory):
     """Return a function that gives the folder of the run of `train_arguments`: trained once, to be read or copied."""
     from accelerate.state import AcceleratorState
 
-    import train
+    from ldvc.commands.training import train
 
     kept = {}
 
@@ -255,7 +255,7 @@ def whole_run(tmp_path_factory):
         if not kept:
             AcceleratorState._reset_state(reset_partial_state=True)
             kept["folder"] = tmp_path_factory.mktemp("whole") / "run"
-            assert train.main([*train_arguments, "--output_dir", str(kept["folder"])]) == 0
+            assert train([*train_arguments, "--output_dir", str(kept["folder"])]) == 0
             AcceleratorState._reset_state(reset_partial_state=True)
         return kept["folder"]
 

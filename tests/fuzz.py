@@ -34,13 +34,13 @@ from PIL import Image
 from safetensors.torch import load, save
 from torch import Tensor
 
-import data_ldvc
-import session_ldvc
-from files_ldvc import open_picture
-from formats_ldvc import is_whole
-from image_processing_ldvc import LDVCImageProcessor
-from recipe_ldvc import DEFAULT_RECIPE, read_recipe
-from vocabulary_ldvc import VOCABULARY_CONFIG, VOCABULARY_WEIGHTS, LDVCVocabulary
+from ldvc.app import session
+from ldvc.data import samples
+from ldvc.masks.files import open_picture
+from ldvc.masks.formats import is_whole
+from ldvc.model.image_processing_ldvc import LDVCImageProcessor
+from ldvc.model.vocabulary_ldvc import VOCABULARY_CONFIG, VOCABULARY_WEIGHTS, LDVCVocabulary
+from ldvc.training.recipe import DEFAULT_RECIPE, read_recipe
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,11 +195,11 @@ def fuzz_pictures(folder: Path, rng: random.Random) -> Iterator[tuple[bytes, lis
         rows = Rows(case)
         readers = [
             lambda path=path: open_picture(path),
-            lambda path=path: session_ldvc.read_picture(path),
+            lambda path=path: session.read_picture(path),
             lambda path=path: processor.load_rgb(path),
             lambda path=path: processor(Image.new("RGB", (13, 9)), segmentation_maps=path, return_tensors="pt"),
             lambda path=path: processor(path, return_tensors="pt"),
-            lambda rows=rows: data_ldvc.read_sample(rows, 0),
+            lambda rows=rows: samples.read_sample(rows, 0),
             lambda path=path: is_whole(path),
         ]
         yield case, readers, (ValueError,)

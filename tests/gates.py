@@ -13,8 +13,9 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parents[1]
+MODEL = "ldvc/model"
 ENTRIES = ("modeling_ldvc", "processing_ldvc")
-FOLDERS = (".", "metrics/zero_shot_miou", "picturebook", "benchmarks")
+FOLDERS = (".", "metrics/zero_shot_miou", "picturebook", "benchmarks")  # and every folder of the package
 ALLOWED_IMPORTS = {"torch", "transformers", "huggingface_hub", "safetensors", "PIL", "numpy"}
 # What inference must not wait for: `import ldvc` leaves them alone.
 HEAVY = ("datasets", "accelerate", "evaluate", "matplotlib", "gradio", "scipy", "torchvision", "pandas", "pyarrow")
@@ -85,12 +86,13 @@ class Function:
 
 def modules() -> list[Path]:
     """Every module but the tests."""
-    return sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))
+    found = [path for folder in FOLDERS for path in (ROOT / folder).glob("*.py")]
+    return sorted([*found, *(ROOT / "ldvc").rglob("*.py")])
 
 
 def relative_imports(name: str) -> set[str]:
     """Modules that a shipping module imports relatively."""
-    tree = ast.parse((ROOT / f"{name}.py").read_text())
+    tree = ast.parse((ROOT / MODEL / f"{name}.py").read_text())
     return {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level and node.module}
 
 
@@ -102,7 +104,7 @@ def shipping() -> list[Path]:
         if name not in found:
             found.add(name)
             todo += relative_imports(name)
-    return sorted(ROOT / f"{name}.py" for name in found)
+    return sorted(ROOT / MODEL / f"{name}.py" for name in found)
 
 
 def functions(path: Path) -> list[Function]:

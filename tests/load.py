@@ -44,7 +44,7 @@ import sys, demo_ldvc
 demo_ldvc.KEPT_SECONDS, demo_ldvc.SWEEP_SECONDS = {KEPT_SECONDS}, 2
 demo_ldvc.launch(port=int(sys.argv[1]))
 """
-COMMAND = "import sys, cli_ldvc; sys.argv[0] = 'ldvc'; cli_ldvc.main()"
+COMMAND = "import sys; sys.argv[0] = 'ldvc'; from ldvc.__main__ import main; main()"
 SIDES = (48, 200, 333, 512, 640, 900, 1500, 2400)  # pixels
 NAMES = ("balloon", "cat", "grass", "sky", "sand|beach", "bird", "wood", "house", "cup", "fish", "moon", "road")
 MB = 2**20

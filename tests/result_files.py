@@ -1,10 +1,10 @@
-"""Result files as train.py and evaluate_ldvc.py write them, made up, for the tests of what reads them."""
+"""Result files as train.py and ldvc evaluate write them, made up, for the tests of what reads them."""
 
 import copy
 import json
 from dataclasses import asdict
 
-from recipe_ldvc import Recipe
+from ldvc.training.recipe import Recipe
 
 
 NAMES = ["cat", "dog", "sofa", "grass"]

@@ -16,15 +16,15 @@ from fuzz import at_most
 from PIL import Image
 from typer.testing import CliRunner
 
-import session_ldvc
-from cli_ldvc import app
-from image_processing_ldvc import LDVCImageProcessor
-from loading_ldvc import load_checkpoint
-from loss_ldvc import segmentation_loss
-from modeling_ldvc import LDVCForSemanticSegmentation
-from pipeline_ldvc import ZeroShotImageSegmentationPipeline
-from processing_ldvc import LDVCProcessor
-from recipe_ldvc import RecipeError, read_recipe
+from ldvc.app import session
+from ldvc.app.cli import app
+from ldvc.loading import load_checkpoint
+from ldvc.model.image_processing_ldvc import LDVCImageProcessor
+from ldvc.model.loss_ldvc import segmentation_loss
+from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
+from ldvc.model.pipeline_ldvc import ZeroShotImageSegmentationPipeline
+from ldvc.model.processing_ldvc import LDVCProcessor
+from ldvc.training.recipe import RecipeError, read_recipe
 
 
 def assert_raises(call, error, mentions):
@@ -503,7 +503,7 @@ class Doors:
     def __init__(self, folder, model, processor, work):
         self.folder, self.model, self.processor, self.work = folder, model, processor, work
         self.pipe = ZeroShotImageSegmentationPipeline(model=model, processor=processor)
-        self.segmenter = session_ldvc.Segmenter(folder)
+        self.segmenter = session.Segmenter(folder)
         self.good = work / "good.png"
         PICTURE.save(self.good)
 
@@ -529,8 +529,8 @@ class Doors:
         raise RefusedByCommand("\n".join(lines))
 
     def page(self, picture=None, names="cat, dog", folder=None):
-        segmenter = self.segmenter if folder is None else session_ldvc.Segmenter(folder)
-        visit = session_ldvc.Visit(segmenter.encode(self.good if picture is None else picture))
+        segmenter = self.segmenter if folder is None else session.Segmenter(folder)
+        visit = session.Visit(segmenter.encode(self.good if picture is None else picture))
         segmenter.segment(visit, names, 0.0)
 
 

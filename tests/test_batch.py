@@ -19,19 +19,18 @@ import pytest
 import torch
 from PIL import Image
 
-import batch_ldvc
-import coco_ldvc
-import parts_ldvc
-import rows_ldvc
-from batch_ldvc import Job, Segmenter, batches, in_threads, segment_pictures
-from coco_ldvc import Journal, find_journals, remove_journals, write_coco
-from files_ldvc import Picture, find_pictures
-from formats_ldvc import Format, OutputFolder, describe_names
-from inference_ldvc import InferenceSettings, PreparedPicture, prepare_picture, segment, segment_batch
-from loading_ldvc import load_checkpoint
-from parts_ldvc import is_left_over, part_suffix, this_machine, written_aside
-from rows_ldvc import check_ids, find_rows
-from shares_ldvc import Share, join_processes
+from ldvc.app import batch as batch_module
+from ldvc.app.batch import Job, Segmenter, batches, in_threads, segment_pictures
+from ldvc.data import rows as rows_module
+from ldvc.data.rows import check_ids, find_rows
+from ldvc.loading import load_checkpoint
+from ldvc.masks import coco, parts
+from ldvc.masks.coco import Journal, find_journals, remove_journals, write_coco
+from ldvc.masks.files import Picture, find_pictures
+from ldvc.masks.formats import Format, OutputFolder, describe_names
+from ldvc.masks.parts import is_left_over, part_suffix, this_machine, written_aside
+from ldvc.model.inference_ldvc import InferenceSettings, PreparedPicture, prepare_picture, segment, segment_batch
+from ldvc.shares import Share, join_processes
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +68,7 @@ def broken_photos(photos, tmp_path):
 @pytest.fixture
 def calls(monkeypatch):
     """Return the shapes of the pixels that models are called with from now on."""
-    from modeling_ldvc import LDVCForSemanticSegmentation
+    from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 
     shapes, forward = [], LDVCForSemanticSegmentation.forward
 
@@ -204,7 +203,7 @@ def test_few_pictures_wait_for_others_of_their_size():
     taken = []
     jobs = (taken.append(job) or job for job in jobs_of("abcdefghijaklmnop"))
     first = next(batches(jobs, 2))
-    assert (len(first), len(taken)) == (1, batch_ldvc.MAX_GROUPS * 2)
+    assert (len(first), len(taken)) == (1, batch_module.MAX_GROUPS * 2)
 
 
 def test_of_those_that_wait_the_fullest_batch_goes_first():
@@ -326,7 +325,7 @@ def test_an_interrupted_run_takes_no_further_picture():
 def test_a_saved_picture_is_forgotten(checkpoint, photos, tmp_path, monkeypatch):
     segmenter = Segmenter(str(checkpoint), "cpu", None, None, None, batch_size=7)
     kept = []
-    monkeypatch.setattr(batch_ldvc, "Job", lambda picture: kept.append(Job(picture)) or kept[-1])
+    monkeypatch.setattr(batch_module, "Job", lambda picture: kept.append(Job(picture)) or kept[-1])
     folder = OutputFolder(tmp_path / "out", [Format.PNG], segmenter.describe(), 3)
     pictures = find_pictures([str(photos)]).pictures
     folder.start({picture.name: picture.path for picture in pictures})
@@ -449,7 +448,7 @@ def test_rows_without_ids_are_counted_with_as_many_digits_as_the_last(photos, tm
 
 def test_a_row_is_read_when_its_turn_comes(photos, dataset, monkeypatch):
     opened = []
-    monkeypatch.setattr(rows_ldvc, "decode_picture", lambda source, limit: opened.append(source.read()))
+    monkeypatch.setattr(rows_module, "decode_picture", lambda source, limit: opened.append(source.read()))
     pictures = find_rows(str(dataset), "validation").pictures
     assert opened == []
     pictures[2].read(100)
@@ -520,7 +519,7 @@ def test_ids_that_name_two_rows_are_refused():
 
 def test_files_need_neither_datasets_nor_accelerate(ldvc, checkpoint, photos, tmp_path, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    for module in ("datasets", "processes_ldvc"):  # Accelerate itself is loaded by Transformers where it is installed
+    for module in ("datasets", "ldvc.processes"):  # Accelerate itself is loaded by Transformers where it is installed
         monkeypatch.setitem(sys.modules, module, None)
     assert ldvc("segment", photos, "-m", checkpoint, "-o", tmp_path / "out", "-f", "png").exit_code == 0
 
@@ -594,13 +593,13 @@ def test_where_the_main_process_fails_the_others_leave_without_a_word(told):
 def test_only_the_main_process_reports(ldvc, checkpoint, broken_photos, tmp_path, told, monkeypatch):
     import accelerate.utils
 
-    import cli_ldvc
+    from ldvc.app import cli
 
     call = ["segment", broken_photos, "-m", checkpoint, "-o", tmp_path / "out", "-f", "png", "-f", "coco-rle"]
     brought, others = [], []
 
     def run(index):
-        monkeypatch.setattr(cli_ldvc, "join_processes", lambda: Share(index, 2))
+        monkeypatch.setattr(cli, "join_processes", lambda: Share(index, 2))
         return ldvc(*call)
 
     def gather(values):
@@ -652,7 +651,7 @@ def test_a_part_file_is_left_over_when_its_process_has_stopped(tmp_path):
 def test_a_process_that_has_ended_does_not_run_though_its_number_is_kept():
     process = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
     process.stdout.read()
-    while parts_ldvc.is_running(process.pid):
+    while parts.is_running(process.pid):
         time.sleep(0.01)
     os.kill(process.pid, 0)  # there still
     process.wait()
@@ -663,14 +662,14 @@ def test_a_process_of_another_user_runs(monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", refuse)
-    assert parts_ldvc.is_running(1)
+    assert parts.is_running(1)
 
 
 def test_of_another_machine_the_age_of_a_part_file_decides(tmp_path):
     path = tmp_path / f".a.png.{OTHER}.part"
     path.write_text("")
     assert not is_left_over(path)
-    os.utime(path, (0, time.time() - parts_ldvc.LONGEST_SILENCE - 1))
+    os.utime(path, (0, time.time() - parts.LONGEST_SILENCE - 1))
     assert is_left_over(path)
     path.unlink()
     assert not is_left_over(path), "it has just taken its place"
@@ -738,16 +737,16 @@ def test_a_run_that_ends_while_another_writes_loses_no_record(tmp_path, monkeypa
     journal = Journal(tmp_path)
     add_record(journal, "a")
     journal.close()
-    foreign, write_records = tmp_path / f"coco.json.{OTHER}.part", coco_ldvc.write_records
+    foreign, write_records = tmp_path / f"coco.json.{OTHER}.part", coco.write_records
     foreign.write_text(journal.path.read_text().replace('"a"', '"b"'))
 
     def write_late(file, index, class_names):
-        monkeypatch.setattr(coco_ldvc, "write_records", write_records)
+        monkeypatch.setattr(coco, "write_records", write_records)
         foreign.write_text(foreign.read_text() + foreign.read_text().replace('"b"', '"c"'))
         write_coco(tmp_path, class_names, [foreign])  # the other run ends, and takes its journal away
         write_records(file, index, class_names)
 
-    monkeypatch.setattr(coco_ldvc, "write_records", write_late)
+    monkeypatch.setattr(coco, "write_records", write_late)
     write_coco(tmp_path, ["cat"], [journal.path])
     content = json.loads((tmp_path / "coco.json").read_text())
     assert [image["name"] for image in content["images"]] == ["a", "b", "c"]
@@ -768,7 +767,7 @@ def test_threads_write_whole_lines(tmp_path):
     jobs = jobs_of("a" * 200)
     list(in_threads(lambda job: add_record(journal, str(job.picture.name)), jobs, 8, 50))
     journal.close()
-    assert len(list(coco_ldvc.journal_records(journal.path))) == 200
+    assert len(list(coco.journal_records(journal.path))) == 200
 
 
 def test_records_are_not_kept_in_memory(tmp_path):
@@ -795,7 +794,7 @@ def launch(arguments, num_processes=2):
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"),
         *("--config_file", ROOT / "recipes" / "accelerate" / "two_cpu_processes.yaml"),
-        *("--num_processes", num_processes, "-m", "cli_ldvc", *arguments),
+        *("--num_processes", num_processes, "-m", "ldvc", *arguments),
     ]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
@@ -846,7 +845,7 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(ldvc, checkpoint,
         time.sleep(0.005)
     journals = find_journals(tmp_path / "killed")
     assert len(journals) == 2, "one of each process"
-    for process_id in [process.pid, *(int(parts_ldvc.OWNER.search(path.name)[2]) for path in journals)]:
+    for process_id in [process.pid, *(int(parts.OWNER.search(path.name)[2]) for path in journals)]:
         os.kill(process_id, signal.SIGKILL)
     process.communicate()
     while not all(map(is_left_over, journals)):  # the system takes a moment

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from bench_ldvc import BenchCase, run_bench
 from benchmarks import gpu, latency, onnx, scaling
 from benchmarks.__main__ import FIGURES, choose_device, load_figure, main, run_figure, summarise
 from benchmarks.flops import count_multiply_adds, gauge_parts, parts_of_ldvc, parts_of_tower
@@ -26,9 +25,10 @@ from benchmarks.models import (
 )
 from benchmarks.timing import Settings, ratio, spread, time_rounds
 from benchmarks.workers import Workers
-from decoder_ldvc import LDVCAttention, LDVCRouteAttention
-from loss_ldvc import segmentation_loss
-from regions_ldvc import merge_regions, partition_regions, real_tokens
+from ldvc.app.bench import BenchCase, run_bench
+from ldvc.model.decoder_ldvc import LDVCAttention, LDVCRouteAttention
+from ldvc.model.loss_ldvc import segmentation_loss
+from ldvc.model.regions_ldvc import merge_regions, partition_regions, real_tokens
 
 
 QUICK = Settings(quick=True, repeats=1)
@@ -84,7 +84,7 @@ def test_peak_memory_counts_what_is_held_at_once():
 @pytest.mark.parametrize("classes_per_block", [1, 3, 7, 100])
 def test_the_loss_of_some_classes_at_a_time_equals_that_of_all_at_once(monkeypatch, classes_per_block):
     labels = make_labels(7, 16, batch_size=2)
-    monkeypatch.setattr("loss_ldvc.PIXELS_PER_BLOCK", classes_per_block * labels.numel())
+    monkeypatch.setattr("ldvc.model.loss_ldvc.PIXELS_PER_BLOCK", classes_per_block * labels.numel())
     logits = (3 * torch.randn(2, 7, 4, 4)).requires_grad_()
     (plain,) = torch.autograd.grad(plain_loss(logits, labels), logits)
     loss, terms = segmentation_loss(logits, labels)
@@ -96,7 +96,7 @@ def test_the_loss_of_some_classes_at_a_time_equals_that_of_all_at_once(monkeypat
 def test_blocks_of_classes_leave_ignored_pixels_out_too(monkeypatch):
     labels, logits = make_labels(7, 16), torch.randn(1, 7, 4, 4)
     whole, _ = segmentation_loss(logits, labels, unlabeled_pixels="ignore")
-    monkeypatch.setattr("loss_ldvc.PIXELS_PER_BLOCK", 2 * labels.numel())
+    monkeypatch.setattr("ldvc.model.loss_ldvc.PIXELS_PER_BLOCK", 2 * labels.numel())
     torch.testing.assert_close(segmentation_loss(logits, labels, unlabeled_pixels="ignore")[0], whole)
 
 

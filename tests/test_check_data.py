@@ -8,7 +8,8 @@ from datasets import Dataset, DatasetDict, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from check_data import (
+from ldvc.commands.data import check as main
+from ldvc.data.check import (
     Finding,
     Sample,
     SplitSummary,
@@ -17,13 +18,12 @@ from check_data import (
     choose_vocabulary,
     exit_code,
     inspect_sample,
-    main,
     parse_names,
     read_split,
 )
-from data_ldvc import load_split, read_sample
-from folders_ldvc import find_folder_splits, is_image_folder, load_image_folder, read_class_names
-from vocabularies import Vocabulary
+from ldvc.data.folders import find_folder_splits, is_image_folder, load_image_folder, read_class_names
+from ldvc.data.samples import load_split, read_sample
+from ldvc.data.vocabularies import Vocabulary
 
 
 NAMES = "[cat, dog, sofa, grass]"
@@ -415,5 +415,5 @@ def test_names_are_read_as_yaml_or_with_commas():
 def test_bad_input_ends_with_one_line_that_names_the_value(own, capsys, options, message):
     assert main([str(own), *options]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("check_data: ")
+    assert error.startswith("ldvc check: ")
     assert message in error

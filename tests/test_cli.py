@@ -14,11 +14,9 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-import batch_ldvc
-import bench_ldvc
-import cli_ldvc
-import doctor_ldvc
-import loading_ldvc
+import ldvc.__main__ as ldvc_command
+from ldvc import loading
+from ldvc.app import batch, bench, cli, doctor
 from picturebook import draw_scene
 
 
@@ -52,8 +50,9 @@ def read_names(folder):
 @pytest.mark.slow
 def test_help_and_version_import_no_heavy_library():
     code = (
-        "import sys, cli_ldvc\n"
-        "try: cli_ldvc.app(sys.argv[1:])\n"
+        "import sys; sys.argv[0] = 'ldvc'\n"
+        "from ldvc.__main__ import app\n"
+        "try: app(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'gradio', 'datasets', 'matplotlib', 'pycocotools', 'pandas', 'scipy'}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))\n"
@@ -68,7 +67,7 @@ def test_help_and_version_import_no_heavy_library():
 @pytest.mark.slow
 def test_the_script_runs_and_reports_its_exit_code():
     done = subprocess.run(
-        [sys.executable, ROOT / "cli_ldvc.py", "segment", "nosuch.png"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "ldvc", "segment", "nosuch.png"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "ldvc: no picture to segment: nosuch.png: no such file.\n"
@@ -80,8 +79,8 @@ def test_waiting_threads_sleep_unless_the_user_decides_otherwise(monkeypatch, gi
     if given:
         monkeypatch.setenv("OMP_WAIT_POLICY", given)
     seen = []
-    monkeypatch.setattr(cli_ldvc, "app", lambda: seen.append(os.environ["OMP_WAIT_POLICY"]))
-    cli_ldvc.main()
+    monkeypatch.setattr(ldvc_command, "app", lambda: seen.append(os.environ["OMP_WAIT_POLICY"]))
+    ldvc_command.main()
     assert seen == [expected]
 
 
@@ -137,7 +136,6 @@ def test_debug_shows_where_an_error_came_from(ldvc):
         (ModuleNotFoundError("", name="pycocotools.mask"), ("'pycocotools'", "pip install -e '.[cli]'")),
         (ModuleNotFoundError("", name="gradio"), ("'gradio'", "pip install -e '.[demo]'")),
         (ModuleNotFoundError("", name="datasets"), ("'datasets'", "pip install -e '.[train]'")),
-        (ModuleNotFoundError("", name="evaluate_ldvc"), ("'evaluate_ldvc'", "from a checkout")),
     ],
     ids=repr,
 )
@@ -145,7 +143,7 @@ def test_errors_of_every_kind_become_one_line(ldvc, monkeypatch, error, mentions
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(cli_ldvc, "find_pictures", fail)
+    monkeypatch.setattr(cli, "find_pictures", fail)
     assert_one_line(ldvc("segment", "a.png"), *mentions)
 
 
@@ -153,7 +151,7 @@ def test_a_closed_pipe_is_no_error_to_speak_of(ldvc, monkeypatch):
     def fail(*_):
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr(cli_ldvc, "find_pictures", fail)
+    monkeypatch.setattr(cli, "find_pictures", fail)
     result = ldvc("segment", "a.png")
     assert (result.exit_code, result.stderr) == (1, "")
 
@@ -198,9 +196,9 @@ def test_a_folder_of_20_pictures_gives_outputs_that_agree(ldvc, checkpoint, tmp_
 
 
 def test_the_label_map_is_that_of_the_python_call(ldvc, checkpoint, picture, tmp_path):
-    from inference_ldvc import InferenceSettings, segment
+    from ldvc.model.inference_ldvc import InferenceSettings, segment
 
-    model, processor = loading_ldvc.load_checkpoint(checkpoint)
+    model, processor = loading.load_checkpoint(checkpoint)
     wholes = {"own": ([], None), "windows": (["--window=16", "--stride=8"], InferenceSettings(0, 16, 8))}
     for name, (options, settings) in wholes.items():
         out = tmp_path / name
@@ -219,7 +217,7 @@ def test_labels_from_a_file_and_the_own_vocabulary(ldvc, checkpoint, picture, tm
 
 
 def test_a_saved_vocabulary_names_the_classes(ldvc, checkpoint, picture, tmp_path):
-    model, processor = loading_ldvc.load_checkpoint(checkpoint)
+    model, processor = loading.load_checkpoint(checkpoint)
     model.encode_vocabulary(["grass", "sky"], processor).save(tmp_path / "vocabulary")
     options = ["--vocabulary", tmp_path / "vocabulary", "-m", checkpoint]
     assert ldvc("segment", picture, *options, "-o", tmp_path / "out").exit_code == 0
@@ -277,7 +275,7 @@ def test_an_error_of_the_model_stops_no_other_either(ldvc, checkpoint, picture, 
     def fail(*_):
         raise RuntimeError("no\nmemory")
 
-    monkeypatch.setattr(batch_ldvc.Segmenter, "segment", fail)
+    monkeypatch.setattr(batch.Segmenter, "segment", fail)
     result = ldvc("segment", picture, "-m", checkpoint, "-o", tmp_path / "out")
     assert (result.exit_code, result.stderr) == (1, f"1 failed:\n  {picture}: no memory\n")
     result = ldvc("segment", picture, "-m", checkpoint, "-o", tmp_path / "out", "--debug")
@@ -333,7 +331,7 @@ def test_bad_options_are_one_line(ldvc, checkpoint, picture, tmp_path, options, 
 @pytest.mark.slow
 def test_ten_thousand_labels_are_one_run(ldvc, checkpoint, picture, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        batch_ldvc, "describe_names", lambda names, **_: {"names": {str(i): name for i, name in enumerate(names)}}
+        batch, "describe_names", lambda names, **_: {"names": {str(i): name for i, name in enumerate(names)}}
     )  # 10,000 colours are another module's
     (tmp_path / "many.txt").write_text("\n".join(f"cat {index}" for index in range(10_000)))
     call = ["segment", picture, "-l", tmp_path / "many.txt", "-m", checkpoint, "-f", "png", "-o", tmp_path / "out"]
@@ -342,7 +340,7 @@ def test_ten_thousand_labels_are_one_run(ldvc, checkpoint, picture, tmp_path, mo
 
 
 def test_scores_that_would_not_fit_are_refused_before_they_are_made(ldvc, checkpoint, picture, tmp_path, monkeypatch):
-    monkeypatch.setattr(batch_ldvc, "MAX_SCORE_BYTES", 100)
+    monkeypatch.setattr(batch, "MAX_SCORE_BYTES", 100)
     call = ["segment", picture, "-m", checkpoint, "-o", tmp_path / "out", "-f", "npz", "--scores"]
     result = ldvc(*call)
     assert result.exit_code == 1
@@ -401,7 +399,7 @@ def test_a_folder_that_is_no_checkpoint_is_one_line(ldvc, checkpoint, clip_folde
 
 
 def test_without_the_embedded_checkpoint_a_model_is_asked_for(ldvc, picture, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading_ldvc, "EMBEDDED_CHECKPOINT", tmp_path / "nosuch")
+    monkeypatch.setattr(loading, "EMBEDDED_CHECKPOINT", tmp_path / "nosuch")
     assert_one_line(ldvc("segment", picture, "-m", tmp_path / "nosuch"), "part of a checkout", "name a model yourself")
 
 
@@ -450,7 +448,7 @@ def test_a_checkpoint_without_a_vocabulary_asks_for_labels(make_model, tiny_proc
 
 @pytest.fixture
 def baked(checkpoint, tmp_path):
-    model, processor = loading_ldvc.load_checkpoint(checkpoint)
+    model, processor = loading.load_checkpoint(checkpoint)
     model.set_vocabulary(["cat", "dog"], processor, bake=True)
     model.save_pretrained(tmp_path / "baked")
     processor.save_pretrained(tmp_path / "baked")
@@ -464,7 +462,7 @@ def test_a_baked_checkpoint_segments_its_own_vocabulary_only(ldvc, baked, pictur
 
 
 def test_an_adapter_is_put_on_the_clip_that_it_names(ldvc, clip_folder, tiny_processor, picture, tmp_path):
-    from modeling_ldvc import LDVCForSemanticSegmentation
+    from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 
     fields = {"decoder_attention_heads": 4, "decoder_intermediate_size": 32, "num_regions": 2, "route_top_k": 2}
     model = LDVCForSemanticSegmentation.from_clip_pretrained(str(clip_folder), **fields)
@@ -482,7 +480,7 @@ def test_an_adapter_is_put_on_the_clip_that_it_names(ldvc, clip_folder, tiny_pro
 
 
 def test_settings_follow_the_options():
-    settings = batch_ldvc.make_settings
+    settings = batch.make_settings
     assert settings(None, None, None) is None
     assert (settings(64, None, None).short_side, settings(64, None, None).window) == (64, 0)
     window = settings(None, 512, None)
@@ -496,7 +494,7 @@ def test_classes_that_trained_without_masks_get_a_star(make_model, tiny_processo
     model.save_pretrained(tmp_path)
     tiny_processor.save_pretrained(tmp_path)
     classes = {"cat": ["cat"], "sofa": ["sofa", "couch"], "sky": ["sky"]}
-    segmenter = batch_ldvc.Segmenter(str(tmp_path), "cpu", classes, None, None)
+    segmenter = batch.Segmenter(str(tmp_path), "cpu", classes, None, None)
     assert segmenter.unseen_names() == ["sky"]
 
 
@@ -505,33 +503,17 @@ def test_classes_that_trained_without_masks_get_a_star(make_model, tiny_processo
 
 def test_evaluate_hands_every_argument_over(ldvc, monkeypatch):
     seen = []
-    module = types.SimpleNamespace(main=lambda arguments: seen.append(arguments) or 3)
-    monkeypatch.setitem(sys.modules, "evaluate_ldvc", module)
-    monkeypatch.setattr(sys, "argv", ["ldvc"])
+    monkeypatch.setattr("ldvc.commands.scoring.evaluate", lambda arguments: seen.append(arguments) or 3)
     arguments = ["folder", "--dataset", "data", "--offsets", "0", "0.1", "--reduce_labels", "-h"]
     assert ldvc("evaluate", *arguments).exit_code == 3
     assert seen == [arguments]
 
 
-def test_evaluate_is_found_by_a_command_that_is_installed_from_the_checkout(ldvc, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["ldvc"])
-    monkeypatch.setattr(sys, "path", [place for place in sys.path if Path(place).resolve() != ROOT])
-    monkeypatch.delitem(sys.modules, "evaluate_ldvc", raising=False)
-    result = ldvc("evaluate", "--help")
-    assert (result.exit_code, "CHECKPOINT" in result.stdout.upper()) == (0, True)
-
-
-def test_evaluate_shows_its_own_help(ldvc, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["ldvc"])
+def test_evaluate_shows_its_own_help(ldvc):
     result = ldvc("evaluate", "--help")
     assert result.exit_code == 0
     assert "usage: ldvc evaluate" in result.stdout
     assert "--dataset" in result.stdout
-
-
-def test_evaluate_outside_a_checkout_is_one_line(ldvc, monkeypatch):
-    monkeypatch.setitem(sys.modules, "evaluate_ldvc", None)
-    assert_one_line(ldvc("evaluate", "folder"), "evaluate_ldvc", "checkout")
 
 
 # ---- labels check
@@ -583,14 +565,14 @@ def test_bench_prints_a_table_and_writes_json(ldvc, checkpoint, tmp_path):
 
 @pytest.mark.slow
 def test_bench_times_a_baked_checkpoint_without_its_text_tower(baked):
-    model, processor = loading_ldvc.load_checkpoint(baked)
-    [row] = bench_ldvc.run_bench(model, processor, [bench_ldvc.BenchCase(5, 32, 1)], repeats=1)
+    model, processor = loading.load_checkpoint(baked)
+    [row] = bench.run_bench(model, processor, [bench.BenchCase(5, 32, 1)], repeats=1)
     assert row.text_ms is None
-    assert "| - |" in bench_ldvc.render_rows([row])
+    assert "| - |" in bench.render_rows([row])
 
 
 def test_bench_uses_the_checkpoint_s_own_size_by_default(tiny_processor):
-    assert cli_ldvc.own_side(tiny_processor) == 32
+    assert cli.own_side(tiny_processor) == 32
 
 
 @pytest.mark.parametrize("text", ["0", "1,x", "", "-1", "1.5"])
@@ -600,19 +582,19 @@ def test_bench_refuses_what_is_no_list_of_numbers(ldvc, text):
 
 def test_bench_cases_are_checked():
     with pytest.raises(ValueError, match="side is 0; use at least 1"):
-        bench_ldvc.BenchCase(1, 0, 1)
+        bench.BenchCase(1, 0, 1)
     with pytest.raises(ValueError, match="repeats is 0; use at least 1"):
-        list(bench_ldvc.run_bench(None, None, [], 0))
+        list(bench.run_bench(None, None, [], 0))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux lets the peak start again")
 def test_the_peak_of_memory_is_that_of_the_case():
     device = torch.device("cpu")
-    bench_ldvc.reset_peak(device)
-    before, on_device = bench_ldvc.read_peak(device)
+    bench.reset_peak(device)
+    before, on_device = bench.read_peak(device)
     block = np.ones(25_000_000)  # 200 MB
-    after, _ = bench_ldvc.read_peak(device)
+    after, _ = bench.read_peak(device)
     assert on_device is None
     assert after - before > 150, block.size
 
@@ -629,16 +611,16 @@ def test_doctor_finds_this_machine_well(ldvc, checkpoint):
 
 
 def test_doctor_tests_itself_without_any_checkpoint(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor_ldvc, "EMBEDDED_CHECKPOINT", tmp_path / "nosuch")
-    checks = doctor_ldvc.check_itself()
+    monkeypatch.setattr(doctor, "EMBEDDED_CHECKPOINT", tmp_path / "nosuch")
+    checks = doctor.check_itself()
     assert checks[0].value == "tiny random weights, made in memory"
     assert not any(check.is_failure for check in checks), checks
 
 
 def test_doctor_sees_a_broken_promise(ldvc, checkpoint, monkeypatch):
-    real = doctor_ldvc.logits_of
+    real = doctor.logits_of
     monkeypatch.setattr(
-        doctor_ldvc, "logits_of", lambda *arguments: real(*arguments) * len(arguments[2])
+        doctor, "logits_of", lambda *arguments: real(*arguments) * len(arguments[2])
     )  # as if a batch changed its pictures
     result = ldvc("doctor", "--model", checkpoint)
     assert result.exit_code == 1
@@ -648,11 +630,11 @@ def test_doctor_sees_a_broken_promise(ldvc, checkpoint, monkeypatch):
 
 
 def test_doctor_sees_label_maps_of_a_wrong_size(checkpoint, monkeypatch):
-    import inference_ldvc
+    from ldvc.model import inference_ldvc
 
     wrong = inference_ldvc.Segmentation(torch.zeros(2, 2, dtype=torch.int64), list("abcde"))
     monkeypatch.setattr(inference_ldvc, "segment", lambda *_, **__: wrong)
-    failed = [check for check in doctor_ldvc.check_itself(checkpoint) if check.is_failure]
+    failed = [check for check in doctor.check_itself(checkpoint) if check.is_failure]
     assert [check.name for check in failed] == ["a label map of the picture's size"]
     assert "gave ids [0] of shape (2, 2)" in failed[0].value
 
@@ -669,9 +651,9 @@ def test_doctor_names_the_remedy_for_a_torchvision_that_does_not_fit(monkeypatch
         if package == "torchvision":
             raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setattr(doctor_ldvc, "version", lambda package: "9.9")
-    monkeypatch.setattr(doctor_ldvc.importlib, "import_module", fail)
-    text = doctor_ldvc.render(doctor_ldvc.examine())
+    monkeypatch.setattr(doctor, "version", lambda package: "9.9")
+    monkeypatch.setattr(doctor.importlib, "import_module", fail)
+    text = doctor.render(doctor.examine())
     assert "torchvision: 9.9 does not fit torch (operator torchvision::nms does not exist)" in text
     assert "-> install torch and torchvision together from one index, or pip uninstall torchvision" in text
 
@@ -679,26 +661,26 @@ def test_doctor_names_the_remedy_for_a_torchvision_that_does_not_fit(monkeypatch
 def test_doctor_names_what_is_missing_or_broken(monkeypatch):
     def find(package):
         if package in ("safetensors", "torchvision"):
-            raise doctor_ldvc.PackageNotFoundError(package)
+            raise doctor.PackageNotFoundError(package)
         return "1.0"
 
     def fail(package):
         raise ImportError("libtorch not found")
 
-    monkeypatch.setattr(doctor_ldvc, "version", find)
-    monkeypatch.setattr(doctor_ldvc.importlib, "import_module", fail)
-    failed = {check.name: check.remedy for check in doctor_ldvc.check_versions() if check.is_failure}
+    monkeypatch.setattr(doctor, "version", find)
+    monkeypatch.setattr(doctor.importlib, "import_module", fail)
+    failed = {check.name: check.remedy for check in doctor.check_versions() if check.is_failure}
     assert failed["safetensors"] == "pip install safetensors"
     assert failed["import torch"] == "install it again: pip install --force-reinstall torch"
-    assert not doctor_ldvc.check_torchvision().is_failure
+    assert not doctor.check_torchvision().is_failure
 
 
 def test_doctor_lists_extras_with_their_use(monkeypatch):
     def find(package):
-        raise doctor_ldvc.PackageNotFoundError(package)
+        raise doctor.PackageNotFoundError(package)
 
-    monkeypatch.setattr(doctor_ldvc, "version", find)
-    extras = {check.name: check for check in doctor_ldvc.check_extras()}
+    monkeypatch.setattr(doctor, "version", find)
+    extras = {check.name: check for check in doctor.check_extras()}
     assert extras["gradio"].value == "not installed; only for ldvc demo"
     assert extras["gradio"].remedy == "pip install -e '.[demo]' in the checkout"
     assert not extras["gradio"].is_failure
@@ -710,16 +692,16 @@ def test_doctor_lists_extras_with_their_use(monkeypatch):
 def test_demo_launches_the_page(ldvc, monkeypatch):
     calls = []
     module = types.SimpleNamespace(launch=lambda *arguments, **options: calls.append((arguments, options)))
-    monkeypatch.setitem(sys.modules, "demo_ldvc", module)
+    monkeypatch.setitem(sys.modules, "ldvc.app.page", module)
     assert ldvc("demo", "folder", "--host", "::1", "--port", "8080").exit_code == 0
     assert ldvc("demo").exit_code == 0
     assert calls[0] == (("folder",), {"host": "::1", "port": 8080})
-    assert calls[1] == ((str(loading_ldvc.EMBEDDED_CHECKPOINT),), {"host": "127.0.0.1", "port": 7860})
+    assert calls[1] == ((str(loading.EMBEDDED_CHECKPOINT),), {"host": "127.0.0.1", "port": 7860})
 
 
 def test_demo_reports_a_taken_port_in_one_line(ldvc, monkeypatch):
     def launch(*_, **__):
         raise OSError("port 7860 of 127.0.0.1 cannot be used (Address already in use); choose another with --port.")
 
-    monkeypatch.setitem(sys.modules, "demo_ldvc", types.SimpleNamespace(launch=launch))
+    monkeypatch.setitem(sys.modules, "ldvc.app.page", types.SimpleNamespace(launch=launch))
     assert_one_line(ldvc("demo"), "port 7860", "--port")

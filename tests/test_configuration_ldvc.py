@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from configuration_ldvc import AUTO_MAP, CHOICES, LDVCConfig
+from ldvc.model.configuration_ldvc import AUTO_MAP, CHOICES, LDVCConfig
 
 
 # The interface's table.

@@ -28,8 +28,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPModel
 
-from configuration_ldvc import LDVCConfig
-from modeling_ldvc import LDVCForSemanticSegmentation
+from ldvc.model.configuration_ldvc import LDVCConfig
+from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 
 
 ROOT = Path(__file__).resolve().parents[1]

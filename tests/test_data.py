@@ -2,7 +2,6 @@
 
 import io
 import os
-import sys
 import types
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
-from data_ldvc import (
+from ldvc.data.samples import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     JointAugmentation,
@@ -28,7 +27,8 @@ from data_ldvc import (
     to_label_map,
     training_targets,
 )
-from vocabularies import PROMPT_TEMPLATES, VOCABULARIES, Vocabulary, get_vocabulary
+from ldvc.data.vocabularies import PROMPT_TEMPLATES, VOCABULARIES, Vocabulary, get_vocabulary
+from ldvc.data.worlds import WORLDS, World
 
 
 SMALL = JointAugmentation(image_scale=(64, 24), crop_size=(16, 16))
@@ -170,12 +170,11 @@ def test_a_saved_dataset_dict_gives_the_split_and_the_first_images(tmp_path, str
 
 def test_the_picturebook_is_drawn_with_the_split_number_and_seed(monkeypatch):
     calls = []
-    picturebook = types.ModuleType("picturebook")
-    picturebook.load_picturebook = lambda *arguments: calls.append(arguments) or make_dataset(5)
-    monkeypatch.setitem(sys.modules, "picturebook", picturebook)
+    drawn = World("picturebook", lambda *arguments: calls.append(arguments) or make_dataset(5), ())
+    monkeypatch.setitem(WORLDS, "picturebook", drawn)
     assert load_split("picturebook", "train", num_images=5, seed=7).column_names == ["image", "label"]
     assert calls == [("train", 5, 7)]
-    with pytest.raises(ValueError, match="pages without end: say how many with num_images"):
+    with pytest.raises(ValueError, match="is drawn without end: say how many pictures with num_images"):
         load_split("picturebook", "train")
 
 

@@ -19,11 +19,11 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the web page needs gradio, extra `demo`")
 
-import demo_ldvc
-from demo_ldvc import Page, build_demo, check_port, launch, style_swatches
-from explain_ldvc import draw_routing
+from ldvc.app import page as page_module
+from ldvc.app.explain import draw_routing
+from ldvc.app.page import Page, build_demo, check_port, launch, style_swatches
+from ldvc.app.session import EXAMPLE_PICTURE, Segmenter, Visit
 from picturebook import draw_scene
-from session_ldvc import EXAMPLE_PICTURE, Segmenter, Visit
 
 
 LABELS = "balloon, cat, grass, sky"
@@ -90,7 +90,7 @@ def test_a_new_picture_gives_a_new_answer_with_the_names_on_the_page(page, uploa
     explanation = page.segmenter.explain(visit.answer)
     assert best == dict(explanation.top_classes)
     assert routing == draw_routing(visit.scene.preview, explanation)
-    assert picture == demo_ldvc.gr.skip()  # the box shows it already
+    assert picture == page_module.gr.skip()  # the box shows it already
 
 
 def test_new_settings_use_the_kept_encoding_and_say_so(page, upload, monkeypatch):
@@ -115,7 +115,7 @@ def test_bad_names_show_a_message_and_change_nothing_else(page, text, message):
         visit, status, *others = page.on_settings(None, text, 0.0)
     assert visit is page.first_visit
     assert message in status
-    assert others == [demo_ldvc.gr.skip()] * 8
+    assert others == [page_module.gr.skip()] * 8
 
 
 def test_a_bad_file_shows_a_message_and_the_old_picture_comes_back(page, upload, tmp_path):
@@ -124,7 +124,7 @@ def test_a_bad_file_shows_a_message_and_the_old_picture_comes_back(page, upload,
     with pytest.warns(UserWarning, match="The file is no picture"):
         after, _, *others, picture = page.on_picture(visit, LABELS, 0.0, {"path": str(tmp_path / "bad.png")})
     assert after is visit
-    assert others == [demo_ldvc.gr.skip()] * 8
+    assert others == [page_module.gr.skip()] * 8
     assert picture is visit.scene.preview
 
 
@@ -197,14 +197,14 @@ def test_downloads_of_two_visitors_are_two_files(page):
 def test_a_single_class_and_an_unrouted_decoder_are_said_in_words(page, monkeypatch):
     *_, note, _ = page.on_settings(None, "sky", 0.0)
     assert "one class only" in note
-    monkeypatch.setattr(demo_ldvc, "draw_routing", lambda *_: (_ for _ in ()).throw(ValueError("nothing is routed")))
+    monkeypatch.setattr(page_module, "draw_routing", lambda *_: (_ for _ in ()).throw(ValueError("nothing is routed")))
     *_, note, routing = page.on_settings(None, LABELS, 0.0)
     assert "nothing is routed" in note
     assert routing is None
 
 
 def test_swatches_have_the_colours_of_the_overlay():
-    red, green, blue = demo_ldvc.class_colors(["cat", "dog"])[1]
+    red, green, blue = page_module.class_colors(["cat", "dog"])[1]
     assert f"label:nth-of-type(2) > span::before {{ background: rgb({red}, {green}, {blue}); }}" in style_swatches(
         ["cat", "dog"]
     )
@@ -216,9 +216,9 @@ def test_swatches_have_the_colours_of_the_overlay():
 @pytest.mark.slow
 def test_the_page_is_bounded_private_and_silent(segmenter, monkeypatch):
     options = {}
-    monkeypatch.setattr(demo_ldvc, "keep_from_proxy", lambda _: None)
-    monkeypatch.setattr(demo_ldvc, "build_demo", lambda _: Page(segmenter).blocks)
-    monkeypatch.setattr(demo_ldvc.gr.Blocks, "launch", lambda self, **given: options.update(given))
+    monkeypatch.setattr(page_module, "keep_from_proxy", lambda _: None)
+    monkeypatch.setattr(page_module, "build_demo", lambda _: Page(segmenter).blocks)
+    monkeypatch.setattr(page_module.gr.Blocks, "launch", lambda self, **given: options.update(given))
     blocks = launch("any", port=free_port(), block=False)
     assert options["server_name"] == "127.0.0.1"
     assert options["share"] is False
@@ -232,9 +232,9 @@ def test_the_page_is_bounded_private_and_silent(segmenter, monkeypatch):
 
 @pytest.mark.slow
 def test_a_page_for_the_whole_network_is_announced(segmenter, monkeypatch, caplog):
-    monkeypatch.setattr(demo_ldvc, "keep_from_proxy", lambda _: None)
-    monkeypatch.setattr(demo_ldvc, "build_demo", lambda _: Page(segmenter).blocks)
-    monkeypatch.setattr(demo_ldvc.gr.Blocks, "launch", lambda self, **_: None)
+    monkeypatch.setattr(page_module, "keep_from_proxy", lambda _: None)
+    monkeypatch.setattr(page_module, "build_demo", lambda _: Page(segmenter).blocks)
+    monkeypatch.setattr(page_module.gr.Blocks, "launch", lambda self, **_: None)
     launch("any", host="0.0.0.0", port=free_port(), block=False)
     assert "everyone who reaches this machine" in caplog.text
 
@@ -244,20 +244,20 @@ def test_files_of_visitors_are_deleted_when_they_are_old_and_those_of_the_page_s
     for path in (old, young, own):
         path.parent.mkdir()
         path.write_bytes(b"")
-    long_ago = time.time() - demo_ldvc.KEPT_SECONDS - 1
+    long_ago = time.time() - page_module.KEPT_SECONDS - 1
     for path in (old, own):
         os.utime(path, (long_ago, long_ago))
-    demo_ldvc.delete_old(tmp_path, {own.parent, own})
+    page_module.delete_old(tmp_path, {own.parent, own})
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
         *("old", "own", "own/a.png", "young", "young/a.png")
     ]
     os.utime(old.parent, (long_ago, long_ago))
-    demo_ldvc.delete_old(tmp_path, {own.parent, own})
+    page_module.delete_old(tmp_path, {own.parent, own})
     assert not old.parent.exists()
 
 
 def test_the_page_deletes_while_it_is_served_and_leaves_nothing_behind(tmp_path, monkeypatch):
-    folder = demo_ldvc.TemporaryDirectory(dir=tmp_path)
+    folder = page_module.TemporaryDirectory(dir=tmp_path)
     monkeypatch.setenv("GRADIO_TEMP_DIR", folder.name)
     upload = Path(folder.name, "upload.png")
     upload.write_bytes(b"")
@@ -266,10 +266,10 @@ def test_the_page_deletes_while_it_is_served_and_leaves_nothing_behind(tmp_path,
     def pause(seconds):
         was_there.append(upload.exists())
         blocks.is_running = len(was_there) < 2
-        monkeypatch.setattr(demo_ldvc, "KEPT_SECONDS", -1)
+        monkeypatch.setattr(page_module, "KEPT_SECONDS", -1)
 
-    monkeypatch.setattr(demo_ldvc, "time", SimpleNamespace(time=time.time, sleep=pause))
-    demo_ldvc.keep_clean(blocks, folder, set(), "elsewhere")
+    monkeypatch.setattr(page_module, "time", SimpleNamespace(time=time.time, sleep=pause))
+    page_module.keep_clean(blocks, folder, set(), "elsewhere")
     assert was_there == [True, False]
     assert os.environ["GRADIO_TEMP_DIR"] == "elsewhere"
     assert list(tmp_path.iterdir()) == []
@@ -278,9 +278,11 @@ def test_the_page_deletes_while_it_is_served_and_leaves_nothing_behind(tmp_path,
 def test_the_page_ends_where_the_system_asks_it_to_as_at_ctrl_c(monkeypatch):
     blocks = SimpleNamespace(is_running=True, close=lambda verbose: setattr(blocks, "is_running", False))
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(demo_ldvc, "time", SimpleNamespace(sleep=lambda seconds: os.kill(os.getpid(), signal.SIGTERM)))
+    monkeypatch.setattr(
+        page_module, "time", SimpleNamespace(sleep=lambda seconds: os.kill(os.getpid(), signal.SIGTERM))
+    )
     try:
-        demo_ldvc.wait_for_end(blocks)
+        page_module.wait_for_end(blocks)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert not blocks.is_running
@@ -289,12 +291,12 @@ def test_the_page_ends_where_the_system_asks_it_to_as_at_ctrl_c(monkeypatch):
 def test_what_the_user_keeps_from_a_proxy_stays_kept(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "lab.example")
     monkeypatch.setenv("no_proxy", "")
-    demo_ldvc.keep_from_proxy("127.0.0.1")
+    page_module.keep_from_proxy("127.0.0.1")
     assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == "lab.example,localhost,127.0.0.1"
 
 
 def test_a_port_that_is_taken_or_none_is_refused_before_the_model_loads(monkeypatch):
-    monkeypatch.setattr(demo_ldvc, "build_demo", None)
+    monkeypatch.setattr(page_module, "build_demo", None)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 cannot be used .* another with --port"):
@@ -371,7 +373,7 @@ def server(segmenter):
         return connect(self, address)
 
     patch.setattr(socket.socket, "connect", remember)
-    patch.setattr(demo_ldvc, "Segmenter", lambda _: segmenter)
+    patch.setattr(page_module, "Segmenter", lambda _: segmenter)
     blocks = launch(port=free_port(), block=False)
     yield SimpleNamespace(url=blocks.local_url, reached=reached)
     blocks.close()

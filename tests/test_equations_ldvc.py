@@ -13,8 +13,8 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import eager_attention_forward
 
-from configuration_ldvc import LDVCConfig
-from decoder_ldvc import (
+from ldvc.model.configuration_ldvc import LDVCConfig
+from ldvc.model.decoder_ldvc import (
     LDVCAttention,
     LDVCClassQueryDecoder,
     LDVCClassQueryLayer,
@@ -24,10 +24,10 @@ from decoder_ldvc import (
     LDVCSimilarity,
     LDVCWindowAttention,
 )
-from image_processing_ldvc import best_classes, resize_nearest, upsampled_rows
-from loss_ldvc import one_hot_targets, segmentation_loss
-from prompts_ldvc import LDVCTextAdapter
-from regions_ldvc import fit_to_image, merge_regions, partition_regions
+from ldvc.model.image_processing_ldvc import best_classes, resize_nearest, upsampled_rows
+from ldvc.model.loss_ldvc import one_hot_targets, segmentation_loss
+from ldvc.model.prompts_ldvc import LDVCTextAdapter
+from ldvc.model.regions_ldvc import fit_to_image, merge_regions, partition_regions
 
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}  # float32 sums in another order
@@ -613,7 +613,7 @@ def test_upsampling_in_blocks_equals_interpolate(source, target, block):
     scores = torch.randn(3, *source)
     expected = F.interpolate(scores[None], size=target, mode="bilinear", align_corners=False)[0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("image_processing_ldvc.SCORES_PER_BLOCK", block)
+        patch.setattr("ldvc.model.image_processing_ldvc.SCORES_PER_BLOCK", block)
         pieces = list(upsampled_rows(scores, target))
         assert torch.cat([torch.arange(target[0])[rows] for rows, _ in pieces]).tolist() == list(range(target[0]))
         torch.testing.assert_close(torch.cat([piece for _, piece in pieces], dim=1), expected, atol=1e-5, rtol=1e-5)
@@ -624,7 +624,7 @@ def test_upsampling_in_blocks_equals_interpolate(source, target, block):
 
 
 def test_post_processing_never_holds_the_scores_at_target_size(monkeypatch):
-    monkeypatch.setattr("image_processing_ldvc.SCORES_PER_BLOCK", 1000)
+    monkeypatch.setattr("ldvc.model.image_processing_ldvc.SCORES_PER_BLOCK", 1000)
     largest = max(block.numel() for _, block in upsampled_rows(torch.randn(5, 4, 4), (200, 100)))
     assert largest <= 1000
 

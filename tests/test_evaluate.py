@@ -12,10 +12,22 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-import evaluate_ldvc
-import provenance_ldvc
-from baseline_ldvc import TrainingFreeCLIP
-from evaluate_ldvc import (
+from ldvc.commands.scoring import evaluate as main
+from ldvc.data import provenance as provenance_module
+from ldvc.data.provenance import provenance, write_json
+from ldvc.data.vocabularies import Vocabulary
+from ldvc.model.inference_ldvc import (
+    InferenceSettings,
+    class_scores,
+    encode_classes,
+    prepare_image,
+    segment_image,
+    window_starts,
+)
+from ldvc.model.regions_ldvc import fit_to_image
+from ldvc.scoring import evaluate
+from ldvc.scoring.baseline import TrainingFreeCLIP
+from ldvc.scoring.evaluate import (
     bootstrap_intervals,
     choose_templates,
     evaluate_model,
@@ -24,21 +36,9 @@ from evaluate_ldvc import (
     image_areas,
     images_fingerprint,
     load_checkpoint,
-    main,
     permute_names,
 )
-from inference_ldvc import (
-    InferenceSettings,
-    class_scores,
-    encode_classes,
-    prepare_image,
-    segment_image,
-    window_starts,
-)
-from predictions_ldvc import KeptPredictions
-from provenance_ldvc import provenance, write_json
-from regions_ldvc import fit_to_image
-from vocabularies import Vocabulary
+from ldvc.scoring.predictions import KeptPredictions
 
 
 WHOLE = InferenceSettings(short_side=32, window=0)
@@ -253,10 +253,10 @@ def test_without_git_the_environment_names_the_commit(monkeypatch, tmp_path, kno
         raise FileNotFoundError("git")
 
     monkeypatch.setenv("LDVC_COMMIT", known) if known else monkeypatch.delenv("LDVC_COMMIT", raising=False)
-    monkeypatch.setattr(provenance_ldvc, "ROOT", tmp_path)  # no checkout
-    assert provenance_ldvc.code_version.__wrapped__() == known
-    monkeypatch.setattr(provenance_ldvc.subprocess, "run", no_git)
-    assert provenance_ldvc.code_version.__wrapped__() == known
+    monkeypatch.setattr(provenance_module, "ROOT", tmp_path)  # no checkout
+    assert provenance_module.code_version.__wrapped__() == known
+    monkeypatch.setattr(provenance_module.subprocess, "run", no_git)
+    assert provenance_module.code_version.__wrapped__() == known
 
 
 @pytest.mark.slow
@@ -287,13 +287,13 @@ def keep(folder, **made_by):
 @pytest.fixture
 def counted(monkeypatch):
     """Pictures that went through the model."""
-    calls, class_scores = [], evaluate_ldvc.class_scores
+    calls, class_scores = [], evaluate.class_scores
 
     def count(*arguments):
         calls.append(1)
         return class_scores(*arguments)
 
-    monkeypatch.setattr(evaluate_ldvc, "class_scores", count)
+    monkeypatch.setattr(evaluate, "class_scores", count)
     return calls
 
 
@@ -303,7 +303,7 @@ def test_an_evaluation_that_was_stopped_goes_on_to_the_same_scores(
     whole = score(tiny_model, tiny_processor, dataset)
     counted.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate_ldvc, "predict", lambda *rest: stop_at_third(counted, *rest))
+        patch.setattr(evaluate, "predict", lambda *rest: stop_at_third(counted, *rest))
         with pytest.raises(KeyboardInterrupt):
             score(tiny_model, tiny_processor, dataset, keep(tmp_path))
     counted.clear()
@@ -312,7 +312,7 @@ def test_an_evaluation_that_was_stopped_goes_on_to_the_same_scores(
     assert json.dumps(resumed) == json.dumps(whole)  # as text, in which NaN equals NaN
 
 
-def stop_at_third(calls, *arguments, predict=evaluate_ldvc.predict):
+def stop_at_third(calls, *arguments, predict=evaluate.predict):
     if len(calls) == 3:
         raise KeyboardInterrupt
     return predict(*arguments)

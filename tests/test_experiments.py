@@ -12,12 +12,12 @@ import pytest
 import yaml
 from result_files import NAMES, make_recipe, make_result, write
 
-import ablations_ldvc
-import experiments
-import provenance_ldvc
-from ablations_ldvc import Claim, Finding, ListError, collect, read_list, weigh_claims
-from ledger_ldvc import LedgerError, Spread, clip_fingerprint, load_result, load_results, settings_of
-from train import build_model
+from ldvc.commands import experiments as commands
+from ldvc.data import provenance
+from ldvc.experiments import ablations, run
+from ldvc.experiments.ablations import Claim, Finding, ListError, collect, read_list, weigh_claims
+from ldvc.experiments.ledger import LedgerError, Spread, clip_fingerprint, load_result, load_results, settings_of
+from ldvc.training.run import build_model
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,11 +68,11 @@ def list_file(tmp_path):
 @pytest.fixture
 def launched(tmp_path, monkeypatch):
     """Put the stand-in where train.py is, and results and outputs where the test can see them."""
-    monkeypatch.setattr(experiments, "OUTPUTS", tmp_path / "outputs")
-    monkeypatch.setattr(ablations_ldvc, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(ablations, "ROOT", tmp_path)
     script = tmp_path / "train.py"
     script.write_text(TRAINER)
-    plan = experiments.plan
+    plan = run.plan
 
     def plan_with_stand_in(*args):
         jobs = plan(*args)
@@ -82,8 +82,8 @@ def launched(tmp_path, monkeypatch):
             job.command[:] = [sys.executable, "-S", str(script), str(result), str(job.folder), *told]
         return jobs
 
-    monkeypatch.setattr(experiments, "plan", plan_with_stand_in)
-    monkeypatch.setattr(experiments, "readable_command", lambda job: shlex.join(job.command))
+    monkeypatch.setattr(run, "plan", plan_with_stand_in)
+    monkeypatch.setattr(run, "readable_command", lambda job: shlex.join(job.command))
     return tmp_path / "results" / "toys"
 
 
@@ -93,7 +93,7 @@ def launched(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "ablations").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_row_of_a_committed_list_is_a_recipe_of_its_own(path):
     experiments_list = read_list(path)
-    jobs = experiments.plan(experiments_list, [0], [], [], Path("results"), experiments.LAUNCH)
+    jobs = run.plan(experiments_list, [0], [], [], Path("results"), run.LAUNCH)
     assert len(jobs) == len(experiments_list.rows)
 
 
@@ -217,18 +217,18 @@ def test_broken_yaml_and_a_missing_file_are_named(tmp_path):
 
 def test_an_override_that_is_no_key_of_a_recipe_names_the_row_before_anything_runs(content, list_file, capsys):
     content["rows"][1]["overrides"] = {"decoder_atention": "full"}
-    assert experiments.main([str(list_file(content))]) == 2
+    assert commands.experiments([str(list_file(content))]) == 2
     assert "row 'full': a recipe has no key `decoder_atention`; did you mean" in capsys.readouterr().err
 
 
 def test_two_rows_with_the_same_settings_are_refused(content, list_file, capsys):
     content["rows"][1]["overrides"] = {"decoder_attention": "route"}
-    assert experiments.main([str(list_file(content)), "--dry_run"]) == 2
+    assert commands.experiments([str(list_file(content)), "--dry_run"]) == 2
     assert "rows 'ldvc' and 'full' have the same settings" in capsys.readouterr().err
 
 
 def test_a_row_that_does_not_exist_is_refused_with_those_that_do(content, list_file, capsys):
-    assert experiments.main([str(list_file(content)), "--only", "fool", "--dry_run"]) == 2
+    assert commands.experiments([str(list_file(content)), "--only", "fool", "--dry_run"]) == 2
     assert "there is no row 'fool'; choose from ldvc, full" in capsys.readouterr().err
 
 
@@ -236,7 +236,7 @@ def test_a_row_that_does_not_exist_is_refused_with_those_that_do(content, list_f
 
 
 def test_every_row_and_seed_gets_a_result_with_its_curve_and_command(content, list_file, launched, capsys):
-    assert experiments.main([str(list_file(content))]) == 0
+    assert commands.experiments([str(list_file(content))]) == 0
     assert sorted(path.name for path in launched.iterdir()) == [
         "full_seed0.json", "full_seed1.json", "ldvc_seed0.json", "ldvc_seed1.json",
     ]  # fmt: skip
@@ -251,22 +251,22 @@ def test_every_row_and_seed_gets_a_result_with_its_curve_and_command(content, li
 
 
 def test_what_is_done_is_not_done_again(content, list_file, launched, capsys):
-    experiments.main([str(list_file(content)), "--only", "ldvc"])
+    commands.experiments([str(list_file(content)), "--only", "ldvc"])
     before = {path: path.stat().st_mtime_ns for path in launched.iterdir()}
-    assert experiments.main([str(list_file(content))]) == 0
+    assert commands.experiments([str(list_file(content))]) == 0
     assert "4 runs: 2 to do, 2 there already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_a_result_with_other_settings_is_reported_and_kept(content, list_file, launched, capsys):
-    experiments.main([str(list_file(content)), "--only", "full"])
+    commands.experiments([str(list_file(content)), "--only", "full"])
     before = (launched / "full_seed0.json").read_text()
     content["rows"][1]["overrides"]["num_decoder_layers"] = 3
-    assert experiments.main([str(list_file(content)), "--only", "full"]) == 1
+    assert commands.experiments([str(list_file(content)), "--only", "full"]) == 1
     error = capsys.readouterr().err
     assert "full seed 0: made with other settings: num_decoder_layers was 2, now 3 (kept; --replace" in error
     assert (launched / "full_seed0.json").read_text() == before
-    assert experiments.main([str(list_file(content)), "--only", "full", "--replace"]) == 0
+    assert commands.experiments([str(list_file(content)), "--only", "full", "--replace"]) == 0
     assert load_result(launched / "full_seed0.json")["recipe"]["model"]["num_decoder_layers"] == 3
 
 
@@ -274,15 +274,15 @@ def test_a_retrained_clip_makes_its_results_stale(content, list_file, launched, 
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip" / "model.safetensors").write_bytes(b"one")
     content["overrides"] = {"clip": str(tmp_path / "clip")}
-    assert experiments.main([str(list_file(content)), "--only", "ldvc"]) == 0
+    assert commands.experiments([str(list_file(content)), "--only", "ldvc"]) == 0
     (tmp_path / "clip" / "model.safetensors").write_bytes(b"two")
-    assert experiments.main([str(list_file(content)), "--only", "ldvc"]) == 1
+    assert commands.experiments([str(list_file(content)), "--only", "ldvc"]) == 1
     assert "CLIP's fingerprint was" in capsys.readouterr().err
 
 
 def test_every_row_has_its_first_seed_before_any_row_has_its_second(content, list_file):
     listed = read_list(list_file(content))
-    jobs = experiments.plan(listed, [0, 1, 0], [], [], Path("results"), experiments.LAUNCH)
+    jobs = run.plan(listed, [0, 1, 0], [], [], Path("results"), run.LAUNCH)
     assert [job.name for job in jobs] == ["ldvc seed 0", "full seed 0", "ldvc seed 1", "full seed 1"]
 
 
@@ -296,49 +296,49 @@ def test_a_clip_that_changes_while_a_row_runs_leaves_no_result(content, list_fil
         clip.write_bytes(b"another")
         return make_result(recipe=job.recipe)
 
-    monkeypatch.setattr(experiments, "train_row", train_while_it_changes)
-    job = experiments.plan(read_list(list_file(content)), [0], ["ldvc"], [], launched, experiments.LAUNCH)[0]
-    assert "recipe or CLIP changed while it ran (CLIP's fingerprint was" in experiments.run_job(job)
+    monkeypatch.setattr(run, "train_row", train_while_it_changes)
+    job = run.plan(read_list(list_file(content)), [0], ["ldvc"], [], launched, run.LAUNCH)[0]
+    assert "recipe or CLIP changed while it ran (CLIP's fingerprint was" in run.run_job(job)
     assert not launched.exists()
 
 
 def test_a_recipe_that_changes_while_the_list_runs_leaves_no_result(content, list_file, launched, monkeypatch):
     other = make_result(recipe=make_recipe(max_steps=7))
-    monkeypatch.setattr(experiments, "train_row", lambda job: other)
-    job = experiments.plan(read_list(list_file(content)), [0], ["ldvc"], [], launched, experiments.LAUNCH)[0]
-    assert "changed while it ran (max_steps was 20000, now 7)" in experiments.run_job(job)
+    monkeypatch.setattr(run, "train_row", lambda job: other)
+    job = run.plan(read_list(list_file(content)), [0], ["ldvc"], [], launched, run.LAUNCH)[0]
+    assert "changed while it ran (max_steps was 20000, now 7)" in run.run_job(job)
 
 
 @pytest.mark.parametrize("change", [{}, {"num_decoder_layers": 3}])
 def test_a_run_that_left_a_state_goes_on_from_it_unless_its_settings_changed(content, list_file, launched, change):
-    experiments.main([str(list_file(content)), "--only", "full", "--seeds", "0"])
-    folder = experiments.OUTPUTS / "experiments" / "toys" / "full_seed0"
+    commands.experiments([str(list_file(content)), "--only", "full", "--seeds", "0"])
+    folder = run.OUTPUTS / "experiments" / "toys" / "full_seed0"
     (folder / "states" / "step_0000001").mkdir(parents=True)
     for path in (launched / "full_seed0.json", folder / "results.json"):  # as if it had been killed
         path.unlink()
     content["rows"][1]["overrides"] |= change
-    experiments.main([str(list_file(content)), "--only", "full", "--seeds", "0"])
+    commands.experiments([str(list_file(content)), "--only", "full", "--seeds", "0"])
     last = [line for line in folder.with_suffix(".log").read_text().splitlines() if line.startswith("$")][-1]
-    assert (experiments.RESUME in last, experiments.OVERWRITE in last) == ((False, True) if change else (True, False))
+    assert (run.RESUME in last, run.OVERWRITE in last) == ((False, True) if change else (True, False))
 
 
 def test_a_finished_run_whose_result_was_deleted_starts_anew(content, list_file, launched):
     arguments = [str(list_file(content)), "--only", "full", "--seeds", "0"]
-    experiments.main(arguments)
-    folder = experiments.OUTPUTS / "experiments" / "toys" / "full_seed0"
+    commands.experiments(arguments)
+    folder = run.OUTPUTS / "experiments" / "toys" / "full_seed0"
     (folder / "states" / "step_0000001").mkdir(parents=True)
     (launched / "full_seed0.json").unlink()
-    experiments.main(arguments)
-    assert experiments.RESUME not in folder.with_suffix(".log").read_text()
+    commands.experiments(arguments)
+    assert run.RESUME not in folder.with_suffix(".log").read_text()
 
 
-@pytest.mark.skipif(experiments.fcntl is None, reason="file locks of POSIX")
+@pytest.mark.skipif(run.fcntl is None, reason="file locks of POSIX")
 def test_two_lists_do_not_work_on_the_same_run(content, list_file, launched):
-    job = experiments.plan(read_list(list_file(content)), [0], ["ldvc"], [], launched, experiments.LAUNCH)[0]
+    job = run.plan(read_list(list_file(content)), [0], ["ldvc"], [], launched, run.LAUNCH)[0]
     job.folder.parent.mkdir(parents=True)
-    with experiments.hold_log(job):
-        assert "another process is at work on it and holds" in experiments.run_job(job)
-    assert experiments.run_job(job) is None
+    with run.hold_log(job):
+        assert "another process is at work on it and holds" in run.run_job(job)
+    assert run.run_job(job) is None
 
 
 @pytest.fixture
@@ -352,7 +352,7 @@ def pressable_ctrl_c():
 def test_ctrl_c_ends_the_runs_at_work_and_says_how_to_go_on(
     content, list_file, launched, tmp_path, capsys, pressable_ctrl_c
 ):
-    folder = experiments.OUTPUTS / "experiments" / "toys"
+    folder = run.OUTPUTS / "experiments" / "toys"
     mark = "pathlib.Path(sys.argv[2] + '.{}').touch()"
     slow = ["import pathlib, sys, time", mark.format("began"), "time.sleep(60)", mark.format("ended")]
     (tmp_path / "train.py").write_text("\n".join(slow))
@@ -363,15 +363,15 @@ def test_ctrl_c_ends_the_runs_at_work_and_says_how_to_go_on(
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     threading.Thread(target=press_ctrl_c, daemon=True).start()
-    assert experiments.main([str(list_file(content)), "--only", "ldvc"]) == 130
+    assert commands.experiments([str(list_file(content)), "--only", "ldvc"]) == 130
     assert not (folder / "ldvc_seed0.ended").exists()
-    assert "stopped; the same command continues" in capsys.readouterr().err
+    assert "stopped; the same command goes on from here" in capsys.readouterr().err
     assert not launched.exists()
-    assert not experiments.PROCESSES.running
+    assert not run.PROCESSES.running
 
 
 def test_a_crash_ends_one_run_and_not_the_list(content, list_file, launched, capsys):
-    assert experiments.main([str(list_file(content)), "--only", "ldvc", "--seeds", "13", "1"]) == 1
+    assert commands.experiments([str(list_file(content)), "--only", "ldvc", "--seeds", "13", "1"]) == 1
     assert [path.name for path in launched.iterdir()] == ["ldvc_seed1.json"]
     captured = capsys.readouterr()
     assert "ldvc seed 13: FAILED: train: the loss is nan at step 3 (log:" in captured.out
@@ -383,18 +383,18 @@ def test_what_a_failed_run_said_is_told_without_the_launchers_trace(tmp_path):
         "$ accelerate launch\nLoading weights: 100%\ntrain: Class validation error:\n    ValueError: `x` is 3.\n"
         'Traceback (most recent call last):\n  File "<frozen runpy>", line 198\nCalledProcessError: status 2\n'
     )
-    said = experiments.last_words(tmp_path / "run.log")
+    said = run.last_words(tmp_path / "run.log")
     assert said == f"train: Class validation error: ValueError: `x` is 3. (log: {tmp_path / 'run.log'})"
 
 
 def test_a_run_that_was_killed_is_told_by_its_last_line(tmp_path):
     (tmp_path / "run.log").write_text("$ accelerate launch\ntrain:  40%\n\n")
-    assert experiments.last_words(tmp_path / "run.log") == f"train:  40% (log: {tmp_path / 'run.log'})"
+    assert run.last_words(tmp_path / "run.log") == f"train:  40% (log: {tmp_path / 'run.log'})"
 
 
 def test_a_broken_result_is_reported_and_kept(content, list_file, launched, capsys):
     write(launched / "ldvc_seed0.json", {"scores": {}})
-    assert experiments.main([str(list_file(content)), "--only", "ldvc", "--seeds", "0"]) == 1
+    assert commands.experiments([str(list_file(content)), "--only", "ldvc", "--seeds", "0"]) == 1
     assert "ldvc_seed0.json: lacks field 'num_images'" in capsys.readouterr().err
     assert json.loads((launched / "ldvc_seed0.json").read_text()) == {"scores": {}}
 
@@ -402,21 +402,21 @@ def test_a_broken_result_is_reported_and_kept(content, list_file, launched, caps
 def test_a_run_whose_result_lacks_a_field_writes_nothing(content, list_file, launched, capsys, monkeypatch):
     result = make_result()
     del result["versions"]
-    monkeypatch.setattr(experiments, "train_row", lambda job: result)
-    assert experiments.main([str(list_file(content)), "--only", "ldvc", "--seeds", "0"]) == 1
+    monkeypatch.setattr(run, "train_row", lambda job: result)
+    assert commands.experiments([str(list_file(content)), "--only", "ldvc", "--seeds", "0"]) == 1
     assert "lacks field 'versions'" in capsys.readouterr().err
     assert not launched.exists()
 
 
 def test_a_smoke_run_stays_out_of_the_ledger(content, list_file, launched, tmp_path):
-    assert experiments.main([str(list_file(content)), "--only", "ldvc", "--seeds", "0", "--max_steps", "2"]) == 0
+    assert commands.experiments([str(list_file(content)), "--only", "ldvc", "--seeds", "0", "--max_steps", "2"]) == 0
     assert not launched.exists()
     result = load_result(tmp_path / "outputs" / "smoke" / "toys" / "results" / "ldvc_seed0.json")
     assert result["recipe"]["max_steps"] == 2
 
 
 def test_a_dry_run_names_states_and_commands_and_runs_nothing(content, list_file, launched, capsys):
-    assert experiments.main([str(list_file(content)), "--dry_run"]) == 0
+    assert commands.experiments([str(list_file(content)), "--dry_run"]) == 0
     output = capsys.readouterr().out
     assert "ldvc seed 0: missing" in output
     assert "--decoder_attention" in output
@@ -424,39 +424,41 @@ def test_a_dry_run_names_states_and_commands_and_runs_nothing(content, list_file
 
 
 def test_several_runs_at_a_time_give_the_same_results(content, list_file, launched):
-    assert experiments.main([str(list_file(content)), "--jobs", "3"]) == 0
+    assert commands.experiments([str(list_file(content)), "--jobs", "3"]) == 0
     assert len(list(launched.iterdir())) == 4
 
 
 def test_a_folder_without_a_commit_is_refused_before_anything_runs(content, list_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(provenance_ldvc, "code_version", lambda: None)
-    monkeypatch.setattr(experiments, "run_jobs", lambda *args: pytest.fail("something ran"))
-    assert experiments.main([str(list_file(content)), "--results", str(tmp_path / "results")]) == 2
+    monkeypatch.setattr(provenance, "code_version", lambda: None)
+    monkeypatch.setattr(run, "run_jobs", lambda *args: pytest.fail("something ran"))
+    assert commands.experiments([str(list_file(content)), "--results", str(tmp_path / "results")]) == 2
     assert "is no git checkout, so that no result could be traced" in capsys.readouterr().err
 
 
 def test_no_run_at_a_time_is_refused(content, list_file, capsys):
     with pytest.raises(SystemExit):
-        experiments.main([str(list_file(content)), "--jobs", "0"])
+        commands.experiments([str(list_file(content)), "--jobs", "0"])
     assert "--jobs is 0; use 1 or more" in capsys.readouterr().err
 
 
 def test_the_command_of_a_row_is_one_that_can_be_typed():
     listed = read_list(ROOT / "recipes" / "ablations" / "picturebook.yaml")
-    jobs = experiments.plan(listed, [2], ["window"], [], Path("results"), experiments.LAUNCH)
-    command = experiments.readable_command(jobs[0])
+    jobs = run.plan(listed, [2], ["window"], [], Path("results"), run.LAUNCH)
+    command = run.readable_command(jobs[0])
     assert command.startswith("accelerate launch train.py recipes/picturebook_inductive.yaml ")
     assert str(ROOT) not in command
     assert jobs[0].command[1:3] == ["-m", "accelerate.commands.launch"]
-    (job,) = experiments.plan(listed, [2], ["window"], [], Path("results"), "--num_processes 4")
-    assert experiments.readable_command(job).startswith("accelerate launch --num_processes 4 train.py recipes/")
+    (job,) = run.plan(listed, [2], ["window"], [], Path("results"), "--num_processes 4")
+    assert run.readable_command(job).startswith("accelerate launch --num_processes 4 train.py recipes/")
 
 
 @pytest.mark.slow
 def test_clip_without_training_is_scored_on_the_lists_data(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(run, "OUTPUTS", tmp_path / "outputs")
     arguments = [str(ROOT / "recipes" / "ablations" / "picturebook.yaml"), "--only", "floor_tokens", "floor_value"]
-    assert experiments.main([*arguments, "--seeds", "0", "--num_eval_images", "2", "--results", str(tmp_path)]) == 0
+    assert (
+        commands.experiments([*arguments, "--seeds", "0", "--num_eval_images", "2", "--results", str(tmp_path)]) == 0
+    )
     tokens, value = (load_result(tmp_path / f"floor_{name}_seed0.json") for name in ("tokens", "value"))
     assert (tokens["num_images"], tokens["trainable_parameters"]) == (2, 0)
     assert tokens["clip_fingerprint"] == value["clip_fingerprint"]
@@ -465,26 +467,26 @@ def test_clip_without_training_is_scored_on_the_lists_data(tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_a_real_row_trains_and_continues(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiments, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(run, "OUTPUTS", tmp_path / "outputs")
     arguments = [str(ROOT / "recipes" / "ablations" / "picturebook.yaml"), "--only", "class_query", "--seeds", "0"]
     arguments += ["--max_steps=2", "--num_eval_images=2", "--num_train_images=8", "--eval_every=1"]
-    assert experiments.main([*arguments, "--results", str(tmp_path)]) == 0
+    assert commands.experiments([*arguments, "--results", str(tmp_path)]) == 0
     result = load_result(tmp_path / "class_query_seed0.json")
     assert [record["step"] for record in result["curve"]] == [1, 2]
     capsys.readouterr()
-    assert experiments.main([*arguments, "--results", str(tmp_path)]) == 0
+    assert commands.experiments([*arguments, "--results", str(tmp_path)]) == 0
     assert "1 runs: 0 to do, 1 there already" in capsys.readouterr().out
     # as if it had been scored by another rule
     before = json.loads((tmp_path / "class_query_seed0.json").read_text())
     before["scores"]["0.0"]["pixel_accuracy"] = 0.123
     write(tmp_path / "class_query_seed0.json", before)
-    assert experiments.main([*arguments, "--results", str(tmp_path), "--rescore"]) == 0
+    assert commands.experiments([*arguments, "--results", str(tmp_path), "--rescore"]) == 0
     again = load_result(tmp_path / "class_query_seed0.json")
     assert (again["scores"], again["training_seconds"]) == (result["scores"], result["training_seconds"])
     assert again["curve"] == []
     assert again["scored_by"]["commit"]
     write(tmp_path / "class_query_seed0.json", again | {"weights_sha256": "of others"})
-    assert experiments.main([*arguments, "--results", str(tmp_path), "--rescore"]) == 1
+    assert commands.experiments([*arguments, "--results", str(tmp_path), "--rescore"]) == 1
     assert "the result is of of others" in capsys.readouterr().err
 
 
@@ -507,7 +509,7 @@ def test_the_first_half_of_a_transductive_run_is_not_another_setting(content, li
 
 
 def test_rows_of_other_recipes_are_left_out(content, list_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablations_ldvc, "ROOT", tmp_path)
+    monkeypatch.setattr(ablations, "ROOT", tmp_path)
     listed = read_list(list_file(content))
     recipes = [listed.recipe_of(row, 0) for row in listed.rows]
     write(listed.results_folder / "ldvc_seed0.json", make_result(recipe=recipes[0]))
@@ -522,7 +524,7 @@ def test_rows_of_other_recipes_are_left_out(content, list_file, tmp_path, monkey
 def test_results_of_a_clip_that_is_no_longer_there_are_left_out_seed_by_seed(
     content, list_file, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(ablations_ldvc, "ROOT", tmp_path)
+    monkeypatch.setattr(ablations, "ROOT", tmp_path)
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip" / "model.safetensors").write_bytes(b"now")
     listed = read_list(list_file(content | {"overrides": {"clip": str(tmp_path / "clip")}}))
@@ -539,7 +541,7 @@ def test_results_of_a_clip_that_is_no_longer_there_are_left_out_seed_by_seed(
 def test_a_result_that_was_scored_on_other_data_than_the_rows_above_is_left_out(
     content, list_file, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(ablations_ldvc, "ROOT", tmp_path)
+    monkeypatch.setattr(ablations, "ROOT", tmp_path)
     listed = read_list(list_file(content))
     for seed in (0, 1):  # data of its own for each seed, the same for every row
         for row in listed.rows:
@@ -610,7 +612,7 @@ def test_verdicts_follow_from_interval_and_expectation(differences, expect, verd
 
 
 def test_claims_are_weighed_at_each_offset(content, list_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablations_ldvc, "ROOT", tmp_path)
+    monkeypatch.setattr(ablations, "ROOT", tmp_path)
     listed = read_list(list_file(content))
     for row, unseen in zip(listed.rows, (0.5, 0.2), strict=True):
         for seed in (0, 1, 2):
@@ -624,7 +626,7 @@ def test_claims_are_weighed_at_each_offset(content, list_file, tmp_path, monkeyp
 
 
 def test_the_fall_of_unseen_classes_is_read_from_the_curves(content, list_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablations_ldvc, "ROOT", tmp_path)
+    monkeypatch.setattr(ablations, "ROOT", tmp_path)
     content["claims"][0]["score"] = "fall_of_unseen"
     listed = read_list(list_file(content))
     curve = [{"step": step, "miou_seen": 0.5, "miou_unseen": unseen} for step, unseen in ((1, 0.4), (2, 0.25))]

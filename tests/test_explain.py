@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-import explain_ldvc
-from explain_ldvc import (
+from ldvc.app import explain
+from ldvc.app.explain import (
     ClassScore,
     LayerExplanation,
     PixelExplanation,
@@ -19,6 +19,7 @@ from explain_ldvc import (
     draw_routing,
     explain_pixel,
 )
+from ldvc.commands import export as commands
 
 
 NAMES = ["cat", "dog", "grass"]
@@ -264,7 +265,7 @@ def test_the_routing_picture_is_grey_but_for_routed_regions_frame_and_ring():
     assert (red, green, blue) == (204, 130, 40)
     assert panel[151, 1].tolist() == [255, 255, 255]
     ring = panel[round(30.5 * 7.5), round(10.5 * 7.5) - 4]
-    assert ring.tolist() == list(explain_ldvc.POINT_COLOR)
+    assert ring.tolist() == list(explain.POINT_COLOR)
 
 
 def test_the_routing_picture_has_a_panel_per_layer():
@@ -308,11 +309,11 @@ def test_an_explanation_in_words_names_classes_margin_and_routes():
 def test_the_command_prints_the_explanation_and_writes_both_pictures(
     tiny_model, tiny_processor, image, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(explain_ldvc, "load_checkpoint", lambda _: (tiny_model, tiny_processor))
+    monkeypatch.setattr(explain, "load_checkpoint", lambda _: (tiny_model, tiny_processor))
     image.save(tmp_path / "picture.png")
     command = [str(tmp_path / "picture.png"), "--labels", "cat|dog, grass", "--point", "12", "40"]
     command += ["--output", str(tmp_path / "routes.png"), "--cross_attention", str(tmp_path / "classes.png")]
-    assert explain_ldvc.main(command) == 0
+    assert commands.explain(command) == 0
     expected = explain_pixel(tiny_model, tiny_processor, image, {"cat": ["cat", "dog"], "grass": ["grass"]}, (12, 40))
     assert capsys.readouterr().out == describe(expected) + "\n"
     with Image.open(tmp_path / "routes.png") as routes, Image.open(tmp_path / "classes.png") as classes:
@@ -321,5 +322,5 @@ def test_the_command_prints_the_explanation_and_writes_both_pictures(
 
 
 def test_the_command_tells_a_mistake_in_one_line(tmp_path, capsys):
-    assert explain_ldvc.main([str(tmp_path / "none.png"), "--model", str(tmp_path), "--point", "0", "0"]) == 2
-    assert capsys.readouterr().err.startswith("error: ")
+    assert commands.explain([str(tmp_path / "none.png"), "--model", str(tmp_path), "--point", "0", "0"]) == 2
+    assert capsys.readouterr().err.startswith("ldvc explain: ")

@@ -7,14 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from export_ldvc import (
+from ldvc.commands.export import export as main
+from ldvc.export import (
     EXPORT_FILE,
     ExportedLDVC,
     ExportedSizes,
     Program,
     export_onnx,
     export_torch,
-    main,
     measure_agreement,
     size_multiple,
     write_sizes,
@@ -133,7 +133,7 @@ def test_the_folder_says_what_its_program_takes(model, tmp_path):
 
 
 def test_a_folder_without_an_export_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no ldvc_export.json; write one with export_ldvc.py"):
+    with pytest.raises(FileNotFoundError, match=r"has no ldvc_export.json; write one with ldvc export"):
         ExportedLDVC(tmp_path)
 
 

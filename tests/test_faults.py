@@ -32,30 +32,31 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-import evaluate_ldvc
-import train
-from cli_ldvc import app
+from ldvc.__main__ import app
+from ldvc.commands.scoring import evaluate as evaluate_command
+from ldvc.commands.training import train
+from ldvc.scoring import evaluate
+from ldvc.training import run as training_run
 
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # Imports the libraries once and forks for every command, so that a kill costs a second and not ten.
 SERVER = """
-import importlib, json, os, sys
+import json, os, sys
 import torch
 torch.set_num_threads(1)
-import cli_ldvc, evaluate_ldvc, train
+import ldvc.__main__, ldvc.scoring.evaluate, ldvc.training.run
 for line in sys.stdin:
-    module, arguments, output = json.loads(line)
+    arguments, output = json.loads(line)
     pid = os.fork()
     if pid == 0:
         file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 1), os.dup2(file, 2)
-        sys.argv = [module, *arguments]
+        sys.argv = ["ldvc", *arguments]
         code = 1
         try:
-            main = importlib.import_module(module).main
-            code = main(arguments) if module != "cli_ldvc" else main()
+            ldvc.__main__.main()
         except SystemExit as end:
             code = end.code
         finally:
@@ -80,9 +81,9 @@ class Commands:
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         )
 
-    def run(self, module, arguments, wait=None):
+    def run(self, arguments, wait=None):
         """Run one command; `wait` returns when it is to be killed. Returns its exit code, -9 if it was killed."""
-        self.server.stdin.write(json.dumps([module, [str(a) for a in arguments], str(self.output)]) + "\n")
+        self.server.stdin.write(json.dumps([[str(a) for a in arguments], str(self.output)]) + "\n")
         self.server.stdin.flush()
         pid = int(self.server.stdout.readline())
         if wait is not None:
@@ -91,8 +92,8 @@ class Commands:
                 os.kill(pid, signal.SIGKILL)
         return int(self.server.stdout.readline())
 
-    def must_end_well(self, module, arguments):
-        assert self.run(module, arguments) == 0, self.output.read_text()
+    def must_end_well(self, arguments):
+        assert self.run(arguments) == 0, self.output.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +222,7 @@ def results_of(folder):
 @pytest.mark.parametrize("num_kills", [2, 12])
 def test_bulk_segmentation_killed_goes_on_where_it_stopped(commands, checkpoint, pictures, tmp_path, num_kills):
     arguments = ["segment", pictures, "--model", checkpoint, "--device", "cpu", *FORMATS]
-    commands.must_end_well("cli_ldvc", [*arguments, "--output", tmp_path / "whole"])
+    commands.must_end_well([*arguments, "--output", tmp_path / "whole"])
     rng, killed = random.Random(1), tmp_path / "killed"
     for _ in range(num_kills):
         before = len(list(killed.glob("*.png")))
@@ -232,9 +233,9 @@ def test_bulk_segmentation_killed_goes_on_where_it_stopped(commands, checkpoint,
             while len(list(killed.glob("*.png"))) <= wanted and time.monotonic() - start < 5:
                 time.sleep(0.001)
 
-        code = commands.run("cli_ldvc", [*arguments, "--output", killed, "--skip-existing"], wait)
+        code = commands.run([*arguments, "--output", killed, "--skip-existing"], wait)
         assert code in (-signal.SIGKILL, 0), commands.output.read_text()
-    commands.must_end_well("cli_ldvc", [*arguments, "--output", killed, "--skip-existing"])
+    commands.must_end_well([*arguments, "--output", killed, "--skip-existing"])
     whole = results_of(tmp_path / "whole")
     left = {name: data for name, data in results_of(killed).items() if not name.endswith(".part")}
     assert left == whole
@@ -252,7 +253,7 @@ def evaluate_arguments(checkpoint, scenes, output):
 def test_an_evaluation_killed_keeps_the_old_result_and_goes_on_from_its_maps(commands, checkpoint, scenes, tmp_path):
     output, maps = tmp_path / "result.json", tmp_path / "maps"
     arguments = evaluate_arguments(checkpoint, scenes, output)
-    commands.must_end_well("evaluate_ldvc", arguments)
+    commands.must_end_well(["evaluate", *arguments])
     first = output.read_text()
     arguments += ["--predictions", str(maps)]
     kept = {}
@@ -263,7 +264,7 @@ def test_an_evaluation_killed_keeps_the_old_result_and_goes_on_from_its_maps(com
             while len(list(maps.rglob("[0-9]*.png"))) <= wanted and time.monotonic() - start < 10:
                 time.sleep(0.0005)
 
-        code = commands.run("evaluate_ldvc", arguments, wait)
+        code = commands.run(["evaluate", *arguments], wait)
         assert code in (-signal.SIGKILL, 0), commands.output.read_text()
         assert json.loads(output.read_text())["scores"] == json.loads(first)["scores"]
         rows = Counter(path.name for path in maps.rglob("[0-9]*.png"))  # a picture with one map of two is made again
@@ -271,7 +272,7 @@ def test_an_evaluation_killed_keeps_the_old_result_and_goes_on_from_its_maps(com
         assert found.items() >= kept.items(), "what was there is made again"
         kept = found
     assert kept
-    commands.must_end_well("evaluate_ldvc", arguments)
+    commands.must_end_well(["evaluate", *arguments])
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert len(list(maps.rglob("[0-9]*.png"))) == 20  # ten pictures, two offsets
     assert json.loads(output.read_text())["scores"] == json.loads(first)["scores"]
@@ -323,7 +324,7 @@ def told(caplog, monkeypatch):
 
 def resume(train_arguments):
     AcceleratorState._reset_state(reset_partial_state=True)
-    return train.main([*train_arguments, "--resume_from_checkpoint", "latest"])
+    return train([*train_arguments, "--resume_from_checkpoint", "latest"])
 
 
 # Bytes that a file may have: under the size of the weights, of the optimiser's moments, of the smallest file.
@@ -334,8 +335,8 @@ def test_a_disk_full_while_saving_a_state_keeps_the_last_one(
 ):
     whole = whole_run(train_arguments)
     with monkeypatch.context() as patch:
-        fill_disk_for(patch, train, "save_state", num_bytes, lambda *arguments: arguments[2] == 4)
-        assert train.main(train_arguments) == 2
+        fill_disk_for(patch, training_run, "save_state", num_bytes, lambda *arguments: arguments[2] == 4)
+        assert train(train_arguments) == 2
     assert_one_line(told)
     assert states_of(tmp_path / "run") == ["step_0000002"]
     assert resume(train_arguments) == 0
@@ -346,8 +347,8 @@ def test_a_disk_full_while_saving_a_state_keeps_the_last_one(
 def test_a_disk_full_while_saving_the_checkpoint_leaves_none(train_arguments, tmp_path, monkeypatch, told, whole_run):
     whole = whole_run(train_arguments)
     with monkeypatch.context() as patch:
-        fill_disk_for(patch, train, "save_checkpoint", 300_000)
-        assert train.main(train_arguments) == 2
+        fill_disk_for(patch, training_run, "save_checkpoint", 300_000)
+        assert train(train_arguments) == 2
     assert_one_line(told)
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert not (tmp_path / "run" / "config.json").exists()
@@ -359,8 +360,8 @@ def test_a_disk_full_while_saving_the_checkpoint_leaves_none(train_arguments, tm
 def test_a_disk_full_while_writing_results_leaves_none(train_arguments, tmp_path, monkeypatch, told, whole_run):
     whole = whole_run(train_arguments)
     with monkeypatch.context() as patch:
-        fill_disk_for(patch, train, "write_json", 2_000, lambda *arguments: arguments[1].name == "results.json")
-        assert train.main(train_arguments) == 2
+        fill_disk_for(patch, training_run, "write_json", 2_000, lambda *arguments: arguments[1].name == "results.json")
+        assert train(train_arguments) == 2
     assert_one_line(told, "File too large")
     assert not (tmp_path / "run" / "results.json").exists()
     assert resume(train_arguments) == 0
@@ -370,8 +371,8 @@ def test_a_disk_full_while_writing_results_leaves_none(train_arguments, tmp_path
 def test_a_disk_full_while_evaluating_keeps_the_old_result(checkpoint, scenes, tmp_path, monkeypatch, capsys):
     output = tmp_path / "result.json"
     output.write_text('{"old": true}')
-    fill_disk_for(monkeypatch, evaluate_ldvc, "write_json", 1_000)
-    assert evaluate_ldvc.main(evaluate_arguments(checkpoint, scenes, output)) == 2
+    fill_disk_for(monkeypatch, evaluate, "write_json", 1_000)
+    assert evaluate_command(evaluate_arguments(checkpoint, scenes, output)) == 2
     assert "File too large" in capsys.readouterr().err
     assert json.loads(output.read_text()) == {"old": True}
 
@@ -414,7 +415,7 @@ def test_a_disk_that_really_is_full_keeps_the_last_state(train_arguments, small_
     filler = small_disk / "filler"
     filler.write_bytes(bytes(450_000))
     options = [*train_arguments, "--output_dir", str(small_disk / "run")]
-    assert train.main(options) == 2
+    assert train(options) == 2
     assert_one_line(told)
     assert states_of(small_disk / "run") == ["step_0000002"]
     filler.unlink()
@@ -428,16 +429,16 @@ def test_a_disk_that_really_is_full_keeps_the_last_state(train_arguments, small_
 @pytest.mark.slow
 def test_a_recipe_that_could_not_be_written_whole_leaves_that_of_the_run(train_arguments, tmp_path, monkeypatch, told):
     """It is written at every start, also beside states that belong to it: half of it would stop every resume."""
-    assert train.main(train_arguments) == 0
+    assert train(train_arguments) == 0
     shutil.rmtree(tmp_path / "run" / "states" / "step_0000006")
-    clear_output_dir = train.clear_output_dir
+    clear_output_dir = training_run.clear_output_dir
 
     def fill_disk(*arguments):
         clear_output_dir(*arguments)
         resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
     with monkeypatch.context() as patch, files_of_at_most(10**9):  # until the recipe is next
-        patch.setattr(train, "clear_output_dir", fill_disk)
+        patch.setattr(training_run, "clear_output_dir", fill_disk)
         assert resume(train_arguments) == 2
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["max_steps"] == 6
     assert resume(train_arguments) == 0
@@ -458,15 +459,15 @@ def break_gradient(loss, logits):
 @pytest.mark.parametrize("harm", [break_loss, break_gradient])
 def test_weights_that_are_no_numbers_reach_no_state(train_arguments, tmp_path, monkeypatch, told, harm):
     """States are written at every step here, log lines at every fourth, which is where the loss is looked at."""
-    healthy, calls = train.segmentation_loss, []
+    healthy, calls = training_run.segmentation_loss, []
 
     def break_down(logits, *arguments, **options):
         calls.append(1)
         loss, terms = healthy(logits, *arguments, **options)
         return (harm(loss, logits) if len(calls) == 2 else loss), terms
 
-    monkeypatch.setattr(train, "segmentation_loss", break_down)
-    assert train.main([*train_arguments, "--save_every", "1", "--log_every", "4"]) == 2
+    monkeypatch.setattr(training_run, "segmentation_loss", break_down)
+    assert train([*train_arguments, "--save_every", "1", "--log_every", "4"]) == 2
     assert_one_line(told, "step", "states", "learning_rate")
     assert states_of(tmp_path / "run") == ["step_0000001"]
 
@@ -501,7 +502,7 @@ def empty(path):
 @pytest.mark.parametrize("harm", [damage_middle, cut_off, empty])
 def test_a_damaged_shard_is_one_line_that_names_the_data(train_arguments, own_scenes, tmp_path, told, harm, streaming):
     harm(own_scenes / "train-00000-of-00001.parquet")
-    assert train.main([*train_arguments, "--dataset", str(own_scenes), "--streaming", streaming]) == 2
+    assert train([*train_arguments, "--dataset", str(own_scenes), "--streaming", streaming]) == 2
     assert_one_line(told, "scenes" if harm is not damage_middle else "")
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
@@ -513,7 +514,7 @@ def test_a_picture_damaged_inside_a_whole_shard_is_named_by_its_row(train_argume
         row["bytes"] = row["bytes"][:60]
     features = Features({"image": ImageFeature(), "label": ImageFeature()})
     Dataset.from_dict(rows, features=features).to_parquet(path)
-    assert train.main([*train_arguments, "--dataset", str(own_scenes)]) == 2
+    assert train([*train_arguments, "--dataset", str(own_scenes)]) == 2
     assert_one_line(told, "ample ", "repair it or leave the sample out")
 
 
@@ -521,14 +522,14 @@ def test_a_shard_that_vanishes_under_a_stream_is_one_line_and_the_last_state_sta
     train_arguments, own_scenes, tmp_path, monkeypatch, told
 ):
     """Ten scenes are read through in two and a half steps; then the file is opened again."""
-    log_step = train.log_step
+    log_step = training_run.log_step
 
     def remove_shard(run, log, bar, step, *rest):
         log_step(run, log, bar, step, *rest)
         (own_scenes / "train-00000-of-00001.parquet").unlink(missing_ok=True)
 
-    monkeypatch.setattr(train, "log_step", remove_shard)
-    assert train.main([*train_arguments, "--dataset", str(own_scenes), "--streaming", "true"]) == 2
+    monkeypatch.setattr(training_run, "log_step", remove_shard)
+    assert train([*train_arguments, "--dataset", str(own_scenes), "--streaming", "true"]) == 2
     assert_one_line(told, "sample 10", "train-00000-of-00001.parquet")
     assert states_of(tmp_path / "run") == ["step_0000002"]
 
@@ -545,10 +546,10 @@ def test_an_evaluation_split_without_a_row_is_one_line_before_training(
         DatasetDict({"train": rows["train"], "validation": empty}).save_to_disk(folder)
     else:
         empty.to_parquet(path)
-    assert train.main([*train_arguments, "--dataset", str(folder)]) == 2
+    assert train([*train_arguments, "--dataset", str(folder)]) == 2
     assert_one_line(told, str(folder))
     assert not (tmp_path / "run" / "states").exists()
-    assert evaluate_ldvc.main(evaluate_arguments(checkpoint, folder, tmp_path / "result.json")) == 2
+    assert evaluate_command(evaluate_arguments(checkpoint, folder, tmp_path / "result.json")) == 2
     assert str(folder) in capsys.readouterr().err
 
 
@@ -556,7 +557,7 @@ def test_an_evaluation_split_without_a_row_is_one_line_before_training(
 def test_a_stream_that_ends_before_its_first_row_is_one_line(train_arguments, own_scenes, told):
     path = own_scenes / "train-00000-of-00001.parquet"
     Dataset.from_parquet(str(path)).select([]).to_parquet(path)
-    assert train.main([*train_arguments, "--dataset", str(own_scenes), "--streaming", "true"]) == 2
+    assert train([*train_arguments, "--dataset", str(own_scenes), "--streaming", "true"]) == 2
     assert_one_line(told, "no sample")
 
 
@@ -564,16 +565,16 @@ def test_a_stream_that_ends_before_its_first_row_is_one_line(train_arguments, ow
 def test_a_stream_that_is_shorter_than_the_training_starts_again(train_arguments, own_scenes, tmp_path):
     path = own_scenes / "train-00000-of-00001.parquet"
     Dataset.from_parquet(str(path)).select(range(3)).to_parquet(path)
-    assert train.main([*train_arguments, "--dataset", str(own_scenes), "--streaming", "true"]) == 0
+    assert train([*train_arguments, "--dataset", str(own_scenes), "--streaming", "true"]) == 0
     assert json.loads((tmp_path / "run" / "protocol.json").read_text())["image_draws"] == 24
 
 
 @pytest.mark.slow
 def test_a_lost_worker_is_one_line_and_the_run_resumes_bit_for_bit(train_arguments, tmp_path, monkeypatch, told):
     options = [*train_arguments, "--num_workers", "1"]
-    assert train.main([*options, "--output_dir", str(tmp_path / "whole")]) == 0
+    assert train([*options, "--output_dir", str(tmp_path / "whole")]) == 0
     AcceleratorState._reset_state(reset_partial_state=True)
-    log_step = train.log_step
+    log_step = training_run.log_step
 
     def lose_worker(run, log, bar, step, *rest):
         log_step(run, log, bar, step, *rest)
@@ -583,8 +584,8 @@ def test_a_lost_worker_is_one_line_and_the_run_resumes_bit_for_bit(train_argumen
                 worker.join()
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "log_step", lose_worker)
-        assert train.main(options) == 2
+        patch.setattr(training_run, "log_step", lose_worker)
+        assert train(options) == 2
     assert_one_line(told, "worker")
     assert states_of(tmp_path / "run") == ["step_0000002"]
     assert resume(options) == 0

@@ -10,9 +10,12 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from baseline_ldvc import TrainingFreeCLIP
-from evaluate_ldvc import evaluate_model, mean_iou, resample, share
-from forgetting import (
+from ldvc.commands.scoring import forgetting as main
+from ldvc.data.vocabularies import Vocabulary
+from ldvc.model.inference_ldvc import InferenceSettings
+from ldvc.scoring.baseline import TrainingFreeCLIP
+from ldvc.scoring.evaluate import evaluate_model, mean_iou, resample, share
+from ldvc.scoring.forgetting import (
     ABSENT_ROWS,
     Checkpoint,
     Picture,
@@ -22,12 +25,9 @@ from forgetting import (
     difference,
     format_report,
     group_names,
-    main,
     measure,
     measure_claims,
 )
-from inference_ldvc import InferenceSettings
-from vocabularies import Vocabulary
 
 
 WHOLE = InferenceSettings(short_side=32, window=0)
@@ -323,7 +323,7 @@ def test_bad_input_ends_with_one_line_that_names_the_value(folders, capsys, opti
     before, after, data = folders
     assert main([before, after, "--dataset", data, *OPTIONS, *options]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("forgetting: ")
+    assert error.startswith("ldvc forgetting: ")
     assert message in error
 
 

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-import files_ldvc
-import formats_ldvc
-from coco_ldvc import coco_annotations
-from files_ldvc import find_pictures, open_picture
-from formats_ldvc import (
+from ldvc.masks import files as files_module
+from ldvc.masks import formats as formats_module
+from ldvc.masks.coco import coco_annotations
+from ldvc.masks.drawing import class_colors
+from ldvc.masks.files import find_pictures, open_picture
+from ldvc.masks.formats import (
     Existing,
     Format,
     OutputFolder,
@@ -25,9 +26,8 @@ from formats_ldvc import (
     write_overlay,
     write_png,
 )
-from inference_ldvc import Segmentation
-from parts_ldvc import written_aside
-from pictures_ldvc import class_colors
+from ldvc.masks.parts import written_aside
+from ldvc.model.inference_ldvc import Segmentation
 
 
 NAMES = ["cat", "sofa", "grass"]
@@ -194,7 +194,7 @@ def test_a_decoder_s_own_error_becomes_one_line(noise_picture, monkeypatch):
     def fail(*_):
         raise RuntimeError("broken\n  decoder")
 
-    monkeypatch.setattr(files_ldvc.Image, "open", fail)
+    monkeypatch.setattr(files_module.Image, "open", fail)
     with pytest.raises(ValueError, match=r"^cannot be read \(broken decoder\)\.$"):
         open_picture(noise_picture)
 
@@ -203,7 +203,7 @@ def test_a_picture_that_memory_does_not_hold_says_so(noise_picture, monkeypatch)
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr(files_ldvc.Image, "open", fail)
+    monkeypatch.setattr(files_module.Image, "open", fail)
     with pytest.raises(ValueError, match="does not fit into memory"):
         open_picture(noise_picture)
 
@@ -236,7 +236,7 @@ def test_a_file_that_could_not_be_written_leaves_the_old_one(tmp_path):
 @pytest.mark.parametrize(("num_classes", "mode"), [(3, "P"), (256, "P"), (257, "I;16"), (40000, "I;16")])
 def test_png_pixels_are_the_ids_however_many_there_are(num_classes, mode, monkeypatch):
     # colours are not this test's, and 40,000 take long
-    monkeypatch.setattr("pictures_ldvc.class_colors", lambda names: np.zeros((len(names), 3), dtype=np.uint8))
+    monkeypatch.setattr("ldvc.masks.drawing.class_colors", lambda names: np.zeros((len(names), 3), dtype=np.uint8))
     label_map = np.array([[0, 1, num_classes - 1]])
     file = io.BytesIO()
     write_png(file, label_map, [f"class {index}" for index in range(num_classes)])
@@ -275,7 +275,7 @@ def test_an_overlay_of_a_huge_picture_is_small_enough_to_look_at():
 
 
 def test_an_overlay_shows_id_255_as_the_class_it_is(monkeypatch):
-    monkeypatch.setattr("pictures_ldvc.class_colors", lambda names: np.full((len(names), 3), 200, dtype=np.uint8))
+    monkeypatch.setattr("ldvc.masks.drawing.class_colors", lambda names: np.full((len(names), 3), 200, dtype=np.uint8))
     file, image = io.BytesIO(), Image.new("RGB", (500, 500))
     write_overlay(file, image, np.full((500, 500), 255), [f"class {index}" for index in range(300)])
     assert np.asarray(Image.open(file))[250, 250, 0] > 50
@@ -451,7 +451,7 @@ def test_a_folder_without_permission_is_known_before_any_work(tmp_path, monkeypa
     def refuse(**_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(formats_ldvc.tempfile, "NamedTemporaryFile", refuse)  # root may write anywhere
+    monkeypatch.setattr(formats_module.tempfile, "NamedTemporaryFile", refuse)  # root may write anywhere
     with pytest.raises(OSError, match=r"cannot be written \(Permission denied\)"):
         open_folder(tmp_path).start({})
 
@@ -460,7 +460,7 @@ def test_a_disk_that_fills_up_leaves_no_half_result(tmp_path, result, monkeypatc
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(formats_ldvc, "write_png", fail)
+    monkeypatch.setattr(formats_module, "write_png", fail)
     folder = open_folder(tmp_path / "out")
     folder.start({PurePath("a"): Path("a.jpg")})
     with pytest.raises(OSError, match="No space left"):

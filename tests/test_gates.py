@@ -69,8 +69,9 @@ def small_project(tmp_path, monkeypatch):
         f"import pandas\nfrom torch import Tensor\n\n\ndef f(x, y: int):\n{body}\n\n\ndef g(x: Tensor) -> Tensor:\n"
     )
     source += '    """Do it."""\n    return x  ' + "#" * 120 + "\n"
-    (tmp_path / "modeling_ldvc.py").write_text(source)
-    (tmp_path / "processing_ldvc.py").write_text("x = 1\n" * 701)
+    (tmp_path / "ldvc" / "model").mkdir(parents=True)
+    (tmp_path / "ldvc" / "model" / "modeling_ldvc.py").write_text(source)
+    (tmp_path / "ldvc" / "model" / "processing_ldvc.py").write_text("x = 1\n" * 701)
     (tmp_path / "README.md").write_text("\n" * 40 + "import ldvc\n")
     monkeypatch.setattr(gates, "ROOT", tmp_path)
     monkeypatch.setattr(gates, "FOLDERS", (".",))
@@ -79,13 +80,13 @@ def small_project(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("measure", "breach"),
     [
-        (lambda: gates.function_lengths()[0], "modeling_ldvc.py:5 f: 71 lines"),
-        (lambda: gates.function_lengths()[1], "modeling_ldvc.py:5 f: 71 lines"),
-        (lambda: gates.file_lengths()[1], "processing_ldvc.py: 701 lines"),
-        (lambda: gates.file_lengths()[2], "modeling_ldvc.py:80"),
-        (gates.typed_arguments, "modeling_ldvc.py:5 f: x"),
-        (lambda: gates.docstrings()[0], "modeling_ldvc.py:5 f"),
-        (lambda: gates.docstrings()[1], "modeling_ldvc.py:78 g"),
+        (lambda: gates.function_lengths()[0], "ldvc/model/modeling_ldvc.py:5 f: 71 lines"),
+        (lambda: gates.function_lengths()[1], "ldvc/model/modeling_ldvc.py:5 f: 71 lines"),
+        (lambda: gates.file_lengths()[1], "ldvc/model/processing_ldvc.py: 701 lines"),
+        (lambda: gates.file_lengths()[2], "ldvc/model/modeling_ldvc.py:80"),
+        (gates.typed_arguments, "ldvc/model/modeling_ldvc.py:5 f: x"),
+        (lambda: gates.docstrings()[0], "ldvc/model/modeling_ldvc.py:5 f"),
+        (lambda: gates.docstrings()[1], "ldvc/model/modeling_ldvc.py:78 g"),
         (gates.readme, "README.md:41"),
         (gates.import_graph, "modeling_ldvc.py:1 imports pandas"),
     ],

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from image_processing_ldvc import PixelClasses
-from inference_ldvc import (
+from ldvc.model.image_processing_ldvc import PixelClasses
+from ldvc.model.inference_ldvc import (
     InferenceSettings,
     WindowScores,
     class_scores,
@@ -142,7 +142,7 @@ def test_synonyms_are_one_class(model, tiny_processor):
 def test_names_are_encoded_in_parts(model, tiny_processor, monkeypatch):
     names = ["cat", "sofa", "grass", "dog", "sky"]
     _, together = encode_classes(model, tiny_processor, names)
-    monkeypatch.setattr("inference_ldvc.NAMES_PER_CALL", 2)
+    monkeypatch.setattr("ldvc.model.inference_ldvc.NAMES_PER_CALL", 2)
     longest, encode = [], model.get_class_embeds
     monkeypatch.setattr(
         model, "get_class_embeds", lambda **call: longest.append(len(call["input_ids"])) or encode(**call)
@@ -281,7 +281,7 @@ def test_reading_blocks_at_any_size_equals_all_windows_at_once(source, target, w
     expected = torch.nn.functional.interpolate(expected[None], size=target, mode="bilinear")[0]
     found = torch.full((2, *target), float("nan"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inference_ldvc.SCORES_PER_BLOCK", 2 * pixels_per_block)
+        patch.setattr("ldvc.model.inference_ldvc.SCORES_PER_BLOCK", 2 * pixels_per_block)
         for rows, columns, block in resized_blocks(WindowScores(model, read_window, source, None, choice), target, 2):
             assert found[:, rows, columns].isnan().all(), "each pixel once"
             found[:, rows, columns] = block
@@ -325,7 +325,7 @@ LARGE = InferenceSettings(short_side=0, window=64, stride=52)
 
 @pytest.mark.slow
 def test_memory_is_bounded_by_the_window_not_by_the_picture(model, tiny_processor, monkeypatch):
-    monkeypatch.setattr("inference_ldvc.SCORES_PER_BLOCK", 2**14)
+    monkeypatch.setattr("ldvc.model.inference_ldvc.SCORES_PER_BLOCK", 2**14)
     narrow, wide = (
         largest_storage(model, tiny_processor, picture(width, 80), settings=LARGE, threshold=0.4)
         for width in (2000, 6000)

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import labels_ldvc
-from inference_ldvc import encode_classes
-from labels_ldvc import as_classes, check_labels, near_threshold, parse_labels, render
+from ldvc.app import labels
+from ldvc.app.labels import as_classes, check_labels, near_threshold, parse_labels, render
+from ldvc.model.inference_ldvc import encode_classes
 
 
 @pytest.fixture
@@ -174,8 +174,8 @@ def test_the_most_similar_pairs_of_a_long_list_are_found_block_by_block(tiny_pro
     generator = torch.Generator().manual_seed(0)
     embeds = F.normalize(torch.randn(1500, 16, generator=generator), dim=-1)
     names = [f"cat {index}" for index in range(1500)]
-    report = labels_ldvc.Report(names, [], [])
-    labels_ldvc.compare(report, embeds, max_cosine=1, num_pairs=5)
+    report = labels.Report(names, [], [])
+    labels.compare(report, embeds, max_cosine=1, num_pairs=5)
     cosines = (embeds @ embeds.T).triu(1)
     best = cosines.flatten().topk(5).indices.tolist()
     assert [(first, second) for first, second, _ in report.pairs] == [

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForSemanticSegmentation, CLIPModel, Trainer, TrainingArguments
 
-import modeling_ldvc
-from configuration_ldvc import LDVCConfig
-from loss_ldvc import segmentation_loss
-from modeling_ldvc import LDVCForSemanticSegmentation
-from processing_ldvc import LDVCProcessor
+from ldvc.model import modeling_ldvc
+from ldvc.model.configuration_ldvc import LDVCConfig
+from ldvc.model.loss_ldvc import segmentation_loss
+from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
+from ldvc.model.processing_ldvc import LDVCProcessor
 
 
 CLIP_CLOSE = {"atol": 1e-5, "rtol": 1e-5}  # same formulas, other order of sums

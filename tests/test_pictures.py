@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-import pictures_ldvc
-from pictures_ldvc import class_colors, draw_comparison, draw_overlay, draw_sheet, save_curves, save_label_map
+from ldvc.masks import drawing
+from ldvc.masks.drawing import class_colors, draw_comparison, draw_overlay, draw_sheet, save_curves, save_label_map
 
 
 NAMES = ["cat", "sofa", "grass", "sky"]
@@ -63,7 +63,7 @@ def test_other_is_grey_and_changes_the_colour_of_no_class():
 def test_colours_within_a_list_are_distinct_and_of_middle_lightness(num_classes):
     colors = class_colors([f"class {index}" for index in range(num_classes)])
     assert (colors.shape, colors.dtype) == ((num_classes, 3), np.uint8)
-    lab = np.array([pictures_ldvc._rgb_to_oklab(color) for color in colors])
+    lab = np.array([drawing._rgb_to_oklab(color) for color in colors])
     assert 0.5 < lab[:, 0].min() <= lab[:, 0].max() < 0.84
     distances = np.linalg.norm(lab[:, None] - lab, axis=-1) + np.eye(num_classes)
     assert distances.min() > 0.02  # about the smallest difference that is seen at a glance

@@ -20,10 +20,10 @@ from transformers import pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import KeyDataset
 
-import pipeline_ldvc
-from inference_ldvc import InferenceSettings, segment
-from pipeline_ldvc import LISTS_KEPT, TASK, ZeroShotImageSegmentationPipeline
-from processing_ldvc import LDVCProcessor
+from ldvc.model import pipeline_ldvc
+from ldvc.model.inference_ldvc import InferenceSettings, segment
+from ldvc.model.pipeline_ldvc import LISTS_KEPT, TASK, ZeroShotImageSegmentationPipeline
+from ldvc.model.processing_ldvc import LDVCProcessor
 
 
 NAMES = ["cat", "sofa", "grass"]
@@ -261,7 +261,7 @@ def test_urls_wait_no_longer_than_the_timeout(pipe, monkeypatch):
         PICTURES[0].save(content, "PNG")
         return content.getvalue()
 
-    monkeypatch.setattr("image_processing_ldvc.read_source", read)
+    monkeypatch.setattr("ldvc.model.image_processing_ldvc.read_source", read)
     result = pipe("https://example.org/picture.png", candidate_labels=NAMES, timeout=3.5)
     assert waited == [("https://example.org/picture.png", 3.5)]
     assert_same(result, pipe(PICTURES[0], candidate_labels=NAMES))

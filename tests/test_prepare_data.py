@@ -18,12 +18,13 @@ import yaml
 from datasets import Image, load_dataset
 from scipy.io import savemat
 
-import data_ldvc
-import prepare_data
-from converters_ldvc import find_coco_stuff, find_pascal_context, find_voc2012, voc_colours
-from data_ldvc import check_label_convention, load_split, read_sample
-from prepare_data import convert_sample, main, write_dataset
-from vocabularies import VOCABULARIES
+from ldvc.commands.data import prepare as main
+from ldvc.data import prepare
+from ldvc.data import samples as samples_module
+from ldvc.data.converters import find_coco_stuff, find_pascal_context, find_voc2012, voc_colours
+from ldvc.data.prepare import convert_sample, write_dataset
+from ldvc.data.samples import check_label_convention, load_split, read_sample
+from ldvc.data.vocabularies import VOCABULARIES
 
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +96,7 @@ def expect_error(voc, output, capsys, *parts):
 def expect_refusal(command, output, capsys, *parts):
     """Convert, and check the exit code, the single line of the error, and that no output is left."""
     assert main([*command, "--output", str(output)]) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("prepare_data.py: error:")]
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ldvc prepare:")]
     assert len(errors) == 1
     for part in parts:
         assert part in errors[0]
@@ -225,7 +226,7 @@ def test_counts_other_than_the_official_ones_are_reported(voc, tmp_path, capsys)
 
 
 def test_an_interrupted_run_goes_on_after_the_last_complete_shard(voc, tmp_path, monkeypatch):
-    checked, check = [], prepare_data.convert_sample
+    checked, check = [], prepare.convert_sample
 
     def check_until_killed(sample, conversion):
         if len(checked) == 3:
@@ -233,14 +234,14 @@ def test_an_interrupted_run_goes_on_after_the_last_complete_shard(voc, tmp_path,
         checked.append(sample.image_id)
         return check(sample, conversion)
 
-    monkeypatch.setattr(prepare_data, "convert_sample", check_until_killed)
+    monkeypatch.setattr(prepare, "convert_sample", check_until_killed)
     with pytest.raises(KeyboardInterrupt):
         write_dataset(find_voc2012(voc), tmp_path / "out", images_per_shard=2)
     assert not (tmp_path / "out").exists()
 
     checked.clear()
     monkeypatch.setattr(
-        prepare_data, "convert_sample", lambda *sample: checked.append(sample[0].image_id) or check(*sample)
+        prepare, "convert_sample", lambda *sample: checked.append(sample[0].image_id) or check(*sample)
     )
     write_dataset(find_voc2012(voc), tmp_path / "out", images_per_shard=2)
     assert checked == VAL_IDS
@@ -265,9 +266,9 @@ def test_mending_a_file_costs_the_shard_it_belongs_to_and_no_other(voc, tmp_path
         write_dataset(find_voc2012(voc), tmp_path / "out", images_per_shard=1)
     add_sample(voc, VAL_IDS[1], 4)
     add_sample(voc, TRAIN_IDS[1], 18)
-    checked, check = [], prepare_data.convert_sample
+    checked, check = [], prepare.convert_sample
     monkeypatch.setattr(
-        prepare_data, "convert_sample", lambda *sample: checked.append(sample[0].image_id) or check(*sample)
+        prepare, "convert_sample", lambda *sample: checked.append(sample[0].image_id) or check(*sample)
     )
     write_dataset(find_voc2012(voc), tmp_path / "out", images_per_shard=1)
     assert checked == [TRAIN_IDS[1], VAL_IDS[1]]
@@ -388,7 +389,7 @@ def hub_calls(monkeypatch):
             assert delete_patterns == ["*.parquet"]  # no shard of an upload before stays among the new ones
             calls.append(("upload", repo_id, repo_type, sorted(path.name for path in Path(folder_path).iterdir())))
 
-    monkeypatch.setattr(prepare_data, "HfApi", FakeHub)
+    monkeypatch.setattr(prepare, "HfApi", FakeHub)
     return calls
 
 
@@ -436,7 +437,7 @@ def test_the_card_says_what_is_inside_and_under_which_terms(request, tmp_path, n
     assert metadata["license"] == "other"
     assert [entry["split"] for entry in metadata["configs"][0]["data_files"]] == ["train", "validation"]
     assert "Flickr" in text
-    assert f"python prepare_data.py {name} --source FOLDER --output FOLDER" in text
+    assert f"ldvc prepare {name} --source FOLDER --output FOLDER" in text
     assert ("--reduce_labels" in text) == (name == "voc2012")
     for split, count in {"train": 3, "validation": 2}.items():
         official = {"voc2012": (1_464, 1_449), "coco_stuff": (118_287, 5_000), "pascal_context": (4_998, 5_105)}[name]
@@ -911,7 +912,7 @@ def test_ctrl_c_ends_with_one_line(voc, tmp_path, capsys, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare_data, "convert_sample", stop)
+    monkeypatch.setattr(prepare, "convert_sample", stop)
     assert convert(voc, tmp_path / "out") == 130
     assert "stopped; the same command goes on from here" in capsys.readouterr().err
 
@@ -953,7 +954,7 @@ def test_a_dataset_on_the_hub_is_asked_for_its_convention_too(tmp_path, monkeypa
         asked.append((dataset, name, repo_type, revision))
         return str(tmp_path / name)
 
-    monkeypatch.setattr(data_ldvc, "hf_hub_download", download)
+    monkeypatch.setattr(samples_module, "hf_hub_download", download)
     with pytest.raises(ValueError, match="reduce_labels is True, but the label maps of 'me/cats' were made for False"):
         check_label_convention("me/cats", 2, reduce_labels=True, revision="v1")
     assert asked == [("me/cats", "classes.json", "dataset", "v1")]
@@ -962,16 +963,16 @@ def test_a_dataset_on_the_hub_is_asked_for_its_convention_too(tmp_path, monkeypa
 def test_a_dataset_that_is_a_loading_script_is_refused_with_the_remedy(tmp_path):
     (tmp_path / "coco_stuff").mkdir()
     (tmp_path / "coco_stuff" / "coco_stuff.py").write_text("")
-    with pytest.raises(ValueError, match=r"is a loading script .*prepare_data.py, or name one .* Parquet"):
+    with pytest.raises(ValueError, match=r"is a loading script .*ldvc prepare, or name one .* Parquet"):
         load_split(str(tmp_path / "coco_stuff"), "train")
 
 
 @pytest.mark.slow
 def test_a_mistake_on_the_command_line_exits_with_two_and_no_traceback(tmp_path):
-    command = [sys.executable, str(ROOT / "prepare_data.py"), "voc2012", "--source", "nowhere", "--output", "out"]
+    command = [sys.executable, "-m", "ldvc", "prepare", "voc2012", "--source", "nowhere", "--output", "out"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert run.returncode == 2
-    assert run.stderr.startswith("prepare_data.py: error: 'nowhere' holds no VOCdevkit")
+    assert run.stderr.startswith("ldvc prepare: 'nowhere' holds no VOCdevkit")
     assert len(run.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 

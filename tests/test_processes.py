@@ -13,13 +13,12 @@ import torch
 from accelerate import PartialState
 from accelerate.commands.config.config_args import load_config_from_file
 
-import evaluate_ldvc
-import forgetting
-from loss_ldvc import count_masks
-from modeling_ldvc import LDVCForSemanticSegmentation
-from processes_ldvc import check_joined, process_state
-from recipe_ldvc import read_recipe
-from train import run_recipe
+from ldvc.commands import scoring as commands
+from ldvc.model.loss_ldvc import count_masks
+from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
+from ldvc.processes import check_joined, process_state
+from ldvc.training.recipe import read_recipe
+from ldvc.training.run import run_recipe
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,10 +41,11 @@ def set_up_fsdp(self, *args, fsdp_plugin=None, **kwargs):
         PartialState._shared_state["distributed_type"] = self.distributed_type
 
 AcceleratorState.__init__ = set_up_fsdp
-import train
+from ldvc.commands.training import train
+from ldvc.training import run as training_run
 from torch.distributed.fsdp import FSDPModule
 
-prepare_step = train.prepare_step
+prepare_step = training_run.prepare_step
 
 def prepare_and_look(run, *args):
     step = prepare_step(run, *args)
@@ -53,8 +53,8 @@ def prepare_and_look(run, *args):
     sys.stdout.write("in shards\\n")
     return step
 
-train.prepare_step = prepare_and_look
-sys.exit(train.main())
+training_run.prepare_step = prepare_and_look
+sys.exit(train())
 """
 
 
@@ -96,8 +96,8 @@ def test_the_normaliser_of_the_loss_counts_the_masks_of_all_processes(monkeypatc
 def test_two_processes_score_exactly_as_one(checkpoint, scenes, tmp_path):
     arguments = [str(checkpoint), "--dataset", str(scenes), "--class_names", NAMES, "--unseen_classes", "[sofa]"]
     arguments += [*SIZE, "--num_images", "7"]
-    assert evaluate_ldvc.main([*arguments, "--output", str(tmp_path / "one.json")]) == 0
-    launch(tmp_path, ROOT / "evaluate_ldvc.py", *arguments, "--output", tmp_path / "two.json")
+    assert commands.evaluate([*arguments, "--output", str(tmp_path / "one.json")]) == 0
+    launch(tmp_path, "-m", "ldvc", "evaluate", *arguments, "--output", tmp_path / "two.json")
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert (one["num_processes"], two["num_processes"]) == (1, 2)
     assert one["num_images"] == two["num_images"] == 7
@@ -108,8 +108,8 @@ def test_two_processes_score_exactly_as_one(checkpoint, scenes, tmp_path):
 def test_two_processes_write_the_forgetting_report_of_one(checkpoint, clip_folder, scenes, tmp_path):
     arguments = [str(clip_folder), str(checkpoint), "--training_free_before", "--dataset", str(scenes)]
     arguments += [*SIZE, "--absent_names", "[sky]", "--absent_dataset", str(scenes), "--num_images", "5"]
-    assert forgetting.main([*arguments, "--output", str(tmp_path / "one.json")]) == 0
-    launch(tmp_path, ROOT / "forgetting.py", *arguments, "--output", tmp_path / "two.json")
+    assert commands.forgetting([*arguments, "--output", str(tmp_path / "one.json")]) == 0
+    launch(tmp_path, "-m", "ldvc", "forgetting", *arguments, "--output", tmp_path / "two.json")
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert (one["num_processes"], two["num_processes"]) == (1, 2)
     assert one["sections"] == two["sections"]

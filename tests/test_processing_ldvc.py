@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
-from image_processing_ldvc import LDVCImageProcessor, to_rgb
-from modeling_ldvc import LDVCSemanticSegmenterOutput
-from processing_ldvc import LDVCProcessor
+from ldvc.model.image_processing_ldvc import LDVCImageProcessor, to_rgb
+from ldvc.model.modeling_ldvc import LDVCSemanticSegmenterOutput
+from ldvc.model.processing_ldvc import LDVCProcessor
 
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline_ldvc import ZeroShotImageSegmentationPipeline
-from processing_ldvc import LDVCProcessor, name_key
+from ldvc.model.pipeline_ldvc import ZeroShotImageSegmentationPipeline
+from ldvc.model.processing_ldvc import LDVCProcessor, name_key
 
 
 CLOSE = {"atol": 1e-4, "rtol": 0}  # the promise

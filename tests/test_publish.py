@@ -16,9 +16,10 @@ from huggingface_hub import ModelCard
 from result_files import NAMES, make_recipe, make_result, write
 from safetensors.torch import load_file
 
-import publish
-from publish import PublishError, build_folder
-from recipe_ldvc import read_recipe
+from ldvc.commands import experiments as commands
+from ldvc.experiments import publish
+from ldvc.experiments.publish import PublishError, build_folder
+from ldvc.training.recipe import read_recipe
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -219,7 +220,7 @@ def test_a_checkpoint_without_a_weight_is_refused_and_nothing_is_left(checkpoint
     weights = load_file(checkpoint / "model.safetensors")
     weights.pop(next(name for name in weights if name.startswith("decoder")))
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    assert publish.main([str(checkpoint), "--output", str(tmp_path / "hub")]) == 2
+    assert commands.publish([str(checkpoint), "--output", str(tmp_path / "hub")]) == 2
     assert "lacks weights" in capsys.readouterr().err
     assert not list(tmp_path.glob("hub*"))
 
@@ -275,7 +276,7 @@ def test_results_of_an_evaluation_are_refused(checkpoint, tmp_path):
 
 def test_a_result_that_lacks_a_field_is_refused(checkpoint, tmp_path, capsys):
     write(checkpoint / "results.json", {"scores": {}})
-    assert publish.main([str(checkpoint), "--output", str(tmp_path / "hub")]) == 2
+    assert commands.publish([str(checkpoint), "--output", str(tmp_path / "hub")]) == 2
     assert "results.json: lacks field 'num_images'" in capsys.readouterr().err
 
 
@@ -287,7 +288,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 def test_nothing_is_written_over_unless_it_was_built_here(checkpoint, published, tmp_path):
     with pytest.raises(PublishError, match="is there already; choose another folder, or replace it with --overwrite"):
         build_folder(checkpoint, published)
-    with pytest.raises(PublishError, match=r"run was not built by publish\.py \(it has no files\.json\)"):
+    with pytest.raises(PublishError, match=r"run was not built by ldvc publish \(it has no files\.json\)"):
         build_folder(checkpoint, checkpoint, overwrite=True)
     (published / "README.md").write_text("old")
     build_folder(checkpoint, published, overwrite=True)
@@ -318,7 +319,7 @@ def test_pushing_creates_the_repository_and_uploads_the_folder(checkpoint, tmp_p
     )
     monkeypatch.setattr(publish, "HfApi", lambda: hub)
     output = tmp_path / "hub"
-    assert publish.main([str(checkpoint), "--output", str(output), "--push_to_hub", "me/ldvc", "--private"]) == 0
+    assert commands.publish([str(checkpoint), "--output", str(output), "--push_to_hub", "me/ldvc", "--private"]) == 0
     assert calls[0] == ("create", ("me/ldvc",), {"private": True, "exist_ok": True})
     assert (calls[1][1]["repo_id"], calls[1][1]["folder_path"]) == ("me/ldvc", output)
     assert "*.py" in calls[1][1]["delete_patterns"]  # no code of an upload before stays beside the hashes
@@ -327,4 +328,4 @@ def test_pushing_creates_the_repository_and_uploads_the_folder(checkpoint, tmp_p
 
 def test_nothing_is_pushed_unasked(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "HfApi", lambda: pytest.fail("the Hub was called"))
-    assert publish.main([str(checkpoint), "--output", str(tmp_path / "hub")]) == 0
+    assert commands.publish([str(checkpoint), "--output", str(tmp_path / "hub")]) == 0

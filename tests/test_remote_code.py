@@ -1,6 +1,7 @@
 """A saved folder works in a process that cannot import LDVC, and what is shipped there imports nothing else."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from PIL import Image
 
 
 ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "ldvc" / "model"
 SHIPPED = (
     "configuration_ldvc",
     "modeling_ldvc",
@@ -177,7 +179,7 @@ def test_clip_is_frozen_in_the_fresh_process(fresh_process):
 def test_a_model_saved_there_again_keeps_its_code_and_its_new_names(fresh_process, model, tiny_processor, image):
     found, again = fresh_process
     for name in SHIPPED:
-        assert (again / f"{name}.py").read_text() == (ROOT / f"{name}.py").read_text(), name
+        assert (again / f"{name}.py").read_text() == (MODEL / f"{name}.py").read_text(), name
     inputs = tiny_processor(images=image, class_names=["dog", "sky"], return_tensors="pt")
     torch.testing.assert_close(torch.tensor(found["again"]), model(**inputs).logits, atol=1e-5, rtol=1e-5)
     assert found["again processor"] == "LDVCProcessor"
@@ -233,7 +235,7 @@ def test_every_auto_map_entry_names_a_class_in_a_shipped_file(published):
 def imported_modules(name):
     """Top-level names that a shipped file imports, and the local ones that it imports relatively."""
     absolute, relative = set(), set()
-    for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text())):
+    for node in ast.walk(ast.parse((MODEL / f"{name}.py").read_text())):
         if isinstance(node, ast.Import):
             absolute |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level:
@@ -251,16 +253,23 @@ def test_a_shipped_file_imports_only_what_a_checkpoint_needs(name):
     absolute, relative = imported_modules(name)
     assert absolute - set(sys.stdlib_module_names) - ALLOWED - set(SHIPPED) == set()
     assert relative <= set(SHIPPED)
-    assert absolute & set(SHIPPED) == relative, "the fallback imports the same files"
+    assert absolute & set(SHIPPED) == set(), "siblings are imported by one dot, so that they are never loaded twice"
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_no_line_of_text_looks_like_a_relative_import_to_the_loader(name):
     """The loader searches text, docstrings included, with this pattern."""
-    found = re.findall(r"^\s*from\s+\.(\S+)\s+import", (ROOT / f"{name}.py").read_text(), flags=re.MULTILINE)
+    found = re.findall(r"^\s*from\s+\.(\S+)\s+import", (MODEL / f"{name}.py").read_text(), flags=re.MULTILINE)
     assert set(found) == imported_modules(name)[1]
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_file_is_registered_for_installation(name):
-    assert f'"{name}"' in (ROOT / "pyproject.toml").read_text()
+def test_the_folder_of_the_model_holds_what_ships_and_nothing_else():
+    assert {path.stem for path in MODEL.glob("*.py")} == {"__init__", *SHIPPED}
+
+
+@pytest.mark.parametrize("door", ["configuration_ldvc", "modeling_ldvc", "processing_ldvc"])
+def test_a_door_opens_on_the_very_classes_of_the_model(door):
+    opened, home = importlib.import_module(door), importlib.import_module(f"ldvc.model.{door}")
+    assert opened.__all__ == home.__all__
+    for name in home.__all__:
+        assert getattr(opened, name) is getattr(home, name)

@@ -11,12 +11,12 @@ import yaml
 from PIL import Image
 from result_files import NAMES, make_recipe, make_result, make_table, write
 
-import ablations_ldvc
-import cards_ldvc
-import report
-from ablations_ldvc import collect, read_list
-from cards_ldvc import CardError, check_card, make_card, read_cards, read_words, render_card
-from ledger_ldvc import (
+from ldvc.commands import experiments as commands
+from ldvc.experiments import ablations, report
+from ldvc.experiments import cards as cards_module
+from ldvc.experiments.ablations import collect, read_list
+from ldvc.experiments.cards import CardError, check_card, make_card, read_cards, read_words, render_card
+from ldvc.experiments.ledger import (
     SETTINGS,
     LedgerError,
     PublishedError,
@@ -162,7 +162,7 @@ def world(tmp_path, monkeypatch):
     }
     path = tmp_path / "list.yaml"
     path.write_text(yaml.safe_dump(content))
-    monkeypatch.setattr(ablations_ldvc, "ROOT", tmp_path)
+    monkeypatch.setattr(ablations, "ROOT", tmp_path)
     monkeypatch.setattr(report, "ABLATIONS", path)
     return read_list(path)
 
@@ -269,7 +269,7 @@ def test_the_figure_draws_a_line_and_a_band_for_each_decoder(world, tmp_path, mo
     for seed in (0, 1):
         fill(world, "ldvc", seed, 0.5, 0.3, curve=rise)
         fill(world, "class_query", seed, 0.5, 0.3, curve=fall)
-    assert report.decoder_swap() == "Not drawn yet: `python report.py --figures`."
+    assert report.decoder_swap() == "Not drawn yet: `ldvc report --figures`."
     rows = report.swap_rows(world, collect(world))
     assert [row.name for row, _ in rows] == ["ldvc", "class_query"]
     report.FIGURE.parent.mkdir()
@@ -284,7 +284,7 @@ def test_the_figure_draws_a_line_and_a_band_for_each_decoder(world, tmp_path, mo
 def test_figures_without_a_curve_are_left_out_and_documents_written(world, monkeypatch, capsys):
     monkeypatch.setattr(report, "documents", dict)
     monkeypatch.setattr(report.plot, "draw_scaling", lambda path: False)
-    assert report.main(["--figures"]) == 0
+    assert commands.report(["--figures"]) == 0
     told = capsys.readouterr().err
     assert "no figure: no row of the list has a curve" in told
     assert "no figure of scaling laws: run `python -m benchmarks scaling`." in told
@@ -327,14 +327,14 @@ def test_no_document_states_a_score_outside_a_rendered_table():
 
 def test_the_check_fails_for_a_score_in_prose(monkeypatch, capsys):
     monkeypatch.setattr(report, "documents", lambda: {ROOT / "README.md": "an hIoU of 99.9"})
-    assert report.main(["--check"]) == 1
+    assert commands.report(["--check"]) == 1
     assert "README.md: an hIoU of 99.9" in capsys.readouterr().err
 
 
 def test_a_result_that_cannot_be_used_ends_the_report_with_one_line(world, capsys):
     write(world.results_folder / "ldvc_seed0.json", {"scores": {}})
-    assert report.main(["--check"]) == 2
-    assert re.fullmatch(r"report: .*ldvc_seed0\.json: lacks field 'num_images'.*\n", capsys.readouterr().err)
+    assert commands.report(["--check"]) == 2
+    assert re.fullmatch(r"ldvc report: .*ldvc_seed0\.json: lacks field 'num_images'.*\n", capsys.readouterr().err)
 
 
 # ---- published figures
@@ -363,7 +363,7 @@ def test_a_printed_harmonic_mean_that_does_not_follow_is_flagged():
 
 
 def published_table_cell(scores):
-    from ledger_ldvc import format_scores
+    from ldvc.experiments.ledger import format_scores
 
     return format_scores(scores)
 
@@ -431,7 +431,7 @@ def test_every_card_is_what_its_recipe_renders_and_the_hub_can_read_it():
     assert {path.stem for path in (ROOT / "model_cards").glob("*.md")} - {"template"} == {card.name for card in cards}
     for card in cards:
         text = report.render(render_card(card))
-        assert (ROOT / "model_cards" / f"{card.name}.md").read_text() == text, f"{card.name}: run `python report.py`"
+        assert (ROOT / "model_cards" / f"{card.name}.md").read_text() == text, f"{card.name}: run `ldvc report`"
         data = check_card(text)
         assert (data.library_name, data.pipeline_tag) == ("transformers", "image-segmentation")
 
@@ -552,6 +552,6 @@ def test_a_list_of_cards_with_a_mistake_is_refused(tmp_path):
 def test_a_checkpoint_without_its_audit_has_no_card(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards")
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    monkeypatch.setattr(cards_ldvc, "ROOT", tmp_path)
+    monkeypatch.setattr(cards_module, "ROOT", tmp_path)
     with pytest.raises(CardError, match=r"protocol\.json: cannot be read"):
         read_cards()

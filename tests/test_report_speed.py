@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-import report
 from benchmarks import gpu, onnx, plot, scaling, tables
 from benchmarks.__main__ import FIGURES, RESULTS, load_figure, run_figure
 from benchmarks.timing import Settings
+from ldvc.experiments import report
 
 
 QUICK = Settings(quick=True, repeats=2)

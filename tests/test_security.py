@@ -29,27 +29,27 @@ from PIL import Image
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-import data_ldvc
-import demo_ldvc
-import session_ldvc
-import train
-from cli_ldvc import app
-from coco_ldvc import COCO_JOURNAL
-from converters_ldvc import find_voc2012
-from files_ldvc import find_pictures, open_picture
-from formats_ldvc import Format, OutputFolder, describe_names, is_whole
-from image_processing_ldvc import LDVCImageProcessor
-from loading_ldvc import load_checkpoint
-from modeling_ldvc import LDVCForSemanticSegmentation
-from recipe_ldvc import RecipeError, read_recipe
-from vocabulary_ldvc import LDVCVocabulary
+from ldvc.app import page as page_module
+from ldvc.app import session
+from ldvc.app.cli import app
+from ldvc.commands.training import train
+from ldvc.data import samples
+from ldvc.data.converters import find_voc2012
+from ldvc.loading import load_checkpoint
+from ldvc.masks.coco import COCO_JOURNAL
+from ldvc.masks.files import find_pictures, open_picture
+from ldvc.masks.formats import Format, OutputFolder, describe_names, is_whole
+from ldvc.model.image_processing_ldvc import LDVCImageProcessor
+from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
+from ldvc.model.vocabulary_ldvc import LDVCVocabulary
+from ldvc.training.recipe import RecipeError, read_recipe
 
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
     path
-    for part in (".", "metrics/zero_shot_miou", "picturebook", "benchmarks")
-    for path in (ROOT / part).glob("*.py")
+    for pattern in ("*.py", "ldvc/**/*.py", "metrics/zero_shot_miou/*.py", "picturebook/*.py", "benchmarks/*.py")
+    for path in ROOT.glob(pattern)
 )
 
 
@@ -60,10 +60,12 @@ RUNS_TEXT = {"eval", "exec", "compile", "__import__"}
 RUNS_COMMANDS = {"system", "popen", "execv", "execve", "execvp", "execl", "spawnl", "spawnv"}
 # (file, what) -> why it is harmless. An entry that is no longer needed fails the test, too.
 ALLOWED = {
-    ("doctor_ldvc.py", "import_module of a variable"): "names of packages from its own table",
-    ("provenance_ldvc.py", "subprocess"): "git with fixed words, for the commit in a result",
-    ("experiments.py", "subprocess"): "train.py and report.py as a list, without a shell",
-    ("files_ldvc.py", "MAX_IMAGE_PIXELS"): "for one picture at a time, and back; tested below",
+    ("ldvc/app/doctor.py", "import_module of a variable"): "names of packages from its own table",
+    ("ldvc/data/provenance.py", "subprocess"): "git with fixed words, for the commit in a result",
+    ("ldvc/experiments/run.py", "subprocess"): "train.py and ldvc report as a list, without a shell",
+    ("ldvc/masks/files.py", "MAX_IMAGE_PIXELS"): "for one picture at a time, and back; tested below",
+    ("ldvc/__init__.py", "import_module of a variable"): "homes of its own public names",
+    ("ldvc/__main__.py", "import_module of a variable"): "modules of its own subcommands",
     ("benchmarks/__main__.py", "import_module of a variable"): "names of its own benchmarks",
     ("benchmarks/startup.py", "subprocess"): "this interpreter with fixed lines, to time a fresh start",
 }
@@ -262,7 +264,7 @@ def state(tmp_path_factory):
         if not kept:
             AcceleratorState._reset_state(reset_partial_state=True)
             kept.append(tmp_path_factory.mktemp("state") / "run")
-            assert train.main([*train_arguments, "--max_steps", "2", "--output_dir", str(kept[0])]) == 0
+            assert train([*train_arguments, "--max_steps", "2", "--output_dir", str(kept[0])]) == 0
         AcceleratorState._reset_state(reset_partial_state=True)
         return shutil.copytree(kept[0], folder / "run") / "states" / "step_0000002"
 
@@ -270,7 +272,7 @@ def state(tmp_path_factory):
 
 
 def resume(train_arguments):
-    return train.main([*train_arguments, "--max_steps", "2", "--resume_from_checkpoint", "latest"])
+    return train([*train_arguments, "--max_steps", "2", "--resume_from_checkpoint", "latest"])
 
 
 STATE_FILES = ["model.safetensors", "optimizer.bin", "random_states_0.pkl"]
@@ -341,13 +343,13 @@ class Rows(list):
 
 READERS = {
     "command line": lambda path: open_picture(path),
-    "page": lambda path: session_ldvc.read_picture(path),
+    "page": lambda path: session.read_picture(path),
     "processor": lambda path: LDVCImageProcessor()(path, return_tensors="pt"),
     "label map": lambda path: LDVCImageProcessor()(
         Image.new("RGB", (8, 8)), segmentation_maps=path, return_tensors="pt"
     ),
     "pipeline": lambda path: LDVCImageProcessor().load_rgb(path),
-    "data": lambda path: data_ldvc.read_sample(Rows([path.read_bytes()]), 0),
+    "data": lambda path: samples.read_sample(Rows([path.read_bytes()]), 0),
 }
 
 
@@ -453,8 +455,8 @@ def test_a_list_of_images_does_not_lead_out_of_its_source(tmp_path, image_id):
 
 @pytest.mark.slow
 def test_the_zip_of_the_page_has_flat_names_whatever_the_classes_are_called(tmp_path):
-    segmenter = session_ldvc.Segmenter()
-    visit = session_ldvc.Visit(segmenter.encode(session_ldvc.EXAMPLE_PICTURE))
+    segmenter = session.Segmenter()
+    visit = session.Visit(segmenter.encode(session.EXAMPLE_PICTURE))
     answer = segmenter.segment(visit, "../../etc/passwd, /tmp/x, C:\\x, ~", 0.5)
     segmenter.write_masks(answer, tmp_path / "masks.zip")
     with zipfile.ZipFile(tmp_path / "masks.zip") as archive:
@@ -463,7 +465,7 @@ def test_the_zip_of_the_page_has_flat_names_whatever_the_classes_are_called(tmp_
 
 @pytest.fixture(scope="module")
 def page():
-    return demo_ldvc.Page(session_ldvc.Segmenter())
+    return page_module.Page(session.Segmenter())
 
 
 @pytest.mark.slow

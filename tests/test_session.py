@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-import session_ldvc
-from pictures_ldvc import class_colors
-from session_ldvc import Segmenter, Visit, make_preview, read_picture, split_labels
+from ldvc.app import session
+from ldvc.app.session import Segmenter, Visit, make_preview, read_picture, split_labels
+from ldvc.masks.drawing import class_colors
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_a_decoder_that_fails_in_its_own_way_is_a_mistake_in_the_file(tmp_path, 
         raise RuntimeError("broken chunk")
 
     images[0].save(tmp_path / "upload.png")
-    monkeypatch.setattr(session_ldvc, "to_rgb", fail)
+    monkeypatch.setattr(session, "to_rgb", fail)
     with pytest.raises(ValueError, match=r"cannot be decoded \(broken chunk\); save it again"):
         read_picture(tmp_path / "upload.png")
 
@@ -179,7 +179,7 @@ def test_new_names_and_thresholds_never_run_the_vision_tower_again(segmenter, vi
 
 
 def test_a_new_threshold_does_not_run_the_text_tower_again(segmenter, visit, monkeypatch):
-    monkeypatch.setattr(session_ldvc, "encode_classes", None)
+    monkeypatch.setattr(session, "encode_classes", None)
     assert segmenter.segment(visit, "cat, dog, grass", 0.9).class_embeds is visit.answer.class_embeds
 
 

@@ -15,11 +15,15 @@ import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-import evaluate_ldvc
-from data_ldvc import TrainingCollator
-from evaluate_ldvc import load_checkpoint
-from loss_ldvc import count_present
-from protocol_ldvc import (
+from ldvc.commands import scoring as commands
+from ldvc.commands.training import train as main
+from ldvc.data.pseudo_labels import WITHHELD, pseudo_labels, withhold_labels
+from ldvc.data.samples import TrainingCollator
+from ldvc.data.vocabularies import Vocabulary
+from ldvc.model.loss_ldvc import count_present
+from ldvc.scoring import evaluate as evaluate_module
+from ldvc.scoring.evaluate import load_checkpoint
+from ldvc.scoring.protocol import (
     ProtocolAudit,
     names_given_to_the_loss,
     names_trained_with_masks,
@@ -28,12 +32,10 @@ from protocol_ldvc import (
     shared_names,
     trained_weights_fingerprint,
 )
-from pseudo_labels_ldvc import WITHHELD, pseudo_labels, withhold_labels
-from recipe_ldvc import RecipeError, read_recipe
-from signatures_ldvc import LOW_MIOU
-from start_ldvc import describe_start
-from train import main, run_recipe
-from vocabularies import Vocabulary
+from ldvc.scoring.signatures import LOW_MIOU
+from ldvc.training.recipe import RecipeError, read_recipe
+from ldvc.training.run import run_recipe
+from ldvc.training.start import describe_start
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -256,14 +258,14 @@ def test_a_transductive_run_trains_in_bf16(train_arguments, finished):
 
 @pytest.mark.slow
 def test_the_audit_stops_self_training_whose_data_side_leaks(train_arguments, tmp_path, monkeypatch, finished):
-    import data_ldvc
+    from ldvc.data import samples
 
     start = str(finished())
 
     def leak(label_map, seen_class_ids, pseudo_region, ignore_index):
         return label_map  # every mask
 
-    monkeypatch.setattr(data_ldvc, "withhold_labels", leak)
+    monkeypatch.setattr(samples, "withhold_labels", leak)
     with pytest.raises(RuntimeError, match=r"reached the loss of the transductive run.*protocol\.json"):
         run(train_arguments, "--setting", "transductive", "--max_steps", "1", "--start_from", start)
     protocol = protocol_of(tmp_path / "run")
@@ -342,7 +344,7 @@ def finished(tmp_path_factory, scenes, clip_folder):
             }
             (folder / "r.yaml").write_text(yaml.safe_dump(recipe))
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("train.save_curves", lambda records, path: None)
+                patch.setattr("ldvc.training.run.save_curves", lambda records, path: None)
                 run_recipe(read_recipe([str(folder / "r.yaml"), "--output_dir", str(folder / "run"), *overrides]))
             made[overrides] = folder / "run"
         return made[overrides]
@@ -547,7 +549,7 @@ def test_the_recipes_of_every_setting_run(setting, train_arguments, tmp_path):
 def evaluate(checkpoint, scenes, *options, names=VOCABULARY.class_names, unseen=("sofa",), num_images="2"):
     arguments = [str(checkpoint), "--dataset", str(scenes), "--short_side", "32", "--window", "0", *options]
     arguments += ["--class_names", ", ".join(names), "--unseen_classes", ", ".join(unseen), "--num_images", num_images]
-    return evaluate_ldvc.main(arguments)
+    return commands.evaluate(arguments)
 
 
 @pytest.mark.slow
@@ -686,9 +688,9 @@ def test_a_run_in_bf16_writes_the_scores_that_its_checkpoint_gets(train_argument
 
     def score(model, *arguments, **options):
         has_autocast.append("forward" in vars(model))  # which Accelerate puts before the class's own
-        return evaluate_ldvc.evaluate_model(model, *arguments, **options)
+        return evaluate_module.evaluate_model(model, *arguments, **options)
 
-    monkeypatch.setattr("train.evaluate_model", score)
+    monkeypatch.setattr("ldvc.training.run.evaluate_model", score)
     result = run(train_arguments, "--mixed_precision", "bf16", "--eval_split", "validation", "--eval_every", "3")
     assert has_autocast == [True, False]
     assert evaluate(tmp_path / "run", scenes, "--output", str(tmp_path / "r.json")) == 0

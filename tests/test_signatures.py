@@ -2,7 +2,7 @@
 
 import pytest
 
-from signatures_ldvc import FRAGMENTS_PER_REFERENCE, LOW_MIOU, SEEN_RISE, UNSEEN_FALL, find_signatures
+from ldvc.scoring.signatures import FRAGMENTS_PER_REFERENCE, LOW_MIOU, SEEN_RISE, UNSEEN_FALL, find_signatures
 
 
 def scores_of(seen, unseen, fragments=None):

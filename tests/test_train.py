@@ -17,15 +17,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
-from data_ldvc import dataset_fingerprint
-from evaluate_ldvc import load_checkpoint
-from modeling_ldvc import LDVCForSemanticSegmentation
-from optimisation_ldvc import learning_rate_at
-from pictures_ldvc import save_curves
-from processing_ldvc import LDVCProcessor
-from recipe_ldvc import Recipe, RecipeError, read_recipe
-from run_state_ldvc import Progress, find_state
-from train import load_data, main, run_recipe
+from ldvc.commands.training import train as main
+from ldvc.data.samples import dataset_fingerprint
+from ldvc.masks.drawing import save_curves
+from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
+from ldvc.model.processing_ldvc import LDVCProcessor
+from ldvc.scoring.evaluate import load_checkpoint
+from ldvc.training.optimisation import learning_rate_at
+from ldvc.training.recipe import Recipe, RecipeError, read_recipe
+from ldvc.training.run import load_data, run_recipe
+from ldvc.training.state import Progress, find_state
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +48,7 @@ def log_of(folder):
 
 
 def test_a_run_writes_everything_that_describes_it(train_arguments, tmp_path, monkeypatch):
-    monkeypatch.setattr("train.save_curves", save_curves)  # which the fixture takes out
+    monkeypatch.setattr("ldvc.training.run.save_curves", save_curves)  # which the fixture takes out
     result = run(train_arguments, "--num_pictures", "2")
     folder = tmp_path / "run"
     for name in ("model.safetensors", "config.json", "recipe.yaml", "protocol.json", "results.json", "log.jsonl"):
@@ -109,15 +110,15 @@ def test_no_pixel_of_an_unseen_class_reaches_an_inductive_loss(finished_run):
 
 @pytest.mark.slow
 def test_the_audit_stops_a_run_whose_data_breaks_the_protocol(train_arguments, tmp_path, monkeypatch):
-    import data_ldvc
+    from ldvc.data import samples
 
-    everything = data_ldvc.training_targets
+    everything = samples.training_targets
 
     def leak(label_map, seen_class_ids, num_classes, ignore_index=255):
         targets = everything(label_map, seen_class_ids, num_classes, ignore_index)
         return np.where(label_map == NAMES.index("sofa"), 0, targets)  # told as "cat"
 
-    monkeypatch.setattr(data_ldvc, "training_targets", leak)
+    monkeypatch.setattr(samples, "training_targets", leak)
     with pytest.raises(RuntimeError, match=r"unseen classes reached the loss of the inductive run.*protocol\.json"):
         run(train_arguments)
     protocol = json.loads((tmp_path / "run" / "protocol.json").read_text())
@@ -297,7 +298,7 @@ def test_pushing_to_the_hub_takes_the_audit_along(train_arguments, tmp_path, mon
     for kind in (LDVCForSemanticSegmentation, LDVCProcessor):
         monkeypatch.setattr(kind, "push_to_hub", lambda self, repo: pushed.append((type(self).__name__, repo)))
     monkeypatch.setattr(
-        "train.upload_file", lambda **options: pushed.append((options["path_in_repo"], options["repo_id"]))
+        "ldvc.training.run.upload_file", lambda **options: pushed.append((options["path_in_repo"], options["repo_id"]))
     )
     run(train_arguments, "--max_steps", "1", "--push_to_hub", "true", "--hub_model_id", "me/mine")
     assert pushed == [(name, "me/mine") for name in ("LDVCForSemanticSegmentation", "LDVCProcessor", "protocol.json")]
@@ -420,16 +421,16 @@ def test_the_recipe_that_a_run_writes_can_be_given_back(tmp_path):
 
 @pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_state(train_arguments, tmp_path, monkeypatch):
-    import train
+    from ldvc.training import run as training_run
 
-    healthy, calls = train.segmentation_loss, []
+    healthy, calls = training_run.segmentation_loss, []
 
     def break_down(*args, **kwargs):
         calls.append(1)
         loss, terms = healthy(*args, **kwargs)
         return (loss * float("nan"), terms) if len(calls) == 4 else (loss, terms)
 
-    monkeypatch.setattr(train, "segmentation_loss", break_down)
+    monkeypatch.setattr(training_run, "segmentation_loss", break_down)
     with pytest.raises(FloatingPointError, match="the loss is nan at step 4"):
         run(train_arguments)
     assert [path.name for path in (tmp_path / "run" / "states").iterdir()] == ["step_0000002"]

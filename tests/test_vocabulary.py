@@ -7,7 +7,8 @@ import importlib.util
 import inspect
 import json
 import pickle
-import sys
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +17,9 @@ from safetensors.torch import load_file, save
 from torch import nn
 from transformers import pipeline
 
-from modeling_ldvc import LDVCForSemanticSegmentation
-from processing_ldvc import LDVCProcessor
-from vocabulary_ldvc import LDVCVocabulary, text_fingerprint
+from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
+from ldvc.model.processing_ldvc import LDVCProcessor
+from ldvc.model.vocabulary_ldvc import LDVCVocabulary, text_fingerprint
 
 
 NAMES = ["cat", "dog", "grass", "zebra crossing"]
@@ -377,13 +378,12 @@ def test_a_folder_stands_for_its_vocabulary(tiny_model, folder, pixel_values, ti
 
 
 def test_a_vocabulary_from_another_copy_of_the_code_is_taken(
-    tiny_model, folder, tiny_processor, pixel_values, monkeypatch
+    tiny_model, folder, tiny_processor, tmp_path, monkeypatch
 ):
     """Such as the installed package's beside a model that was loaded as remote code."""
-    spec = importlib.util.spec_from_file_location("another_copy", inspect.getfile(LDVCVocabulary))
-    other = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "another_copy", other)
-    spec.loader.exec_module(other)
+    shutil.copytree(Path(inspect.getfile(LDVCVocabulary)).parent, tmp_path / "another_copy")
+    monkeypatch.syspath_prepend(tmp_path)
+    other = importlib.import_module("another_copy.vocabulary_ldvc")
     assert other.LDVCVocabulary is not LDVCVocabulary
     tiny_model.set_vocabulary(other.LDVCVocabulary.load(folder), tiny_processor)
     assert tiny_model.config.id2label == dict(enumerate(NAMES))

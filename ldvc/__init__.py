@@ -1,0 +1,50 @@
+# Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
+"""LDVC's public names. Importing this package registers Auto classes and pipeline: no remote code is needed.
+
+Only where the command starts (`ldvc`, `python -m ldvc`), names are imported when they are asked for: libraries take
+seconds, and `ldvc --help` needs none.
+"""
+
+import importlib
+import sys
+from pathlib import PurePath
+from typing import Any
+
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "InferenceSettings": "inference_ldvc",
+    "LDVCConfig": "configuration_ldvc",
+    "LDVCForSemanticSegmentation": "modeling_ldvc",
+    "LDVCImageFeatures": "modeling_ldvc",
+    "LDVCImageProcessor": "image_processing_ldvc",
+    "LDVCProcessor": "processing_ldvc",
+    "LDVCSemanticSegmenterOutput": "modeling_ldvc",
+    "LDVCVocabulary": "vocabulary_ldvc",
+    "Segmentation": "inference_ldvc",
+    "ZeroShotImageSegmentationPipeline": "pipeline_ldvc",
+    "segment": "inference_ldvc",
+    "segmentation_loss": "loss_ldvc",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's module.
+
+    Raises:
+        AttributeError: If it is no public name.
+    """
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ldvc' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"ldvc.model.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+# While Python looks for the module of `python -m`, sys.argv[0] is "-m".
+if sys.argv[0] != "-m" and PurePath(sys.argv[0]).stem != "ldvc":
+    globals().update({name: __getattr__(name) for name in __all__})

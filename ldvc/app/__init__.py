@@ -1,0 +1,1 @@
+"""What people use: the command `ldvc` and the page."""

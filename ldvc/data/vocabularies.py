@@ -1,0 +1,171 @@
+"""Class lists, seen / unseen splits, settings and prompt templates of the zero-shot segmentation benchmarks.
+
+The one place for all of them. The position of a name is its class id, and the names go into prompts as they stand
+("pottedplant", "wall-concrete"): the published text features were made from these strings, in this order.
+"""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+
+__all__ = [
+    "PROMPT_TEMPLATES",
+    "SEEN_SCORE_OFFSETS",
+    "SETTINGS",
+    "VOCABULARIES",
+    "Vocabulary",
+    "get_vocabulary",
+    "register_vocabulary",
+]
+
+# What may be said about scores, and what is subtracted from the probability of seen classes in the tables.
+SETTINGS = ("inductive", "transductive", "fully_supervised", "cross_dataset")
+SEEN_SCORE_OFFSETS = (0.0, 0.1)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The classes of a dataset and the ones held out of training with masks.
+
+    Attributes:
+        name: Short name, as written in recipes.
+        class_names: Class names; the position of a name is its class id.
+        unseen_names: Names whose masks never reach an inductive loss, in any order; empty when all are seen.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    unseen_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the lists against each other.
+
+        Raises:
+            ValueError: If there are no classes, a name occurs twice, or an unseen name is not a class.
+        """
+        if not self.class_names:
+            raise ValueError(f"Vocabulary '{self.name}' has no class_names: give at least one.")
+        for field in ("class_names", "unseen_names"):
+            names = getattr(self, field)
+            duplicates = sorted({name for name in names if names.count(name) > 1})
+            if duplicates:
+                raise ValueError(f"Vocabulary '{self.name}': {field} repeats {duplicates}; name each class once.")
+        for name in self.unseen_names:
+            if name not in self.class_names:
+                remedy = _suggest(name, self.class_names)
+                raise ValueError(f"Vocabulary '{self.name}': unseen name '{name}' is not in class_names{remedy}")
+
+    @property
+    def unseen_class_ids(self) -> tuple[int, ...]:
+        """Ids of the unseen classes, ascending."""
+        return tuple(i for i, name in enumerate(self.class_names) if name in self.unseen_names)
+
+    @property
+    def seen_class_ids(self) -> tuple[int, ...]:
+        """Ids of the seen classes, ascending; the rank in this list is the channel of an inductive loss."""
+        return tuple(i for i, name in enumerate(self.class_names) if name not in self.unseen_names)
+
+
+def get_vocabulary(name: str) -> Vocabulary:
+    """Look a vocabulary up by name.
+
+    Those of drawn worlds (see ldvc/data/worlds.py) are known once their package is imported.
+
+    Raises:
+        ValueError: If there is none of this name; the message names the nearest.
+    """
+    known = VOCABULARIES | _OF_WORLDS
+    if name not in known:
+        raise ValueError(f"No vocabulary is called '{name}'{_suggest(name, tuple(known))}")
+    return known[name]
+
+
+def register_vocabulary(vocabulary: Vocabulary) -> None:
+    """Make the vocabulary of a drawn world known by its name."""
+    _OF_WORLDS[vocabulary.name] = vocabulary
+
+
+def _suggest(name: str, known: tuple[str, ...]) -> str:
+    """End an error message: the nearest known name, or all of them when none is near."""
+    nearest = get_close_matches(name, known, n=1)
+    return f"; did you mean '{nearest[0]}'?" if nearest else f"; choose from {', '.join(known)}."
+
+
+def _split(names: str) -> tuple[str, ...]:
+    return tuple(" ".join(name.split()) for name in names.split(","))
+
+
+_VOC2012 = Vocabulary(
+    name="voc2012",
+    class_names=_split("""
+    aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse, motorbike, person,
+    pottedplant, sheep, sofa, train, tvmonitor
+    """),
+    unseen_names=_split("pottedplant, sheep, sofa, train, tvmonitor"),
+)
+
+_COCO_STUFF = Vocabulary(
+    name="coco_stuff",
+    class_names=_split("""
+    person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
+    parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella,
+    handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard,
+    surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange,
+    broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv,
+    laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase,
+    scissors, teddy bear, hair drier, toothbrush, banner, blanket, branch, bridge, building-other, bush, cabinet,
+    cage, cardboard, carpet, ceiling-other, ceiling-tile, cloth, clothes, clouds, counter, cupboard, curtain,
+    desk-stuff, dirt, door-stuff, fence, floor-marble, floor-other, floor-stone, floor-tile, floor-wood, flower,
+    fog, food-other, fruit, furniture-other, grass, gravel, ground-other, hill, house, leaves, light, mat, metal,
+    mirror-stuff, moss, mountain, mud, napkin, net, paper, pavement, pillow, plant-other, plastic, platform,
+    playingfield, railing, railroad, river, road, rock, roof, rug, salad, sand, sea, shelf, sky-other, skyscraper,
+    snow, solid-other, stairs, stone, straw, structural-other, table, tent, textile-other, towel, tree, vegetable,
+    wall-brick, wall-concrete, wall-other, wall-panel, wall-stone, wall-tile, wall-wood, water-other, waterdrops,
+    window-blind, window-other, wood
+    """),
+    unseen_names=_split("""
+    cow, giraffe, suitcase, frisbee, skateboard, carrot, scissors, cardboard, clouds, grass, playingfield, river,
+    road, tree, wall-concrete
+    """),
+)
+
+# 59 classes, alphabetical, without background. Held-out lists given as numbers elsewhere may count in another order.
+_PASCAL_CONTEXT = Vocabulary(
+    name="pascal_context",
+    class_names=_split("""
+    aeroplane, bag, bed, bedclothes, bench, bicycle, bird, boat, book, bottle, building, bus, cabinet, car, cat,
+    ceiling, chair, cloth, computer, cow, cup, curtain, dog, door, fence, floor, flower, food, grass, ground,
+    horse, keyboard, light, motorbike, mountain, mouse, person, plate, platform, pottedplant, road, rock, sheep,
+    shelves, sidewalk, sign, sky, snow, sofa, table, track, train, tree, truck, tvmonitor, wall, water, window,
+    wood
+    """),
+    unseen_names=_split("cow, motorbike, sofa, cat, boat, fence, bird, tvmonitor, keyboard, aeroplane"),
+)
+
+VOCABULARIES: dict[str, Vocabulary] = {
+    vocabulary.name: vocabulary for vocabulary in (_VOC2012, _COCO_STUFF, _PASCAL_CONTEXT)
+}
+
+_OF_WORLDS: dict[str, Vocabulary] = {}
+
+# Exact strings, full stops included: they move the scores. The ensemble is averaged in embedding space.
+PROMPT_TEMPLATES: dict[str, tuple[str, ...]] = {
+    "single": ("a photo of a {}",),
+    "ensemble15": (
+        "a photo of a {}.",
+        "a photo of a small {}.",
+        "a photo of a medium {}.",
+        "a photo of a large {}.",
+        "This is a photo of a {}.",
+        "This is a photo of a small {}.",
+        "This is a photo of a medium {}.",
+        "This is a photo of a large {}.",
+        "a {} in the scene.",
+        "a photo of a {} in the scene.",
+        "There is a {} in the scene.",
+        "There is the {} in the scene.",
+        "This is a {} in the scene.",
+        "This is the {} in the scene.",
+        "This is one {} in the scene.",
+    ),
+}

@@ -1,0 +1,1 @@
+"""Lists of experiments, what they found, and what is published."""

@@ -1,0 +1,441 @@
+"""Tables of README, cards and docs, rendered from the files in results/: `ldvc report`.
+
+A document names a table by a pair of comments, `<!-- table: NAME -->` and `<!-- end -->`; what stands between them is
+never written by hand.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import plot, tables
+from ldvc.data.vocabularies import SETTINGS
+from ldvc.experiments.ablations import Collected, Experiments, Finding, Row, collect, read_list, weigh_claims
+from ldvc.experiments.cards import read_cards, render_card
+from ldvc.experiments.ledger import REPORTED, Spread, published_table, score_spread
+from ldvc.places import ROOT
+
+
+RECORD = ROOT / "recipes" / "ablations" / "picturebook_record.yaml"
+ABLATIONS = ROOT / "recipes" / "ablations" / "picturebook.yaml"
+FIGURE = ROOT / "assets" / "decoder_swap.png"
+SPEED_FIGURE = ROOT / "assets" / "speed.png"
+CARDS = ROOT / "model_cards"
+DOCUMENTS = (
+    *("README.md", "picturebook/README.md", "docs/experiments.md", "docs/speed.md"),
+    "model_cards/ldvc-picturebook.md",
+)
+MARKER = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+GROUPS = ("things_seen", "things_unseen", "stuff_seen", "stuff_unseen")
+# A number with one decimal on a line that speaks of scores; prose must not state them, tables are rendered.
+SCORE_WORDS = re.compile(r"[mh]?IoU|pAcc|accuracy|per ?cent|%")
+SCORE_NUMBER = re.compile(r"(?<![\w.])\d{1,3}\.\d(?![\w.]|\d)")
+SHORT_GROUPS = ("reference", "a2", "b", "c", "d", "e", "k")  # what the README has room for
+SWAP_GROUP = "a2"  # of the list: LDVC and the class-query decoders, at full length
+UNLESS_NAMED = " unless the row names others"
+SWAP_COLORS = ("#d9772b", "#2b7bba", "#20222a", "#6a9a3b", "#9a5bb0")
+SCORE_TITLES = {
+    "pixel_accuracy": "pAcc",
+    "miou_seen": "mIoU(S)",
+    "miou_unseen": "mIoU(U)",
+    "hiou": "hIoU",
+    "fragments": "fragments",
+    "fall_of_unseen": "mIoU(U) lost since its best",
+}
+ABLATION_HEADS = (
+    *("pAcc", "mIoU(S)", "mIoU(U)", "hIoU", "S, 0.1 off", "U, 0.1 off", "hIoU, 0.1 off"),
+    *("fragments", "trained, M", "seeds"),
+)
+Scores = Mapping[str, Any]
+
+
+# ---- Picturebook
+
+
+def score_row(title: str, tables: Sequence[Scores]) -> str:
+    """One row of the Picturebook table: the same scores of several seeds."""
+    main = [[table[key] for table in tables] for key in REPORTED]
+    groups = [[table["groups"][key] for table in tables] for key in GROUPS]
+    fragments = [table["fragmentation"]["components_per_class_and_image"] for table in tables]
+    cells = [title, *(Spread(values).format() for values in main + groups), Spread(fragments).format(1.0, 2)]
+    return "| " + " | ".join(cells) + " |"
+
+
+def picturebook_scores() -> str:
+    """LDVC, the class-query decoder and the controls on held-out scenes, mean and spread over seeds."""
+    experiments = read_list(RECORD)
+    collected = collect(experiments)
+    ldvc, class_query, tokens = (collected.results.get(name, []) for name in ("ldvc", "class_query", "floor_tokens"))
+    left_out = left_out_notes(experiments, collected)
+    if not ldvc:
+        return "\n\n".join(["Not run yet: `make record`.", *left_out])
+    rows = [
+        score_row("**LDVC**", [run["scores"]["0.0"] for run in ldvc]),
+        score_row("LDVC, 0.1 off seen scores", [run["scores"]["0.1"] for run in ldvc]),
+    ]
+    controls = [run["controls"] for run in ldvc if run.get("controls")]
+    if controls:
+        permuted = [control["permuted_unseen_names"] for control in controls]
+        rows.append(score_row("LDVC, unseen names permuted", permuted))
+    if class_query:
+        rows.append(score_row("class-query decoder", [run["scores"]["0.0"] for run in class_query]))
+        rows.append(score_row("class-query decoder, 0.1 off", [run["scores"]["0.1"] for run in class_query]))
+    if controls:
+        value = controls[0]["training_free_clip"]  # no seed changes CLIP or the pages that are scored
+        rows.append(score_row("CLIP without training, value path", [value]))
+    if tokens:
+        rows.append(score_row("CLIP without training, plain tokens", [tokens[0]["scores"]["0.0"]]))
+    oracle = ROOT / "results" / "picturebook_oracle.json"
+    if oracle.is_file():
+        rows.append(score_row("oracle: perfect 16 x 16 tokens", [json.loads(oracle.read_text())["scores"]]))
+    reference = ldvc[0]["scores"]["0.0"]["fragmentation"]["reference_components_per_class_and_image"]
+    note = (
+        f"{describe_runs(ldvc)}; trained in {score_spread(ldvc, 'training_seconds').format(1.0, 0)} s "
+        f"with PyTorch {ldvc[0]['versions']['torch']}; {ldvc[0]['trainable_parameters'] / 1e6:.2f} M trained "
+        f"parameters. Fragments: connected components per predicted class and image (labels: {reference:.2f})."
+    )
+    heads = "| | pAcc | mIoU(S) | mIoU(U) | hIoU | things S | things U | stuff S | stuff U | fragments |"
+    return "\n".join([heads, "|" + "---|" * 10, *rows, "", "\n\n".join([note, *left_out])])
+
+
+def left_out_notes(experiments: Experiments, collected: Collected) -> list[str]:
+    """A line for each row that has results which may not stand in the table."""
+    titles = {row.name: row.title for row in experiments.rows}
+    return [f"Left out: {titles[name]}, {reason}." for name, reason in collected.left_out.items()]
+
+
+def describe_runs(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Seeds, scenes and steps of a row's results."""
+    seeds = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
+    return f"{seeds}, {runs[0]['num_images']} held-out scenes, {runs[0]['recipe']['max_steps']} steps"
+
+
+def picturebook_clip() -> str:
+    """The tiny CLIP's zero-shot accuracy, from its own record."""
+    record = json.loads((ROOT / "results" / "picturebook_clip.json").read_text())
+    figures = {name: value for name, value in record["scores"].items() if isinstance(value, float)}
+    rows = [f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in figures.items()]
+    return "\n".join(["| figure | value |", "|---|---|", *rows])
+
+
+# ---- experiments
+
+
+def ablation_row(row: Row, results: Sequence[Mapping[str, Any]]) -> str:
+    """One row of the table of experiments; CLIP without training is the same at every seed."""
+    results = results[:1] if row.training_free else results
+    cells = [score_spread(results, score).format() for score in REPORTED]
+    cells += [score_spread(results, score, "0.1").format() for score in ("miou_seen", "miou_unseen", "hiou")]
+    cells.append(score_spread(results, "fragments").format(1.0, 2))
+    parameters = score_spread(results, "trainable_parameters").mean
+    return f"| {row.title} | {' | '.join(cells)} | {parameters / 1e6:.2f} | {len(results)} |"
+
+
+def ablation_tables(
+    experiments: Experiments, folder: Path | None = None, rows: Sequence[Row] | None = None, extra: Sequence[str] = ()
+) -> str:
+    """Render all rows of a list that have results, group by group; the others are named below.
+
+    Args:
+        experiments: The list.
+        folder: Folder of the result files; the ledger's by default.
+        rows: The rows to show; all by default.
+        extra: Keys and values that were handed to every run.
+    """
+    rows = experiments.rows if rows is None else rows
+    collected = collect(experiments, folder, extra)
+    lines = [f"| | {' | '.join(ABLATION_HEADS)} |", "|" + "---|" * (len(ABLATION_HEADS) + 1)]
+    for group, question in experiments.groups.items():
+        shown = [row for row in rows if row.group == group and row.name in collected.results]
+        if shown:
+            lines.append(
+                f"| *{'' if group == 'reference' else f'({group}) '}{question}* |" + " |" * len(ABLATION_HEADS)
+            )
+            lines += [ablation_row(row, collected.results[row.name]) for row in shown]
+    return "\n".join([*lines, "", *ablation_notes(experiments, rows, collected)])
+
+
+def ablation_notes(experiments: Experiments, rows: Sequence[Row], collected: Collected) -> list[str]:
+    """Lines below the table: what the numbers are, and which rows are missing."""
+    runs = [run for row in rows for run in collected.results.get(row.name, [])]
+    notes = []
+    if runs:
+        commits = sorted({run["commit"][:7] + run["commit"][40:] for run in runs})
+        again = sorted({run["scored_by"]["commit"][:7] for run in runs if "scored_by" in run})
+        commits = ", ".join(commits) + (f"; scored again with {', '.join(again)}" if again else "")
+        steps = next((f", {run['recipe']['max_steps']} steps{UNLESS_NAMED}" for run in runs if "recipe" in run), "")
+        notes.append(
+            f"Percent, mean ± standard deviation over seeds; {runs[0]['num_images']} held-out scenes per seed{steps}. "
+            "0.1 off: 0.1 subtracted from the probability of seen classes. Fragments: connected components per "
+            f"predicted class and image. Code: {commits}."
+        )
+    missing = [row.title for row in rows if row.name not in collected.results and row.name not in collected.left_out]
+    if missing:
+        notes.append(f"Not run: {'; '.join(missing)}.")
+    notes += left_out_notes(experiments, collected)
+    return [line for note in notes for line in (note, "")][:-1]
+
+
+def picturebook_ablations() -> str:
+    """Every experiment on the embedded world."""
+    return ablation_tables(read_list(ABLATIONS))
+
+
+def picturebook_ablations_short() -> str:
+    """The main rows with the scores alone, for the README."""
+    experiments = read_list(ABLATIONS)
+    collected = collect(experiments)
+    rows = [row for row in experiments.rows if row.group in SHORT_GROUPS and not row.training_free]
+    lines = ["| | | mIoU(S) | mIoU(U) | hIoU | hIoU, 0.1 off |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        results = collected.results.get(row.name)
+        if results:
+            cells = [score_spread(results, score).format() for score in ("miou_seen", "miou_unseen", "hiou")]
+            cells.append(score_spread(results, "hiou", "0.1").format())
+            letter = "" if row.group == "reference" else row.group
+            lines.append(f"| {letter} | {row.title} | {' | '.join(cells)} |")
+    trained = next((runs for runs in collected.results.values() if "recipe" in runs[0]), None)
+    if trained:
+        lines += ["", f"Percent, mean ± standard deviation; {describe_runs(trained)}{UNLESS_NAMED}."]
+    num_missing = sum(row.name not in collected.results for row in rows)
+    if num_missing:
+        lines += ["", f"{num_missing} of these {len(rows)} rows have no results yet."]
+    return "\n".join(lines)
+
+
+def finding_row(finding: Finding, calibrated: Finding, titles: Mapping[str, str]) -> str:
+    """One row of the table of findings: the claim, both rows, the difference without and with the offset."""
+    claim = finding.claim
+    factor, digits = (1.0, 2) if claim.score == "fragments" else (100.0, 1)
+    sides = ([side[seed] for seed in finding.seeds] for side in (finding.row, finding.than))
+    row, than = (Spread(side).format(factor, digits) for side in sides)
+    differences = [format_difference(side, factor, digits) for side in (finding, calibrated)]
+    return (
+        f"| {claim.claim} ({claim.source}) | {SCORE_TITLES[claim.score]}: {titles[claim.row]} {row} against "
+        f"{titles[claim.than]} {than} | {' | '.join(differences)} | **{finding.verdict}** |"
+    )
+
+
+def format_difference(finding: Finding, factor: float, digits: int) -> str:
+    """Write "mean [low, high]" of the difference, "-" without an interval."""
+    if finding.interval is None:
+        return "-"
+    mean, low, high = (f"{factor * value:+.{digits}f}" for value in (finding.differences.mean, *finding.interval))
+    return f"{mean} [{low}, {high}]"
+
+
+def picturebook_findings() -> str:
+    """The claims of the paper, and ours, as the seeds decide them."""
+    experiments = read_list(ABLATIONS)
+    collected = collect(experiments)
+    findings, calibrated = (weigh_claims(experiments, collected, offset) for offset in ("0.0", "0.1"))
+    titles = {row.name: row.title for row in experiments.rows}
+    lines = ["| claim | figures | difference | 0.1 off | verdict |", "|---|---|---|---|---|"]
+    pairs = zip(findings, calibrated, strict=True)
+    lines += [finding_row(finding, other, titles) for finding, other in pairs if finding.verdict != "open"]
+    return "\n".join([*lines, "", *summarise(findings, calibrated)])
+
+
+def summarise(findings: Sequence[Finding], calibrated: Sequence[Finding]) -> list[str]:
+    """Say which claims hold here, which do not, and which are open; one line each."""
+    lines = []
+    for verdict in ("confirmed", "not confirmed", "contradicted", "open"):
+        for source, whose in (("paper", "of the paper"), ("ours", "of ours")):
+            claims = [f.claim.claim for f in findings if f.verdict == verdict and f.claim.source == source]
+            state = "open, for want of runs" if verdict == "open" else verdict
+            lines += [f"- {state.capitalize()}, {whose}: {'; '.join(claims)}."] if claims else []
+    pairs = [(f, c) for f, c in zip(findings, calibrated, strict=True) if "open" not in (f.verdict, c.verdict)]
+    turned = [f.claim.claim for f, c in pairs if {f.verdict, c.verdict} == {"confirmed", "contradicted"}]
+    once = [f.claim.claim for f, c in pairs if f.verdict != c.verdict and "not confirmed" in (f.verdict, c.verdict)]
+    lines += [f"- Turned round with 0.1 off seen scores: {'; '.join(turned)}."] if turned else []
+    lines += [f"- Decided without the offset or with it, not both: {'; '.join(once)}."] if once else []
+    return lines
+
+
+def swap_rows(experiments: Experiments, collected: Collected) -> list[tuple[Row, list[Mapping[str, Any]]]]:
+    """Rows with curves: LDVC and the class-query decoders."""
+    curves = []
+    for row in experiments.rows:
+        runs = [run for run in collected.results.get(row.name, []) if len(run.get("curve", [])) > 1]
+        if runs and row.group == SWAP_GROUP:
+            curves.append((row, runs))
+    return curves
+
+
+def decoder_swap() -> str:
+    """The figure of S and U over training, once there are curves to draw."""
+    experiments = read_list(ABLATIONS)
+    curves = swap_rows(experiments, collect(experiments))
+    if not curves:
+        return "Not run yet: `make experiments`."
+    if not FIGURE.is_file():
+        return "Not drawn yet: `ldvc report --figures`."
+    titles = "; ".join(row.title for row, _ in curves)
+    return (
+        f"![mIoU of seen and unseen classes over training]({'../' + FIGURE.relative_to(ROOT).as_posix()})\n\n"
+        f"*mIoU of seen and unseen classes over training; line: mean, band: standard deviation over seeds. {titles}. "
+        "Drawn by `ldvc report --figures`.*"
+    )
+
+
+def draw_decoder_swap(curves: Sequence[tuple[Row, Sequence[Mapping[str, Any]]]], path: Path) -> None:
+    """Plot mIoU(S) and mIoU(U) over training, one colour per decoder, with the seeds' standard deviation as a band.
+
+    Args:
+        curves: Rows with results that have a `curve`, as `swap_rows` gives them.
+        path: File to write.
+
+    Raises:
+        ValueError: If there is no curve.
+    """
+    from matplotlib.figure import Figure
+
+    if not curves:
+        raise ValueError("no result has a curve; run rows with `eval_every` first (ldvc experiments).")
+    figure = Figure(figsize=(10, 4.4), layout="constrained", facecolor="white")
+    panels = figure.subplots(1, 2, sharex=True)
+    for (row, runs), color in zip(curves, SWAP_COLORS, strict=False):
+        for axes, score in zip(panels, ("miou_seen", "miou_unseen"), strict=True):
+            steps = [record["step"] for record in runs[0]["curve"]]
+            spreads = [
+                Spread([record[score] for run in runs for record in run["curve"] if record["step"] == step])
+                for step in steps
+            ]
+            mean = [100 * spread.mean for spread in spreads]
+            width = [100 * spread.deviation if len(spread.numbers) > 1 else 0.0 for spread in spreads]
+            low, high = ([m + sign * w for m, w in zip(mean, width, strict=True)] for sign in (-1, 1))
+            axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
+            axes.plot(steps, mean, color=color, label=row.title, linewidth=1.8, marker="o", markersize=3)
+    for axes, title in zip(panels, ("seen classes: mIoU(S), %", "unseen classes: mIoU(U), %"), strict=True):
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xlabel("step", fontsize=9)
+        axes.set_ylim(bottom=0)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+# ---- documents
+
+
+def clipseg() -> str:
+    """Seconds per picture of CLIPSeg and LDVC by label count."""
+    path = ROOT / "results" / "benchmarks" / "clipseg.json"
+    if not path.is_file():
+        return "Not run yet: `python -m benchmarks clipseg`."
+    result = json.loads(path.read_text())
+    lines = [
+        "| labels | CLIPSeg | LDVC | LDVC, class embeddings kept | CLIPSeg / LDVC |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        seconds = {name: figure["median"] for name, figure in row["seconds"].items()}
+        times = " | ".join(f"{seconds[name]:.2f} s" for name in ("clipseg", "ldvc", "ldvc_kept_embeds"))
+        lines.append(f"| {row['labels']} | {times} | {seconds['clipseg'] / seconds['ldvc']:.1f} |")
+    machine = result["machine"]
+    note = (
+        f"One picture of {result['image_size']} x {result['image_size']} pixels, ViT-B/16, {result['dtype']}, "
+        f"{machine['threads']} CPU thread(s), PyTorch {machine['torch']}; medians, the models take turns."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def speed_scaling() -> str:
+    """The scaling laws, with their plot once it is drawn."""
+    is_drawn = SPEED_FIGURE.is_file()
+    return tables.scaling(f"../{SPEED_FIGURE.relative_to(ROOT).as_posix()}" if is_drawn else None)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "picturebook_scores": picturebook_scores,
+    "picturebook_clip": picturebook_clip,
+    "picturebook_ablations": picturebook_ablations,
+    "picturebook_ablations_short": picturebook_ablations_short,
+    "picturebook_findings": picturebook_findings,
+    "decoder_swap": decoder_swap,
+    "clipseg": clipseg,
+    "speed": tables.goals,
+    "speed_machines": tables.machines,
+    "speed_details": tables.details,
+    "speed_operations": tables.operations,
+    "speed_latency": tables.latency,
+    "speed_scaling": speed_scaling,
+    "speed_memory": tables.memory_plan,
+    "speed_onnx": tables.onnx,
+    "speed_gpu": tables.gpu,
+    **{f"published_{setting}": partial(published_table, setting) for setting in SETTINGS},
+}
+
+
+def render(text: str) -> str:
+    """Replace what stands between the markers of a document."""
+    return MARKER.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}\n{match[4]}", text)
+
+
+def unsourced_scores(text: str) -> list[str]:
+    """Lines that state a score outside a rendered table; front matter, code and links are left aside."""
+    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    text = MARKER.sub("", text)
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    text = re.sub(r"`[^`\n]*`|\]\([^)]*\)", "", text)
+    return [line for line in text.splitlines() if SCORE_WORDS.search(line) and SCORE_NUMBER.search(line)]
+
+
+def documents() -> dict[Path, str]:
+    """Every rendered document as it should be: path -> text."""
+    wanted = {ROOT / name: (ROOT / name).read_text() for name in DOCUMENTS}
+    wanted |= {CARDS / f"{card.name}.md": render_card(card) for card in read_cards()}
+    return {path: render(text) for path, text in wanted.items()}
+
+
+def draw_figures() -> None:
+    """Draw what there are results for, and name what there are none for."""
+    experiments = read_list(ABLATIONS)
+    curves = swap_rows(experiments, collect(experiments))
+    if curves:
+        draw_decoder_swap(curves, FIGURE)
+    else:
+        sys.stderr.write("no figure: no row of the list has a curve of scores yet; run `make experiments`.\n")
+    if not plot.draw_scaling(SPEED_FIGURE):
+        sys.stderr.write("no figure of scaling laws: run `python -m benchmarks scaling`.\n")
+
+
+def write_documents(is_check: bool = False, with_figures: bool = False) -> int:
+    """Write or check the documents; returns the exit code.
+
+    Args:
+        is_check: Change nothing; a document that is out of date gives 1.
+        with_figures: Draw the figures anew.
+
+    Raises:
+        ValueError: If a result cannot be used.
+    """
+    try:
+        return _write_documents(is_check, with_figures)
+    except KeyError as error:  # of a field that one table needs, and not every result
+        raise ValueError(f"a result lacks the field {error}; run the row again with this version.") from error
+
+
+def _write_documents(is_check: bool, with_figures: bool) -> int:
+    if with_figures:
+        draw_figures()
+    stale, unsourced = [], []
+    for path, text in documents().items():
+        name = path.relative_to(ROOT).as_posix()
+        unsourced += [f"{name}: {line}" for line in unsourced_scores(text)]
+        if not path.is_file() or path.read_text() != text:
+            stale.append(name)
+            if not is_check:
+                path.write_text(text)
+    if unsourced:
+        sys.stderr.write("scores outside a rendered table:\n" + "\n".join(unsourced) + "\n")
+    if is_check and stale:
+        sys.stderr.write(f"out of date: {', '.join(stale)}; run `ldvc report`.\n")
+    return 1 if unsourced or (is_check and stale) else 0

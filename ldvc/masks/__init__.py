@@ -1,0 +1,1 @@
+"""Label maps on disk and on screen."""

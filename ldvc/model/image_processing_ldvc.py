@@ -1,0 +1,642 @@
+# Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
+"""Images and label maps to tensors, logits to label maps, without torchvision; all that the stock pipeline loads."""
+
+import base64
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.request import urlopen
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers import AutoImageProcessor
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+)
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import TensorType
+
+from .configuration_ldvc import LDVCConfig
+
+
+# Post-processing works on this many scores at a time, whatever the size of the picture.
+SCORES_PER_BLOCK = 2**22
+
+
+class LDVCImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""Options of [`LDVCImageProcessor`] beside the library's.
+
+    reduce_labels (`bool`, *optional*, defaults to `False`):
+        Label maps count from 1 with 0 for background: 0 becomes `ignore_index`, every other id one less.
+    ignore_index (`int`, *optional*, defaults to 255):
+        The label of unlabelled pixels.
+    """
+
+    reduce_labels: bool
+    ignore_index: int
+
+
+def load_pixels(image: Image.Image) -> Image.Image:
+    """Read the pixels of a picture now, so that a damaged file is known by its name.
+
+    Raises:
+        ValueError: If the file behind the picture cannot be read.
+    """
+    try:
+        image.load()
+    except Exception as error:  # decoders raise nearly anything at damaged files
+        name = getattr(image, "filename", "") or "the image"
+        raise ValueError(f"{name} cannot be decoded ({error}); it is truncated or damaged, copy it again.") from error
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Bring a picture of any mode to upright 8-bit RGB.
+
+    Args:
+        image: Any PIL image: L, LA, P, RGBA, CMYK, 16-bit, float, ...
+
+    Returns:
+        A picture in mode RGB, EXIF orientation applied, transparency on white; modes of more than 8 bits are scaled by
+        the range of their format (16-bit: 65,535), not by their content.
+
+    Raises:
+        ValueError: If the file behind the picture cannot be read.
+    """
+    image = ImageOps.exif_transpose(load_pixels(image))
+    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+        values = np.asarray(image, dtype=np.float64)
+        peak = 65535 if image.mode != "F" else (255 if values.max(initial=0) > 1 else 1)
+        image = Image.fromarray((np.clip(values / peak, 0, 1) * 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")  # `exif_transpose` has made a copy
+
+
+def to_8_bits_with_alpha(array: np.ndarray, input_data_format: str | ChannelDimension | None = None) -> np.ndarray:
+    """Bring the arrays that the library misreads to a form that it knows.
+
+    Args:
+        array: Any image array; 16-bit values are scaled as in `to_rgb`, and two channels, as in mode LA, become four.
+        input_data_format: Where the channels are, if known.
+    """
+    if array.dtype == np.uint16:
+        array = (array * (255 / 65535)).round().astype(np.uint8)
+    ends = (array.shape[0], array.shape[-1]) if array.ndim == 3 else ()
+    if 2 in ends and not {1, 3, 4}.intersection(ends):
+        is_first = input_data_format == ChannelDimension.FIRST or ends[-1] != 2
+        array = array.take([0, 0, 0, 1], axis=0 if is_first else -1)
+    return array
+
+
+def check_range(array: np.ndarray, index: int) -> None:
+    """Check that an image that will be divided by 255 was not divided before.
+
+    Raises:
+        ValueError: If it holds floats from 0 to 1.
+    """
+    if array.dtype.kind == "f" and array.any() and array.max() <= 1:
+        raise ValueError(
+            f"image {index} holds floats from {array.min():.3g} to {array.max():.3g}, which `do_rescale` would divide "
+            "by 255 once more; pass do_rescale=False, or values from 0 to 255."
+        )
+
+
+def resize_nearest(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a label map by picking nearest pixels, equal to PIL's NEAREST, for ids of any size.
+
+    Args:
+        label_map: (height, width) integers.
+        size: (height, width) of the result.
+    """
+    rows, columns = (nearest_indices(source, target) for source, target in zip(label_map.shape, size, strict=True))
+    return label_map[rows[:, None], columns]
+
+
+def nearest_indices(source: int, target: int) -> np.ndarray:
+    """Pixels of a side of `source` pixels that PIL's NEAREST picks for `target` pixels: (target,) int64."""
+    step = np.full(target, source / target)
+    # PIL adds up steps from half a step on; only the same running sum rounds ties as PIL does.
+    return np.cumsum(np.concatenate([step[:1] / 2, step[1:]])).astype(np.int64)
+
+
+class BilinearTaps(NamedTuple):
+    """What pixels of a side are made of when it is resized bilinearly.
+
+    Attributes:
+        span: The source pixels that are read at all.
+        before: (pixels,) int64, the source pixel before each pixel, counted from the start of the span.
+        after: (pixels,) int64, the one after it.
+        weights: (pixels,) float32, the share of the latter.
+    """
+
+    span: slice
+    before: Tensor
+    after: Tensor
+    weights: Tensor
+
+
+def bilinear_taps(source: int, target: int, part: slice) -> BilinearTaps:
+    """Find where pixels of a side of `target` pixels lie on one of `source` pixels, as `F.interpolate` does.
+
+    Args:
+        source: Pixels to read from.
+        target: Pixels of the whole resized side.
+        part: The pixels of it that are wanted, start and stop given.
+    """
+    pixels = torch.arange(part.start, part.stop, dtype=torch.float32)
+    positions = ((pixels + 0.5) * (source / target) - 0.5).clamp(min=0)
+    before = positions.long().clamp(max=source - 1)
+    after = (before + 1).clamp(max=source - 1)
+    first = int(before[0])
+    return BilinearTaps(slice(first, int(after[-1]) + 1), before - first, after - first, positions - before)
+
+
+def blend(scores: Tensor, rows: BilinearTaps, columns: BilinearTaps) -> Tensor:
+    """Resize bilinearly: (num_classes, height, width) scores of both spans to (num_classes, rows, columns)."""
+    # Bilinear resizing is separable: widths first, at the few source rows, then rows.
+    before, after, weights = (tensor.to(scores.device) for tensor in columns[1:])
+    size = (*scores.shape[:2], -1)  # `index_select` on the last axis would take twenty times as long as `gather`
+    scores = torch.lerp(scores.gather(2, before.expand(size)), scores.gather(2, after.expand(size)), weights)
+    before, after, weights = (tensor.to(scores.device) for tensor in rows[1:])
+    return torch.lerp(scores.index_select(1, before), scores.index_select(1, after), weights[:, None])
+
+
+def upsampled_part(scores: Tensor, size: tuple[int, int], rows: slice, columns: slice) -> Tensor:
+    """Upsample bilinearly, a part only: `F.interpolate(scores, size, align_corners=False)[:, rows, columns]`.
+
+    Args:
+        scores: (num_classes, height, width) float32.
+        size: (height, width) of the whole target.
+        rows: Rows of the target, start and stop given.
+        columns: Columns of the target, start and stop given.
+    """
+    row_taps = bilinear_taps(scores.shape[1], size[0], rows)
+    column_taps = bilinear_taps(scores.shape[2], size[1], columns)
+    return blend(scores[:, row_taps.span, column_taps.span], row_taps, column_taps)
+
+
+def upsampled_rows(scores: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+    """Upsample bilinearly, a block of rows at a time: all of `F.interpolate(..., align_corners=False)`, never at once.
+
+    Args:
+        scores: (num_classes, height, width) float32.
+        size: (height, width) of the target.
+
+    Yields:
+        Row slices of the target and their (num_classes, rows, width) values.
+    """
+    height, width = size
+    block = max(1, SCORES_PER_BLOCK // (len(scores) * width))
+    for start in range(0, height, block):
+        rows = slice(start, min(start + block, height))
+        yield rows, upsampled_part(scores, size, rows, slice(0, width))
+
+
+class PixelClasses:
+    """Label map, best classes and scores of one picture, filled block by block from the scores of its classes.
+
+    Args:
+        num_classes: Channels of each block.
+        size: (height, width) of the picture.
+        threshold: See `check_threshold`; pixels whose best class is below its own threshold become `other_label`, so
+            that a threshold never turns one class into another.
+        other_label: Id of "other"; `None` is `num_classes`.
+        top_k: Keep so many best classes of every pixel, whatever the threshold; more than there are means all.
+        keep_scores: Keep the scores of all classes, which takes `num_classes` floats per pixel.
+        device: Where the results are kept.
+
+    Attributes:
+        label_map: (height, width) int64.
+        top_ids: (top_k, height, width) int64, best first, or `None`.
+        top_scores: (top_k, height, width) float32, probabilities, or `None`.
+        scores: (num_classes, height, width) float32, probabilities, or `None`.
+
+    Raises:
+        ValueError: If the threshold is no probability, or `top_k` is not positive.
+        TypeError: If `other_label` is no integer.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        size: tuple[int, int],
+        threshold: float | Sequence[float] | Tensor | None = None,
+        other_label: int | None = None,
+        top_k: int | None = None,
+        keep_scores: bool = False,
+        device: torch.device | str = "cpu",
+    ):
+        if not isinstance(other_label, (int, np.integer, type(None))):
+            raise TypeError(
+                f"`other_label` is {other_label!r}; it is an integer id, by default one past the last class. Give "
+                "that id a name with set_vocabulary(class_names, processor, other_label=...)."
+            )
+        if top_k is not None and (not isinstance(top_k, (int, np.integer)) or top_k < 1):
+            raise ValueError(f"`top_k` is {top_k!r}; it is how many classes to keep per pixel, 1 or more.")
+        self.threshold = None if threshold is None else check_threshold(threshold, num_classes).to(device)
+        self.other_label = num_classes if other_label is None else other_label
+        top = None if top_k is None else min(top_k, num_classes)
+        self.label_map = torch.empty(size, dtype=torch.int64, device=device)
+        self.top_ids = None if top is None else torch.empty(top, *size, dtype=torch.int64, device=device)
+        self.top_scores = None if top is None else torch.empty(top, *size, device=device)
+        self.scores = torch.empty(num_classes, *size, device=device) if keep_scores else None
+
+    def add(
+        self,
+        rows: slice,
+        columns: slice,
+        block: Tensor,
+        to_probabilities: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Fill one block.
+
+        Args:
+            rows: Where it lies.
+            columns: Where it lies.
+            block: (num_classes, rows, columns); the highest wins.
+            to_probabilities: Element by element and rising; `None` where the block holds probabilities. Logits are
+                compared as they are, since they do not saturate.
+        """
+        if self.top_ids is None or len(self.top_ids) == 1:
+            # With classes as neighbours in memory, a maximum over many of them takes a quarter of the time.
+            best, labels = (found.view(1, *block.shape[1:]) for found in block.flatten(1).T.contiguous().max(dim=1))
+        else:
+            best, labels = block.topk(len(self.top_ids), dim=0)
+        if to_probabilities is not None and not (self.threshold is None and self.top_ids is None):
+            best = to_probabilities(best)
+        best, labels = best.to(self.label_map.device), labels.to(self.label_map.device)
+        label_map = labels[0]
+        if self.top_ids is not None:
+            self.top_ids[:, rows, columns], self.top_scores[:, rows, columns] = labels, best
+        if self.threshold is not None:
+            threshold = self.threshold if self.threshold.dim() == 0 else self.threshold[label_map]
+            # less an offset, scores may be negative; 0 is no threshold all the same
+            label_map = label_map.masked_fill((best[0] < threshold) & (threshold > 0), self.other_label)
+        self.label_map[rows, columns] = label_map
+        if self.scores is not None:
+            block = block if to_probabilities is None else to_probabilities(block)
+            self.scores[:, rows, columns] = block.to(self.scores.device)
+
+    def add_upsampled(self, logits: Tensor, offsets: Tensor | None = None) -> None:
+        """Fill the whole picture from the logits of one pass of the model.
+
+        Args:
+            logits: (num_classes, grid_height, grid_width), upsampled bilinearly.
+            offsets: (num_classes,), what the model takes from probabilities, or `None`.
+        """
+        for rows, block in upsampled_rows(logits.float(), tuple(self.label_map.shape)):
+            if offsets is None:
+                self.add(rows, slice(None), block, torch.sigmoid)
+            else:
+                self.add(rows, slice(None), block.sigmoid() - offsets.float()[:, None, None])
+
+    def as_output(self) -> Tensor | SemanticSegmentationPostProcessorOutput:
+        """The label map alone, or an object with everything that was asked for beside it."""
+        data = {"segmentation_scores": self.scores, "top_ids": self.top_ids, "top_scores": self.top_scores}
+        data = {name: value for name, value in data.items() if value is not None}
+        if not data:
+            return self.label_map
+        return SemanticSegmentationPostProcessorOutput(data={"segmentation": self.label_map, **data})
+
+
+def check_threshold(threshold: float | Sequence[float] | Tensor, num_classes: int) -> Tensor:
+    """Check a probability, or one per class, and return it as a float32 scalar or (num_classes,).
+
+    Raises:
+        ValueError: If it is none, or their number is not that of the classes.
+    """
+    try:
+        values = torch.as_tensor(threshold, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"`threshold` is {threshold!r}; it is a probability, 0 to 1, or a list of one per class."
+        ) from error
+    if values.dim() and values.shape != (num_classes,):
+        raise ValueError(
+            f"`threshold` has shape {tuple(values.shape)} for {num_classes} classes; give one probability, or one per "
+            "class in their order."
+        )
+    is_wrong = ~((values >= 0) & (values <= 1))  # true for NaN
+    if is_wrong.any():
+        value = threshold if values.dim() == 0 else values[is_wrong][0].item()
+        raise ValueError(f"`threshold` is {value}; it is a probability, 0 to 1.")
+    return values
+
+
+def read_source(source: str, timeout: float | None = None) -> bytes:
+    """Bytes behind a URL, a data URL or base64 text; the library's `load_image` would drop mode and transparency.
+
+    Args:
+        source: Where.
+        timeout: Seconds to wait for a server.
+    """
+    if source.startswith(("http://", "https://")):
+        with urlopen(source, timeout=timeout) as answer:
+            return answer.read()
+    return base64.decodebytes((source.partition(",")[2] if source.startswith("data:") else source).encode())
+
+
+def best_classes(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """Upsample class scores and take the best class of every pixel, in memory that does not grow with the picture.
+
+    Args:
+        scores: (num_classes, height, width); logits or probabilities.
+        size: (height, width) of the result.
+
+    Returns:
+        (height, width) int64.
+    """
+    pixels = PixelClasses(len(scores), size, device=scores.device)
+    for rows, block in upsampled_rows(scores.float(), size):
+        pixels.add(rows, slice(None), block)
+    return pixels.label_map
+
+
+class LDVCImageProcessor(PilBackend):
+    """Images to normalised tensors of one size, label maps beside them, and logits back to label maps.
+
+    Images are resized to `size`; by default a square of 512 pixels, aspect not kept, so that an image gives the same
+    tensor alone and in any batch. `size={"shortest_edge": 512}` keeps the aspect: then the images of one call must
+    come out alike. Normalisation is ImageNet's, as in ZegCLIP's published configurations, not CLIP's.
+
+    Example:
+    ```python
+    >>> processor = LDVCImageProcessor(size={"height": 512, "width": 512})
+    >>> batch = processor([image], segmentation_maps=[label_map], return_tensors="pt")  # pixel_values, labels
+    ```
+    """
+
+    valid_kwargs = LDVCImageProcessorKwargs
+    model_input_names = ["pixel_values"]  # noqa: RUF012
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"height": 512, "width": 512}  # noqa: RUF012
+    default_to_square = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    rescale_factor = 1 / 255
+    reduce_labels = False
+    ignore_index = 255
+
+    def preprocess(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
+        """Prepare images, and label maps beside them.
+
+        Args:
+            images: An image or a list: PIL, array or tensor (channels first or last, 0-255; uint16: 0-65,535), path or
+                URL; any mode. Floats from 0 to 1 need `do_rescale=False`.
+            segmentation_maps: Label maps of the same sizes: PIL (P, L, I; not RGB) or integer arrays (height, width).
+            kwargs: `size`, `reduce_labels`, `ignore_index`, `return_tensors` and the library's usual options.
+
+        Returns:
+            `pixel_values` (batch_size, 3, height, width) float32 and, with maps, `labels` (batch_size, height, width)
+            int64; resized by nearest neighbour only.
+
+        Raises:
+            ValueError: If a picture cannot be read or is empty, floats from 0 to 1 would be rescaled, a map is no
+                integer map or not of its image's size, or sizes differ after resizing and tensors were asked for.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def process_image(
+        self,
+        image: Any,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Bring one image to a (channels, height, width) array; PIL images of any mode become RGB.
+
+        Raises:
+            ValueError: If the image is damaged, empty or not finite, or its channels cannot be told.
+        """
+        if isinstance(image, np.ndarray) and image.dtype.kind not in "biuf":
+            raise ValueError(f"an image is an array of {image.dtype}; pass numbers, such as uint8 from 0 to 255.")
+        if isinstance(image, Image.Image):
+            image = to_rgb(image) if do_convert_rgb else load_pixels(image)
+        elif do_convert_rgb and isinstance(image, (np.ndarray, Tensor)):
+            image = to_8_bits_with_alpha(np.asarray(image), input_data_format)
+        try:
+            array = super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
+        except ValueError as error:
+            shape = tuple(getattr(image, "shape", ()))
+            raise ValueError(
+                f"an image of shape {shape} cannot be read ({error}); pass a PIL image or an array of 1, 3 or 4 "
+                "channels on its first or last axis."
+            ) from error
+        if 0 in array.shape:
+            raise ValueError(f"an image has shape {array.shape}; it needs at least one pixel.")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError("an image holds NaN or infinite pixels; clean it first.")
+        if do_convert_rgb and len(array) != 3:
+            raise ValueError(
+                f"an image of shape {tuple(image.shape)} has {len(array)} channels by `input_data_format` "
+                f"{str(input_data_format)!r}; leave that out, or name the axis that has 1, 3 or 4."
+            )
+        return array
+
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list:
+        """Make a flat list; a (height, width) array among `images` is a grey picture.
+
+        Raises:
+            ValueError: If it holds something that is no image.
+        """
+        images = self.fetch_images(images)
+        if expected_ndims == 3:
+            is_list = isinstance(images, (list, tuple))
+            images = [x[None] if getattr(x, "ndim", 3) == 2 else x for x in (images if is_list else [images])]
+            images = images if is_list else images[0]
+        try:
+            return super()._prepare_images_structure(images, expected_ndims)
+        except (ValueError, TypeError) as error:
+            kind = type(images[0] if isinstance(images, (list, tuple)) and images else images).__name__
+            raise ValueError(
+                f"a {kind} is no image; give PIL images, arrays, tensors, paths or URLs, alone or in a list."
+            ) from error
+
+    def load_rgb(self, image: Any, timeout: float | None = None) -> Image.Image:
+        """Open one picture of any kind that a call takes, as upright 8-bit RGB; floats of 0 to 255 are rounded.
+
+        Args:
+            image: PIL image, array or tensor, path or URL.
+            timeout: Seconds to wait for a URL; `None` waits for ever.
+
+        Raises:
+            ValueError: If it cannot be read as one picture.
+        """
+        image = self.fetch_images(image, timeout)
+        if isinstance(image, Image.Image):
+            return to_rgb(image)
+        arrays = self._prepare_image_like_inputs(images=image, do_convert_rgb=True, input_data_format=None)
+        if len(arrays) != 1:
+            raise ValueError(f"there are {len(arrays)} pictures where one is expected; give them one at a time.")
+        check_range(arrays[0], 0)
+        pixels = np.clip(arrays[0].round(), 0, 255).astype(np.uint8)
+        return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))  # channels first -> last
+
+    def fetch_images(self, image_url_or_urls: Any, timeout: float | None = None) -> Any:
+        """Open paths and URLs, in the file's own mode, so that palette label maps keep their ids.
+
+        Raises:
+            ValueError: If one cannot be read as an image.
+        """
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(image, timeout) for image in image_url_or_urls]
+        if not isinstance(image_url_or_urls, (str, Path)):
+            return image_url_or_urls
+        source = image_url_or_urls
+        if os.path.isdir(source):
+            raise ValueError(f"{str(source)[:200]!r} is a folder; give its files one by one, or use `ldvc segment`.")
+        try:
+            return Image.open(source if os.path.isfile(source) else io.BytesIO(read_source(str(source), timeout)))
+        except Exception as error:  # of PIL, or of the network
+            reason = f"{str(error)[:200]}; give a PNG, JPEG or another file that Pillow reads."
+            if isinstance(error, Image.DecompressionBombError):
+                reason = f"{str(error)[:200]} Resize it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
+            if not os.path.exists(source) and not str(source).startswith(("http://", "https://", "data:")):
+                reason = "no such file; check the path."
+            raise ValueError(f"{str(source)[:200]!r} cannot be read as an image: {reason}") from error
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: Any,
+        segmentation_maps: Any,
+        do_convert_rgb: bool | None,
+        input_data_format: str | ChannelDimension | None,
+        return_tensors: str | TensorType | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Resize and normalise images; resize label maps by nearest neighbour.
+
+        Raises:
+            ValueError: If there are no images, floats from 0 to 1 would be rescaled, or sizes differ and a tensor was
+                asked for.
+        """
+        images = self._prepare_image_like_inputs(
+            images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format
+        )
+        if not images:
+            raise ValueError("`images` is an empty list; give at least one image.")
+        if kwargs.get("do_rescale"):
+            for index, array in enumerate(images):
+                check_range(array, index)
+        reduce_labels, ignore_index = kwargs.pop("reduce_labels"), kwargs.pop("ignore_index")
+        pixel_values = self._preprocess(images, return_tensors=None, **kwargs)["pixel_values"]
+        sizes = {array.shape[1:] for array in pixel_values}
+        if return_tensors is not None and len(sizes) > 1:
+            raise ValueError(
+                f"after resizing, the images have sizes {sorted(sizes)}, which no tensor holds; pass them one at a "
+                "time or use a size of fixed height and width."
+            )
+        data = {"pixel_values": [array.astype(np.float32, copy=False) for array in pixel_values]}
+        if segmentation_maps is not None:
+            maps = self._prepare_label_maps(segmentation_maps, images, reduce_labels, ignore_index)
+            data["labels"] = [
+                resize_nearest(label_map, array.shape[1:]) for label_map, array in zip(maps, pixel_values, strict=True)
+            ]
+        return BatchFeature(data=data, tensor_type=TensorType(return_tensors) if return_tensors else None)
+
+    def _prepare_label_maps(
+        self, segmentation_maps: Any, images: list[np.ndarray], reduce_labels: bool, ignore_index: int
+    ) -> list[np.ndarray]:
+        """Read label maps as (height, width) int64 and check them against their images.
+
+        Raises:
+            ValueError: If a map is no integer map, or not of its image's size.
+        """
+        prepared = self._prepare_image_like_inputs(
+            images=segmentation_maps,
+            expected_ndims=2,
+            do_convert_rgb=False,
+            input_data_format=ChannelDimension.FIRST,
+        )
+        if len(prepared) != len(images):
+            raise ValueError(f"there are {len(images)} images and {len(prepared)} segmentation maps; give one each.")
+        maps = []
+        for index, (array, image) in enumerate(zip(prepared, images, strict=True)):
+            if len(array) != 1 or array.dtype.kind not in "iub":
+                raise ValueError(
+                    f"segmentation map {index} has {len(array)} channels of {array.dtype}; it must hold one integer "
+                    "id per pixel (a palette or grey PNG, never RGB colours)."
+                )
+            if array.shape[1:] != image.shape[1:]:
+                raise ValueError(
+                    f"segmentation map {index} is {array.shape[1:]} pixels (height, width), its image "
+                    f"{image.shape[1:]}; they must be of one size."
+                )
+            label_map = array[0].astype(np.int64)
+            if reduce_labels:
+                is_unlabelled = (label_map == 0) | (label_map == ignore_index)
+                label_map = np.where(is_unlabelled, ignore_index, label_map - 1)
+            maps.append(label_map)
+        return maps
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
+        threshold: float | Sequence[float] | Tensor | None = None,
+        other_label: int | None = None,
+        return_segmentation_scores: bool = False,
+        top_k: int | None = None,
+    ) -> list:
+        """Turn the model's output into label maps.
+
+        No (num_classes, height, width) float tensor is made at target size, unless scores are asked for.
+
+        Args:
+            outputs: Output of [`LDVCForSemanticSegmentation`].
+            target_sizes: (height, width) per image, or a (batch_size, 2) tensor; `None` keeps the token grid.
+            threshold: A probability, 0 to 1, or one per class; pixels whose best class is below its threshold become
+                `other_label`.
+            other_label: Id of "other"; `None` is one past the last class, see the model's `set_vocabulary`.
+            return_segmentation_scores: Return probabilities too.
+            top_k: Return so many best classes of every pixel too, at most all.
+
+        Returns:
+            Per image a (height, width) int64 tensor; with scores or `top_k` an object that has it as `segmentation`,
+            beside `segmentation_scores`, (num_classes, height, width), or `top_ids` and `top_scores`, (top_k, height,
+            width), best first, "other" not among them. Scores are probabilities less the offset of seen classes.
+
+        Raises:
+            ValueError: If sizes and images differ in number, a size is none, the threshold is no probability or not
+                one per class, or `top_k` is not positive.
+            TypeError: If `other_label` is no integer.
+        """
+        logits, offsets = outputs["logits"], outputs.get("class_score_offsets")
+        if target_sizes is None:
+            target_sizes = [logits.shape[-2:]] * len(logits)
+        if len(target_sizes) != len(logits):
+            raise ValueError(f"there are {len(target_sizes)} target sizes for {len(logits)} images; give one each.")
+        results = []
+        for index, size in enumerate(target_sizes):
+            size = tuple(int(side) for side in size)
+            if len(size) != 2 or min(size) < 1:
+                raise ValueError(f"a target size is {size}; it is (height, width) in pixels, at least 1 each.")
+            pixels = PixelClasses(
+                logits.shape[1], size, threshold, other_label, top_k, return_segmentation_scores, logits.device
+            )
+            pixels.add_upsampled(logits[index], None if offsets is None else offsets[index])
+            results.append(pixels.as_output())
+        return results
+
+
+LDVCImageProcessor.register_for_auto_class()
+if not __name__.startswith("transformers_modules."):  # remote code is found through `auto_map`
+    AutoImageProcessor.register(LDVCConfig, image_processor_classes={"pil": LDVCImageProcessor}, exist_ok=True)
+
+__all__ = ["LDVCImageProcessor", "LDVCImageProcessorKwargs", "PixelClasses", "best_classes", "to_rgb"]

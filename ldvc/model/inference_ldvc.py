@@ -1,0 +1,668 @@
+# Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
+"""Class scores of whole pictures: resizing, sliding windows, averaging; and `segment`, one call for one picture.
+
+Source: the inference of ZegCLIP on mmsegmentation 0.x: short side to 512 pixels, windows of 512 every 426 pixels, the
+last one flush with the border, sigmoid probabilities averaged where windows overlap. Departure: pictures are resized
+with antialiasing (Pillow) in place of OpenCV's bilinear, as in training; a resized picture is then free of moire.
+
+Memory: a window leaves behind its logits on the token grid, some 256 times fewer numbers than its scores, and these
+only until the picture has been read past it. Scores are upsampled from there, a block at a time.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from .image_processing_ldvc import (
+    SCORES_PER_BLOCK,
+    PixelClasses,
+    best_classes,
+    bilinear_taps,
+    blend,
+    to_rgb,
+    upsampled_part,
+)
+from .processing_ldvc import LDVCProcessor, read_classes
+
+
+# Class names go through the text tower this many at a time, so that memory does not grow with their number.
+NAMES_PER_CALL = 256
+
+# Classes of a call: names, or names and synonyms; `None` is the model's default vocabulary.
+ClassNames = Sequence[str] | Mapping[str, str | Sequence[str]] | None
+# A probability for all classes, one per class in order, or some by name.
+Threshold = float | Sequence[float] | Mapping[str, float] | Tensor | None
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How a picture goes through the model.
+
+    Attributes:
+        short_side: The picture's shorter side is resized to so many pixels, aspect kept; 0 keeps the size.
+        window: Side of the sliding window in pixels; 0 takes the whole picture at once.
+        stride: Pixels from one window to the next; `None` is ZegCLIP's share of a window, 426 of 512.
+        window_batch_size: Windows per call of the model.
+
+    Raises:
+        ValueError: If a number is negative or not whole, or the stride is not 1 to `window`.
+    """
+
+    short_side: int = 512
+    window: int = 512
+    stride: int | None = None
+    window_batch_size: int = 4
+
+    def __post_init__(self) -> None:
+        for field, value in vars(self).items():
+            if not isinstance(value, (int, np.integer)) and (field, value) != ("stride", None):
+                raise ValueError(f"{field} is {value!r}; use a whole number.")
+        if self.stride is None:
+            object.__setattr__(self, "stride", max(1, self.window * 5 // 6))
+        for field in ("short_side", "window"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field} is {getattr(self, field)}; use pixels, or 0 for none.")
+        if self.window and not 1 <= self.stride <= self.window:
+            raise ValueError(f"stride is {self.stride}; with a window of {self.window} use 1 to {self.window} pixels.")
+        if self.window_batch_size < 1:
+            raise ValueError(f"window_batch_size is {self.window_batch_size}; use at least 1.")
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What `segment` finds in a picture; every tensor is on the CPU and has the size of the upright picture.
+
+    Attributes:
+        label_map: (height, width) int64, positions in `class_names`.
+        class_names: In the order of the ids; with a threshold the name of "other" comes last.
+        scores: (num_classes, height, width) float32 probabilities, "other" not among them; `None` if not asked for.
+        top_ids: (top_k, height, width) int64, the best classes of every pixel, best first; `None` if not asked for.
+        top_scores: (top_k, height, width) float32, their probabilities.
+    """
+
+    label_map: Tensor
+    class_names: list[str]
+    scores: Tensor | None = None
+    top_ids: Tensor | None = None
+    top_scores: Tensor | None = None
+
+
+def grouped(keys: Iterable) -> Iterator[tuple[Any, list[int]]]:
+    """Yield each distinct key with the positions that hold it."""
+    groups: dict[Any, list[int]] = {}
+    for position, key in enumerate(keys):
+        groups.setdefault(key, []).append(position)
+    yield from groups.items()
+
+
+# ---- pictures and windows
+
+
+def window_starts(side: int, window: int, stride: int) -> list[int]:
+    """First pixels of the windows along one side; the last window ends flush with the border."""
+    if window >= side:
+        return [0]
+    count = -(-(side - window) // stride) + 1
+    return [min(index * stride, side - window) for index in range(count)]
+
+
+def resize_short_side(image: PIL.Image.Image, short_side: int) -> PIL.Image.Image:
+    """Bring the shorter side of a picture to so many pixels, aspect kept; 0 keeps the size."""
+    if not short_side:
+        return image
+    scale = short_side / min(image.size)
+    return image.resize([max(1, round(side * scale)) for side in image.size], PIL.Image.Resampling.BILINEAR)
+
+
+def normalise(image: PIL.Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Make an RGB picture a (3, height, width) float32 tensor of normalised pixels."""
+    pixels = (np.asarray(image, dtype=np.float32) / 255 - np.float32(mean)) / np.float32(std)
+    return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1).contiguous()
+
+
+def prepare_image(
+    image: PIL.Image.Image, settings: InferenceSettings, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """Resize and normalise a picture.
+
+    Args:
+        image: RGB, upright; see `to_rgb`.
+        settings: Decides the size.
+        mean: Per RGB channel, as a fraction of full range.
+        std: Per RGB channel, as a fraction of full range.
+
+    Returns:
+        (3, height, width) float32.
+    """
+    return normalise(resize_short_side(image, settings.short_side), mean, std)
+
+
+def overlap(part: slice, start: int, length: int) -> tuple[slice, slice] | None:
+    """Where the window of `length` pixels from `start` meets a part of the side, or `None` where it does not.
+
+    Returns:
+        The pixels in common, counted in the window and counted in the part.
+    """
+    first, last = max(part.start, start), min(part.stop, start + length)
+    if first >= last:
+        return None
+    return slice(first - start, last - start), slice(first - part.start, last - part.start)
+
+
+class WindowScores:
+    """Class probabilities of a picture, to be read from top to bottom.
+
+    Windows go through the model when they are first needed and are dropped when the reading has passed them.
+
+    Args:
+        model: Called as `model(pixel_values=..., class_embeds=...)`, gives `logits`.
+        read_window: From the top and left pixel of a window to its (3, height, width) normalised pixels.
+        size: (height, width) of the picture.
+        class_embeds: (num_classes, projection_dim), or `None` for the model's default vocabulary.
+        settings: Window, stride and batch size; a window of 0 is the whole picture.
+        show_progress: Draw a progress bar over the windows.
+        seen_class_mask: (num_classes,) for the model, where it is asked for.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        read_window: Callable[[int, int], Tensor],
+        size: tuple[int, int],
+        class_embeds: Tensor | None,
+        settings: InferenceSettings,
+        show_progress: bool = False,
+        seen_class_mask: Tensor | None = None,
+    ):
+        self.size = size
+        self.window_size = tuple(min(settings.window or side, side) for side in size)
+        tops, lefts = (window_starts(size[axis], self.window_size[axis], settings.stride) for axis in (0, 1))
+        self._waiting = [(top, left) for top in tops for left in lefts]
+        self._scored: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
+        self._model, self._read_window = model, read_window
+        self._classes = {"class_embeds": class_embeds}
+        if seen_class_mask is not None:
+            self._classes["seen_class_mask"] = seen_class_mask
+        self._batch_size = settings.window_batch_size
+        self._progress = logging.tqdm(total=len(self._waiting), desc="windows", disable=not show_progress)
+
+    def __enter__(self) -> "WindowScores":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.close()
+
+    def read(self, rows: slice, columns: slice) -> Tensor:
+        """Return the scores of one block, averaged over windows.
+
+        Args:
+            rows: Must not start above the rows of an earlier call.
+            columns: Any.
+
+        Returns:
+            (num_classes, rows, columns) float32: probabilities, less the offset of seen classes where the model has
+            one.
+        """
+        height, width = self.window_size
+        while self._waiting and self._waiting[0][0] < rows.stop:
+            self._run_windows([(self, corner) for corner in self._waiting[: self._batch_size]])
+        for corner in [corner for corner in self._scored if corner[0] + height <= rows.start]:
+            del self._scored[corner]
+        logits = next(iter(self._scored.values()))[0]
+        totals = logits.new_zeros(len(logits), rows.stop - rows.start, columns.stop - columns.start)
+        counts = torch.zeros_like(totals[0])
+        for (top, left), (logits, offset) in self._scored.items():
+            vertical, horizontal = overlap(rows, top, height), overlap(columns, left, width)
+            if vertical and horizontal:
+                scores = upsampled_part(logits, self.window_size, vertical[0], horizontal[0]).sigmoid_()
+                totals[:, vertical[1], horizontal[1]] += scores if offset is None else scores.sub_(offset)
+                counts[vertical[1], horizontal[1]] += 1
+        return totals.div_(counts)
+
+    @staticmethod
+    def run_together(pictures: Sequence["WindowScores"]) -> None:
+        """Send pictures of few windows through the model, windows of several in one call; scores are read as always.
+
+        Pictures whose windows fill a batch by themselves are left as they are.
+
+        Args:
+            pictures: Of one model, list of classes and batch size.
+        """
+        small = [picture for picture in pictures if len(picture._waiting) < picture._batch_size]
+        for _, members in grouped(picture.window_size for picture in small):
+            waiting = [(small[member], corner) for member in members for corner in small[member]._waiting]
+            for start in range(0, len(waiting), small[0]._batch_size):
+                WindowScores._run_windows(waiting[start : start + small[0]._batch_size])
+
+    @staticmethod
+    def _run_windows(windows: Sequence[tuple["WindowScores", tuple[int, int]]]) -> None:
+        """Send windows of one size through the model and keep their logits on the token grid.
+
+        Args:
+            windows: Picture and corner of each; of every picture those that come next.
+        """
+        pixels = torch.stack([picture._read_window(*corner) for picture, corner in windows])
+        outputs = windows[0][0]._model(pixel_values=pixels, **windows[0][0]._classes)
+        offsets = getattr(outputs, "class_score_offsets", None)
+        for index, (picture, corner) in enumerate(windows):
+            # a copy, so that dropping a window frees its memory whatever becomes of its batch
+            logits = outputs.logits[index].float().clone()
+            picture._scored[corner] = (logits, None if offsets is None else offsets[index].float()[:, None, None])
+            picture._waiting.remove(corner)
+            picture._progress.update()
+
+
+def image_blocks(size: tuple[int, int], pixels_per_block: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a picture of (height, width) pixels into blocks, from top to bottom: rows and columns of each.
+
+    Blocks are about square, so that each meets few windows.
+    """
+    height, width = size
+    num_columns = min(width, max(1, math.isqrt(pixels_per_block)))
+    num_rows = max(1, pixels_per_block // num_columns)
+    for top in range(0, height, num_rows):
+        for left in range(0, width, num_columns):
+            yield slice(top, min(top + num_rows, height)), slice(left, min(left + num_columns, width))
+
+
+def resized_blocks(
+    scores: WindowScores, size: tuple[int, int], num_classes: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Read all scores of a picture at another size, resized bilinearly, a block at a time.
+
+    Args:
+        scores: Not read before.
+        size: (height, width) of the result.
+        num_classes: Decides how many pixels make a block.
+
+    Yields:
+        Rows and columns of a block, and its (num_classes, rows, columns) scores.
+    """
+    shrinkage = max(1.0, scores.size[0] * scores.size[1] / (size[0] * size[1]))  # a block must fit before resizing too
+    for rows, columns in image_blocks(size, int(SCORES_PER_BLOCK / num_classes / shrinkage)):
+        if size == scores.size:
+            yield rows, columns, scores.read(rows, columns)
+        else:
+            row_taps = bilinear_taps(scores.size[0], size[0], rows)
+            column_taps = bilinear_taps(scores.size[1], size[1], columns)
+            yield rows, columns, blend(scores.read(row_taps.span, column_taps.span), row_taps, column_taps)
+
+
+@torch.no_grad()
+def class_scores(model: nn.Module, pixels: Tensor, class_embeds: Tensor, settings: InferenceSettings) -> Tensor:
+    """Probability of every class at every pixel, averaged over windows.
+
+    Args:
+        model: Called as `model(pixel_values=..., class_embeds=...)`, gives `logits`.
+        pixels: (3, height, width), normalised.
+        class_embeds: (num_classes, projection_dim).
+        settings: Window, stride and batch size.
+
+    Returns:
+        (num_classes, height, width) float32, 0 to 1.
+    """
+    height, width = pixels.shape[-2:]
+    side = settings.window or max(height, width)  # 0 is the whole picture
+
+    def read_window(top: int, left: int) -> Tensor:
+        return pixels[:, top : top + side, left : left + side]
+
+    scores = WindowScores(model, read_window, (height, width), class_embeds, settings)
+    result = pixels.new_empty(len(class_embeds), height, width)
+    for rows, columns, block in resized_blocks(scores, (height, width), len(class_embeds)):
+        result[:, rows, columns] = block
+    return result
+
+
+def segment_image(
+    model: nn.Module,
+    image: PIL.Image.Image,
+    class_embeds: Tensor,
+    settings: InferenceSettings,
+    mean: Sequence[float],
+    std: Sequence[float],
+    offsets: Tensor | None = None,
+) -> np.ndarray:
+    """Label every pixel of a picture.
+
+    Args:
+        model: See `class_scores`.
+        image: Any picture.
+        class_embeds: (num_classes, projection_dim).
+        settings: Size and windows.
+        mean: See `prepare_image`.
+        std: See `prepare_image`.
+        offsets: (num_classes,), subtracted from the probabilities.
+
+    Returns:
+        (height, width) int64 class ids at the picture's own size.
+    """
+    image = to_rgb(image)  # upright, so that its size is the label map's
+    pixels = prepare_image(image, settings, mean, std).to(class_embeds.device)
+    scores = class_scores(model, pixels, class_embeds, settings)
+    if offsets is not None:
+        scores = scores - offsets.to(scores)[:, None, None]
+    return best_classes(scores, (image.height, image.width)).cpu().numpy()
+
+
+# ---- one call for one picture, or for several
+
+
+@torch.no_grad()
+def encode_classes(
+    model: nn.Module, processor: LDVCProcessor, class_names: ClassNames, show_progress: bool = False
+) -> tuple[list[str], Tensor]:
+    """Encode class names for `class_embeds`, in memory that does not grow with their number.
+
+    Args:
+        model: [`LDVCForSemanticSegmentation`].
+        processor: Its processor, whose templates are used.
+        class_names: List of names, or dict of synonyms.
+        show_progress: Draw a progress bar.
+
+    Returns:
+        The names, and their (num_classes, projection_dim) embeddings.
+
+    Raises:
+        ValueError: If names are empty, repeated or too long, or the model has a baked vocabulary.
+        TypeError: If they are neither list nor dict, or a name is no string.
+    """
+    check_text_tower(model)
+    classes = read_classes(class_names)
+    names, device = list(classes), compute_device(model)
+    starts = range(0, len(names), NAMES_PER_CALL)
+    embeds = []
+    for start in logging.tqdm(starts, desc="class names", disable=not show_progress or len(starts) == 1):
+        part = {name: classes[name] for name in names[start : start + NAMES_PER_CALL]}
+        encoded = processor(class_names=part, return_tensors="pt").to(device)
+        embeds.append(model.get_class_embeds(**encoded))
+    return names, torch.cat(embeds)
+
+
+def check_eval_mode(model: nn.Module) -> None:
+    """Check that a model gives the same answer twice.
+
+    Raises:
+        ValueError: If it is in training mode.
+    """
+    if model.training:
+        raise ValueError("the model is in training mode, in which dropout changes its answers; call model.eval().")
+
+
+def check_text_tower(model: nn.Module) -> None:
+    """Check that a model can encode names.
+
+    Raises:
+        ValueError: If its vocabulary is baked in.
+    """
+    if getattr(model, "baked_vocabulary", None) is not None:
+        raise ValueError(
+            "the call names classes, but this checkpoint has a baked vocabulary and no text tower for them; leave "
+            "the names out, or load the checkpoint it was baked from."
+        )
+
+
+def compute_device(model: nn.Module) -> torch.device:
+    """Where inputs are made; under offload, where a model's own `device` is "meta", the CPU."""
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def threshold_per_class(threshold: Threshold, class_names: Sequence[str]) -> float | Sequence[float] | Tensor | None:
+    """Bring a dict of thresholds to (num_classes,) in order; classes that it does not name get 0. Others pass.
+
+    Raises:
+        ValueError: If the dict names what is no class.
+    """
+    if not isinstance(threshold, Mapping):
+        return threshold
+    if strangers := [name for name in threshold if name not in class_names]:
+        raise ValueError(
+            f"`threshold` names {strangers[0]!r}, which is no class of this call; use names among "
+            f"{', '.join(map(repr, class_names[:8]))}{', ...' if len(class_names) > 8 else ''}."
+        )
+    return [threshold.get(name, 0.0) for name in class_names]
+
+
+def resolve_classes(
+    model: nn.Module,
+    processor: LDVCProcessor,
+    class_names: ClassNames,
+    class_embeds: Tensor | None,
+    show_progress: bool = False,
+) -> tuple[list[str], Tensor | None, str]:
+    """Turn the classes of a call into names, embeddings and the name of "other".
+
+    The embeddings, (num_classes, projection_dim), are `None` for the model's default vocabulary, of which the model
+    takes care itself.
+
+    Raises:
+        ValueError: If there are neither names nor a default vocabulary, or names and embeddings do not fit.
+    """
+    if class_names is None and class_embeds is not None:
+        raise ValueError("`class_embeds` came without `class_names`; give both, in the same order.")
+    if class_names is None:
+        config = model.config
+        if not config.num_default_classes:
+            raise ValueError(
+                "the call names no classes and the model has no default vocabulary; pass `class_names` (to a pipeline "
+                "`candidate_labels`), or call model.set_vocabulary(class_names, processor) first."
+            )
+        return config.default_class_names, None, config.other_label or "other"
+    if class_embeds is None:
+        return *encode_classes(model, processor, class_names, show_progress), "other"
+    names = list(read_classes(class_names))
+    if len(names) != len(class_embeds):
+        raise ValueError(
+            f"there are {len(names)} class names for {len(class_embeds)} class embeddings; give one each."
+        )
+    return names, class_embeds, "other"
+
+
+@dataclass(frozen=True)
+class PreparedPicture:
+    """A picture as `segment_batch` takes it.
+
+    Attributes:
+        size: (height, width) of the upright picture.
+        pixels: What the model reads: (3, height, width) normalised pixels at the processor's own size or, where the
+            settings cut windows, the upright RGB picture at the size that they are cut from.
+    """
+
+    size: tuple[int, int]
+    pixels: Tensor | PIL.Image.Image
+
+
+def prepare_picture(
+    processor: LDVCProcessor, image: Any, settings: InferenceSettings | None = None
+) -> PreparedPicture:
+    """Open and resize a picture: what of `segment` needs no model, to be done in another thread, for example.
+
+    Args:
+        processor: The model's [`LDVCProcessor`].
+        image: What the image processor opens: PIL image, array, tensor, path or URL.
+        settings: As for `segment`.
+
+    Raises:
+        ValueError: If the picture cannot be read.
+    """
+    picture = processor.image_processor.load_rgb(image)
+    size = (picture.height, picture.width)
+    if settings is not None:
+        return PreparedPicture(size, resize_short_side(picture, settings.short_side))
+    return PreparedPicture(size, processor.image_processor(picture, return_tensors="pt")["pixel_values"][0])
+
+
+def open_windows(
+    model: nn.Module,
+    processor: LDVCProcessor,
+    picture: PIL.Image.Image,
+    class_embeds: Tensor | None,
+    settings: InferenceSettings,
+    show_progress: bool = False,
+    seen_class_mask: Tensor | None = None,
+) -> WindowScores:
+    """Cut a picture that is resized already into windows; other arguments as in `segment`."""
+    image_processor, device = processor.image_processor, compute_device(model)
+    height, width = (min(settings.window or side, side) for side in (picture.height, picture.width))
+
+    def read_window(top: int, left: int) -> Tensor:
+        window = picture.crop((left, top, left + width, top + height))
+        return normalise(window, image_processor.image_mean, image_processor.image_std).to(device)
+
+    size = (picture.height, picture.width)
+    return WindowScores(model, read_window, size, class_embeds, settings, show_progress, seen_class_mask)
+
+
+def whole_logits(
+    model: nn.Module, pixels: Sequence[Tensor], class_embeds: Tensor | None, seen_class_mask: Tensor | None
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Send pictures through the model, those of one size together.
+
+    Returns:
+        Of each its (num_classes, grid_height, grid_width) logits and (num_classes,) offsets, `None` without any.
+    """
+    device = compute_device(model)
+    found: dict[int, tuple[Tensor, Tensor | None]] = {}
+    for _, members in grouped(tensor.shape for tensor in pixels):
+        pixel_values = torch.stack([pixels[member].to(device, non_blocking=True) for member in members])
+        outputs = model(pixel_values=pixel_values, class_embeds=class_embeds, seen_class_mask=seen_class_mask)
+        offsets = outputs.class_score_offsets
+        for row, member in enumerate(members):
+            found[member] = outputs.logits[row], None if offsets is None else offsets[row]
+    return [found[index] for index in range(len(pixels))]
+
+
+def segment(
+    model: nn.Module,
+    processor: LDVCProcessor,
+    image: Any,
+    class_names: ClassNames = None,
+    *,
+    class_embeds: Tensor | None = None,
+    settings: InferenceSettings | None = None,
+    threshold: Threshold = None,
+    other_label: str | None = None,
+    return_scores: bool = False,
+    top_k: int | None = None,
+    show_progress: bool = False,
+) -> Segmentation:
+    """Label every pixel of one picture of any size.
+
+    Memory is bounded by the window and the results, not by the picture, as long as the picture keeps its size
+    (`short_side=0`); with a `short_side`, the resized picture is held in memory too.
+
+    Args:
+        model: [`LDVCForSemanticSegmentation`] in eval mode.
+        processor: Its [`LDVCProcessor`].
+        image: What the image processor opens: PIL image, array, tensor, path or URL.
+        class_names: List of names, or dict of synonyms; `None` is the model's default vocabulary.
+        class_embeds: (num_classes, projection_dim) from `encode_classes`; `class_names` then only gives the names.
+        settings: Size and sliding windows, whose probabilities are averaged where they overlap; `None` takes the whole
+            picture at the processor's own size.
+        threshold: A probability, or one per class: a list in order, or a dict by name, 0 where left out. Pixels whose
+            best class is below its threshold become "other", id `num_classes`; none becomes another class.
+        other_label: Name of "other"; `None` is that of the default vocabulary, or "other".
+        return_scores: Return the probabilities of all classes too: `num_classes` floats per pixel.
+        top_k: Return so many best classes of every pixel too, at most all.
+        show_progress: Draw progress bars over class names and windows.
+
+    Returns:
+        The [`Segmentation`].
+
+    Raises:
+        ValueError: If the picture cannot be read, names are bad or missing, the threshold is no probability, "other"
+            is a class, or the model is in training mode.
+    """
+    check_eval_mode(model)
+    (found,) = segment_batch(
+        model,
+        processor,
+        [prepare_picture(processor, image, settings)],
+        class_names,
+        class_embeds=class_embeds,
+        settings=settings,
+        threshold=threshold,
+        other_label=other_label,
+        return_scores=return_scores,
+        top_k=top_k,
+        show_progress=show_progress,
+    )
+    return found
+
+
+@torch.no_grad()
+def segment_batch(
+    model: nn.Module,
+    processor: LDVCProcessor,
+    pictures: Sequence[PreparedPicture],
+    class_names: ClassNames = None,
+    *,
+    class_embeds: Tensor | None = None,
+    settings: InferenceSettings | None = None,
+    threshold: Threshold = None,
+    other_label: str | None = None,
+    return_scores: bool = False,
+    top_k: int | None = None,
+    show_progress: bool = False,
+) -> Iterator[Segmentation]:
+    """Label every pixel of several pictures: one call of the model for those whose pixels have one size.
+
+    Windows of several pictures fill a call together, `settings.window_batch_size` of them. The pictures come from
+    `prepare_picture`, with the same settings; all other arguments are those of `segment`, so that `class_embeds`,
+    (num_classes, projection_dim), may be encoded once for all batches.
+
+    Yields:
+        The [`Segmentation`] of each picture, in order, made when it is asked for.
+
+    Raises:
+        ValueError: As `segment`.
+    """
+    check_eval_mode(model)
+    names, class_embeds, default_other = resolve_classes(model, processor, class_names, class_embeds, show_progress)
+    threshold = threshold_per_class(threshold, names)
+    other = [] if threshold is None else [other_label or default_other]
+    if other and other[0] in names:
+        raise ValueError(f"{other[0]!r} is a class of this call; pass another `other_label` for what is no class.")
+    # of the default vocabulary, the model knows by itself
+    seen_class_mask = None if class_names is None else model.seen_class_mask(class_names)
+    with ExitStack() as stack:
+        if settings is None:
+            scores = whole_logits(model, [picture.pixels for picture in pictures], class_embeds, seen_class_mask)
+        else:
+            arguments = (class_embeds, settings, show_progress, seen_class_mask)
+            windows = (open_windows(model, processor, picture.pixels, *arguments) for picture in pictures)
+            scores = [stack.enter_context(opened) for opened in windows]
+            WindowScores.run_together(scores)
+        for picture, own in zip(pictures, scores, strict=True):
+            pixels = PixelClasses(len(names), picture.size, threshold, None, top_k, return_scores)
+            if settings is None:
+                pixels.add_upsampled(*own)
+            else:
+                for rows, columns, block in resized_blocks(own, picture.size, len(names)):
+                    pixels.add(rows, columns, block)
+            yield Segmentation(pixels.label_map, names + other, pixels.scores, pixels.top_ids, pixels.top_scores)
+            del pixels  # its scores, before there are those of the next
+
+
+__all__ = [
+    "InferenceSettings",
+    "PreparedPicture",
+    "Segmentation",
+    "class_scores",
+    "encode_classes",
+    "prepare_image",
+    "prepare_picture",
+    "segment",
+    "segment_batch",
+    "segment_image",
+    "window_starts",
+]

@@ -1,0 +1,428 @@
+# Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
+"""The pipeline "zero-shot-image-segmentation": pictures and class names in, a mask per class found out.
+
+Transformers has no such task; the calls follow its zero-shot object detection pipeline. Differences: all names of a
+list go through the model in one pass per picture, and without names the model's default vocabulary is used.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import AutoModelForSemanticSegmentation, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .image_processing_ldvc import check_threshold
+from .inference_ldvc import (
+    InferenceSettings,
+    Threshold,
+    check_eval_mode,
+    check_text_tower,
+    encode_classes,
+    grouped,
+    resolve_classes,
+    segment,
+    threshold_per_class,
+)
+from .processing_ldvc import check_distinct, read_classes
+
+
+TASK = "zero-shot-image-segmentation"
+LISTS_KEPT = 8  # class embeddings of the label lists used last
+
+# Classes of a call, hashable: the name and words of each; `None` is the default vocabulary.
+Labels = tuple[tuple[str, ...], ...] | None
+
+
+@dataclass
+class Question:
+    """One picture and what to look for; no dict, list or tensor, so that the library's batching leaves it alone.
+
+    Attributes:
+        labels: The classes.
+        class_names: Their names.
+        size: (height, width) of the picture.
+        pixel_values: (3, height, width) for the model, or `None` where windows are to be cut from `picture`.
+        picture: Upright RGB, or `None`.
+        has_own_labels: Whether they are this picture's own, so that the call may name classes of other pictures.
+    """
+
+    labels: Labels
+    class_names: list[str]
+    size: tuple[int, int]
+    pixel_values: Tensor | None = None
+    picture: Image.Image | None = None
+    has_own_labels: bool = False
+
+
+@dataclass
+class Answer:
+    """What the model says to a question, on the CPU: logits, or of windows the best class and score of each pixel.
+
+    Attributes:
+        class_names: Names of the ids.
+        size: (height, width) of the picture.
+        has_own_labels: See `Question`.
+        logits: (1, num_classes, grid_height, grid_width) float32.
+        offsets: (1, num_classes), what the model takes from probabilities, or `None`.
+        label_map: (height, width) int64.
+        best_scores: (height, width) float32.
+    """
+
+    class_names: list[str]
+    size: tuple[int, int]
+    has_own_labels: bool
+    logits: Tensor | None = None
+    offsets: Tensor | None = None
+    label_map: Tensor | None = None
+    best_scores: Tensor | None = None
+
+
+class Rows(Dataset):
+    """Anything with a length and an index as a dataset of torch, which is what the library streams."""
+
+    def __init__(self, rows: Any):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+
+def read_labels(candidate_labels: Any) -> Labels:
+    """Check one list of labels.
+
+    Args:
+        candidate_labels: "cat, sofa|couch, grass", classes by commas and synonyms by bars; a list of names, each taken
+            as it is; a dict of names and synonyms; or `None`.
+
+    Raises:
+        ValueError: If there are none, or one is empty, repeated or holds control characters.
+        TypeError: If they are something else.
+    """
+    if candidate_labels is None:
+        return None
+    if isinstance(candidate_labels, str):
+        entries = [[word.strip() for word in entry.split("|")] for entry in candidate_labels.split(",")]
+        check_distinct([words[0] for words in entries])  # a dict would drop the first of two equal names
+        candidate_labels = {words[0]: words for words in entries}
+    if not isinstance(candidate_labels, (list, tuple, Mapping)):
+        raise TypeError(
+            f"`candidate_labels` is {candidate_labels!r:.100}, a {type(candidate_labels).__name__}; give a string of "
+            "labels with commas between them, a list of strings, or a dict of labels and synonyms."
+        )
+    if not candidate_labels:
+        raise ValueError(
+            "`candidate_labels` is empty; give at least one label, or leave it out for the model's own vocabulary."
+        )
+    return tuple((name, *words) for name, words in read_classes(candidate_labels).items())
+
+
+def as_classes(labels: tuple[tuple[str, ...], ...]) -> dict[str, list[str]]:
+    """Name -> words of checked labels."""
+    return {name: words for name, *words in labels}
+
+
+def are_per_image(candidate_labels: Any) -> bool:
+    """Whether this is a list with the labels of one picture in each place."""
+    return isinstance(candidate_labels, (list, tuple)) and any(
+        isinstance(labels, (list, tuple, Mapping)) for labels in candidate_labels
+    )
+
+
+def pair(images: Any, candidate_labels: Sequence[Any]) -> list[dict[str, Any]]:
+    """Put each picture together with its own labels.
+
+    Raises:
+        ValueError: If there is not one list of labels per picture.
+    """
+    if not isinstance(images, (list, tuple)):
+        raise ValueError(
+            "`candidate_labels` holds a list per picture, which goes with a list of pictures only; let a dataset or "
+            'generator give {"image": ..., "candidate_labels": ...}.'
+        )
+    if len(images) != len(candidate_labels):
+        raise ValueError(
+            f"`candidate_labels` holds {len(candidate_labels)} lists for {len(images)} pictures; give one each, or "
+            "one list of strings for all."
+        )
+    rows = [image if isinstance(image, Mapping) else {"image": image} for image in images]
+    return [{"candidate_labels": labels, **row} for row, labels in zip(rows, candidate_labels, strict=True)]
+
+
+def as_stream(images: Any) -> Any:
+    """Bring datasets and iterables of other libraries to what the base class streams; leave single pictures."""
+    if isinstance(images, tuple):
+        return list(images)
+    is_picture = isinstance(images, (str, bytes, Mapping, Image.Image, np.ndarray, Tensor))
+    if is_picture or isinstance(images, (list, Dataset)) or not isinstance(images, Iterable):
+        return images
+    if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
+        return Rows(images)
+    return (image for image in images)
+
+
+def check_top_k(top_k: Any) -> None:
+    """Check a number of masks.
+
+    Raises:
+        ValueError: If it is no positive whole number.
+    """
+    if top_k is not None and (not isinstance(top_k, (int, np.integer)) or top_k < 1):
+        raise ValueError(f"`top_k` is {top_k!r}; it is the number of masks to return at most, 1 or more.")
+
+
+class ZeroShotImageSegmentationPipeline(Pipeline):
+    """Segment pictures into classes that are given by name.
+
+    Each result is a list of `{"label", "score", "mask"}`, best score first: the mask a PIL image in mode L, 255 inside
+    and 0 outside, of the size of the upright picture; the score the mean probability inside it. Masks do not overlap:
+    every pixel belongs to its best class, however low its probability. Where the labels do not cover the picture, and
+    all the more with a single label, give a `threshold`: pixels below it are "other" and belong to no mask.
+
+    Class embeddings are computed once per label list and kept for the lists used last, for as long as the text weights
+    stay the same.
+
+    Example:
+    ```python
+    >>> from transformers import pipeline
+
+    >>> segmenter = pipeline("zero-shot-image-segmentation", model=folder, trust_remote_code=True)
+    >>> segmenter("street.jpg", candidate_labels=["car", "road", "sky"], threshold=0.3)
+    >>> segmenter("street.jpg", candidate_labels="car, road, sky|heaven")  # a string; synonyms by bars
+    >>> segmenter([first, second], candidate_labels=[["cat"], ["dog", "grass"]], batch_size=2)  # a list per picture
+    >>> segmenter("satellite.png", candidate_labels=["roof", "river"], window=512)  # large: sliding windows
+    >>> segmenter("street.jpg")  # the model's default vocabulary
+    ```
+    """
+
+    _load_processor = True
+    _load_image_processor = _load_tokenizer = _load_feature_extractor = _load_video_processor = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._kept_embeds: OrderedDict[tuple, Tensor] = OrderedDict()
+        self._kept_for: tuple | None = None  # the state of the text weights
+        super().__init__(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy starts without kept embeddings: what they are kept for are places of these very weights."""
+        return {**self.__dict__, "_kept_embeds": OrderedDict(), "_kept_for": None}
+
+    def __call__(self, image: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:
+        """Segment one picture or many.
+
+        Args:
+            image: A PIL image, path, URL or array; a list of them; a generator; a dataset of torch or of `datasets`.
+                In place of any picture, `{"image": ..., "candidate_labels": ...}`, as rows of a dataset are; labels
+                there take precedence.
+            candidate_labels: `str` with commas, `list[str]` or a dict of synonyms for all pictures; or a list of
+                lists or dicts, one per picture. `None` is the model's default vocabulary.
+            kwargs: Any of these, here or at construction.
+
+                - `threshold`: A probability, or one per class: a list in order, or a dict by name. `None` is none.
+                - `top_k`: Return at most so many masks, the best.
+                - `window`: Side in pixels of windows that slide over large pictures; 0 takes pictures whole, at the
+                  processor's size.
+                - `stride`: Pixels from one window to the next, 5/6 of a window by default; probabilities are averaged
+                  where windows overlap.
+                - `short_side`: Pixels to which the shorter side is resized before windows are cut; the size is kept by
+                  default.
+                - `show_progress`: Draw a progress bar over the windows of each picture.
+                - `timeout`: Seconds to wait for a URL.
+                - `batch_size`, `num_workers`: As in every pipeline.
+
+        Returns:
+            A list of masks for one picture, a list of lists for a list, an iterator for a generator or dataset.
+
+        Raises:
+            ValueError: If a picture cannot be read, labels are empty, repeated, too long or missing, or a number is
+                out of range.
+            TypeError: If labels are no strings, or an option is unknown.
+        """
+        if are_per_image(candidate_labels):
+            image, candidate_labels = pair(image, candidate_labels), None
+        if isinstance(image, (list, tuple)) and not image:
+            return []
+        if candidate_labels is not None:
+            kwargs["candidate_labels"] = candidate_labels
+        return super().__call__(as_stream(image), **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        candidate_labels: Any = None,
+        timeout: float | None = None,
+        threshold: Threshold = None,
+        top_k: int | None = None,
+        window: int | None = None,
+        stride: int | None = None,
+        short_side: int | None = None,
+        show_progress: bool | None = None,
+    ) -> tuple[dict[str, Any], ...]:
+        """Sort options into those of the three steps; called at construction and by every call."""
+        check_top_k(top_k)
+        preprocess = {"labels": read_labels(candidate_labels), "timeout": timeout, "window": window}
+        forward = {"window": window, "stride": stride, "short_side": short_side, "show_progress": show_progress}
+        postprocess = {"threshold": threshold, "top_k": top_k}
+        steps = (preprocess, forward, postprocess)
+        return tuple({name: value for name, value in step.items() if value is not None} for step in steps)
+
+    def preprocess(
+        self, inputs: Any, labels: Labels = None, timeout: float | None = None, window: int | None = None
+    ) -> dict[str, Question]:
+        """Open a picture and bring it to the processor's size, or leave it as it is where windows will be cut.
+
+        Raises:
+            ValueError: If a dict holds no picture, the picture cannot be read, or there are no labels.
+        """
+        image, has_own_labels = inputs, False
+        if isinstance(inputs, Mapping):
+            if "image" not in inputs:
+                raise ValueError(
+                    f'an input has the keys {", ".join(map(repr, inputs))}; it needs "image", and may have '
+                    '"candidate_labels".'
+                )
+            image = inputs["image"]
+            if inputs.get("candidate_labels") is not None:
+                labels, has_own_labels = read_labels(inputs["candidate_labels"]), True
+        if labels is not None:
+            names = [name for name, *_ in labels]
+        else:
+            names, _, _ = resolve_classes(self.model, self.processor, None, None)
+        picture = self.processor.image_processor.load_rgb(image, timeout)
+        question = Question(labels, names, (picture.height, picture.width), has_own_labels=has_own_labels)
+        if window:
+            question.picture = picture
+        else:
+            question.pixel_values = self.processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
+        return {"question": question}
+
+    def _forward(
+        self,
+        model_inputs: dict[str, Any],
+        window: int | None = None,
+        stride: int | None = None,
+        short_side: int | None = None,
+        show_progress: bool = False,
+    ) -> dict[str, Any]:
+        """Ask the model: one question, or a batch of them.
+
+        Raises:
+            ValueError: If options of windows come without a window.
+        """
+        check_eval_mode(self.model)
+        for name, value in (("stride", stride), ("short_side", short_side)):
+            if window is None and value is not None:
+                raise ValueError(f"`{name}` is {value}, but there is no `window`; give its side in pixels too.")
+        questions = model_inputs["question"]
+        batch = questions if isinstance(questions, list) else [questions]
+        if window:
+            settings = InferenceSettings(short_side or 0, window, stride)
+            answers = [self._answer_by_windows(question, settings, show_progress) for question in batch]
+        else:
+            answers = self._answer_at_once(batch)
+        return {"answer": answers if isinstance(questions, list) else answers[0]}
+
+    def _answer_at_once(self, batch: list[Question]) -> list[Answer]:
+        """Encode pictures of one size together, then ask for each label list among them."""
+        answers: dict[int, Answer] = {}
+        for _, members in grouped(question.pixel_values.shape for question in batch):
+            pixel_values = torch.stack([batch[member].pixel_values for member in members]).to(self.device)
+            features = self.model.get_image_features(pixel_values)
+            for labels, places in grouped(batch[member].labels for member in members):
+                outputs = self.model(
+                    image_features=features.select(places),
+                    class_embeds=self._class_embeds(labels),
+                    seen_class_mask=None if labels is None else self.model.seen_class_mask(as_classes(labels)),
+                )
+                logits, offsets = outputs.logits.float().cpu(), outputs.class_score_offsets
+                for row, place in enumerate(places):
+                    question = batch[members[place]]
+                    own = None if offsets is None else offsets[row : row + 1].float().cpu()
+                    identity = (question.class_names, question.size, question.has_own_labels)
+                    answers[members[place]] = Answer(*identity, logits[row : row + 1], own)
+        return [answers[index] for index in range(len(batch))]
+
+    def _answer_by_windows(self, question: Question, settings: InferenceSettings, show_progress: bool) -> Answer:
+        """Slide windows over one picture."""
+        embeds = self._class_embeds(question.labels)
+        names = None if embeds is None else as_classes(question.labels)
+        options = {"settings": settings, "top_k": 1, "show_progress": show_progress}
+        found = segment(self.model, self.processor, question.picture, names, class_embeds=embeds, **options)
+        identity = (question.class_names, question.size, question.has_own_labels)
+        return Answer(*identity, label_map=found.label_map, best_scores=found.top_scores[0])
+
+    def _class_embeds(self, labels: Labels) -> Tensor | None:
+        """(num_classes, projection_dim) embeddings of a label list, kept while text weights and templates stay."""
+        if labels is None:
+            return None  # the model keeps those of its default vocabulary itself
+        check_text_tower(self.model)
+        state = self.model._vocabulary_state()
+        if state is None or state != self._kept_for:
+            self._kept_embeds.clear()
+            self._kept_for = state
+        key = (labels, tuple(self.processor.prompt_templates))
+        if key not in self._kept_embeds:
+            self._kept_embeds[key] = encode_classes(self.model, self.processor, as_classes(labels))[1]
+        self._kept_embeds.move_to_end(key)
+        while len(self._kept_embeds) > LISTS_KEPT:
+            self._kept_embeds.popitem(last=False)
+        return self._kept_embeds[key]
+
+    def postprocess(
+        self, model_outputs: dict[str, Answer], threshold: Threshold = None, top_k: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Turn an answer into masks, best first."""
+        answer = model_outputs["answer"]
+        label_map, best_scores = answer.label_map, answer.best_scores
+        if answer.logits is not None:
+            outputs = {"logits": answer.logits, "class_score_offsets": answer.offsets}
+            post_process = self.processor.image_processor.post_process_semantic_segmentation
+            (found,) = post_process(outputs, target_sizes=[answer.size], top_k=1)
+            label_map, best_scores = found["segmentation"], found["top_scores"][0]
+        num_classes = len(answer.class_names)
+        if threshold is not None:
+            if isinstance(threshold, Mapping) and answer.has_own_labels:  # it may name classes of other pictures
+                threshold = {name: value for name, value in threshold.items() if name in answer.class_names}
+            limits = check_threshold(threshold_per_class(threshold, answer.class_names), num_classes)
+            limits = limits if limits.dim() == 0 else limits[label_map]
+            label_map = label_map.masked_fill((best_scores < limits) & (limits > 0), num_classes)
+        sums = torch.bincount(label_map.flatten(), best_scores.flatten().double(), minlength=num_classes + 1)
+        counts = torch.bincount(label_map.flatten(), minlength=num_classes + 1)
+        found_ids = counts[:num_classes].nonzero().flatten().tolist()
+        scores = {index: (sums[index] / counts[index]).item() for index in found_ids}
+        best_ids = sorted(found_ids, key=scores.get, reverse=True)[:top_k]
+        label_map = label_map.numpy()
+        return [
+            {
+                "label": answer.class_names[index],
+                "score": scores[index],
+                "mask": Image.fromarray((label_map == index).astype(np.uint8) * 255),
+            }
+            for index in best_ids
+        ]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save model, code and processor; the library's own would leave the processor's prompt templates behind."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
+
+# Remote code is found through `custom_pipelines` in the configuration; and a second import is no second registration.
+if not __name__.startswith("transformers_modules.") and TASK not in PIPELINE_REGISTRY.supported_tasks:
+    PIPELINE_REGISTRY.register_pipeline(
+        TASK,
+        pipeline_class=ZeroShotImageSegmentationPipeline,
+        pt_model=AutoModelForSemanticSegmentation,
+        type="multimodal",
+    )
+
+__all__ = ["ZeroShotImageSegmentationPipeline"]

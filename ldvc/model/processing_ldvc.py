@@ -1,0 +1,332 @@
+# Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
+"""Images, class names and label maps in; tensors out; and logits back to label maps."""
+
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.models.auto.image_processing_auto import get_image_processor_config
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+from transformers.utils import TensorType
+
+from .configuration_ldvc import LDVCConfig
+from .image_processing_ldvc import LDVCImageProcessor, LDVCImageProcessorKwargs
+
+
+DEFAULT_TEMPLATE = "a photo of a {}"
+# CLIP's published statistics, for `image_stats="clip"` where the CLIP brings no preprocessing file.
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+
+Classes = dict[str, list[str]]
+
+
+class LDVCProcessorKwargs(ProcessingKwargs, total=False):
+    """Options that reach the image processor and the tokenizer."""
+
+    images_kwargs: LDVCImageProcessorKwargs
+    _defaults = {"text_kwargs": {"padding": True}}  # noqa: RUF012
+
+
+def name_key(word: Any) -> str:
+    """Check one class name and return what makes it the same as another: case and spaces do not count.
+
+    Raises:
+        TypeError: If it is no string.
+        ValueError: If it is empty or holds control characters.
+    """
+    if not isinstance(word, str):
+        raise TypeError(f"the class name {word!r} is a {type(word).__name__}; names are strings.")
+    if any(unicodedata.category(character) == "Cc" for character in word):
+        raise ValueError(f"the class name {word!r} holds a control character; remove it.")
+    if not word.strip():
+        raise ValueError(f"the class name {word!r} is empty; give every class a name.")
+    return " ".join(word.split()).casefold()
+
+
+def read_classes(class_names: Any) -> Classes:
+    """Check one list of class names, or dict of synonyms, and return name -> synonyms in order.
+
+    Raises:
+        TypeError: If it is no list or dict, or a name is no string.
+        ValueError: If it is empty, or a name is empty, repeated, another class's synonym or holds control characters.
+    """
+    if isinstance(class_names, Mapping):
+        pairs = [(name, [words] if isinstance(words, str) else words) for name, words in class_names.items()]
+    elif isinstance(class_names, (list, tuple)):
+        pairs = [(name, [name]) for name in class_names]
+    else:
+        raise TypeError(f"`class_names` is {class_names!r}; give a list of names, or a dict of names and synonyms.")
+    if not pairs:
+        raise ValueError("`class_names` is empty; give at least one name.")
+    for name, synonyms in pairs:
+        if not isinstance(synonyms, (list, tuple)):
+            raise TypeError(f"the synonyms of {name!r} are {synonyms!r}; give a list of words.")
+        if not synonyms:
+            raise ValueError(f"class {name!r} has no synonym; give at least one word for it.")
+    check_distinct([name for name, _ in pairs])
+    check_distinct([word for _, synonyms in pairs for word in synonyms])
+    owners = {name_key(word): name for name, synonyms in pairs for word in synonyms}
+    for name, _ in pairs:
+        if (owner := owners.get(name_key(name), name)) != name:
+            raise ValueError(
+                f"the class name {name!r} is a synonym of the class {owner!r} too; a word stands for one class only."
+            )
+    return {name: list(synonyms) for name, synonyms in pairs}
+
+
+def check_distinct(names: list) -> None:
+    """Check names and that no two are the same.
+
+    Raises:
+        TypeError: If a name is no string.
+        ValueError: If a name is empty, repeated or holds control characters.
+    """
+    first_use: dict[str, str] = {}
+    for name in names:
+        key = name_key(name)
+        if key in first_use:
+            raise ValueError(
+                f"the class name {name!r} is given twice (as {first_use[key]!r} before); ids come from position, so "
+                "name each class once."
+            )
+        first_use[key] = name
+
+
+def check_templates(templates: str | Sequence[str] | None) -> list[str]:
+    """Check prompt templates and return them as a list.
+
+    Raises:
+        ValueError: If there is none, or one has not exactly one `{}`.
+    """
+    templates = [templates] if isinstance(templates, str) else list(templates or [])
+    if not templates:
+        raise ValueError("`prompt_templates` is empty; give at least one template such as 'a photo of a {}'.")
+    for template in templates:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise ValueError(f"the prompt template {template!r} needs exactly one {{}} for the class name.")
+    return templates
+
+
+def check_text(text: str | Sequence[str]) -> list[str]:
+    """Check raw prompts and return them as a list.
+
+    Raises:
+        ValueError: If there is none.
+        TypeError: If one is no string.
+    """
+    prompts = list(text) if isinstance(text, (list, tuple)) else [text]
+    if not prompts:
+        raise ValueError("`text` is empty; give at least one prompt.")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise TypeError(
+                f"`text` holds {prompt!r}, a {type(prompt).__name__}; it is a string or a list of strings for all "
+                "images (a list per image goes to `class_names`)."
+            )
+    return prompts
+
+
+class LDVCProcessor(ProcessorMixin):
+    """One call for images, class names and label maps.
+
+    Args:
+        image_processor: An [`LDVCImageProcessor`].
+        tokenizer: CLIP's tokenizer.
+        prompt_templates: One or several strings with exactly one `{}` for the class name; the embeddings of several
+            are averaged. A model with text prompts needs the one template of its configuration.
+
+    Example:
+    ```python
+    >>> inputs = processor(images=image, class_names=["cat", "sofa", "grass"], return_tensors="pt")
+    >>> inputs = processor(images=image, class_names={"sofa": ["sofa", "couch"], "cat": ["cat"]}, return_tensors="pt")
+    >>> inputs = processor(images=[a, b], class_names=[["cat"], ["dog", "grass"]], return_tensors="pt")
+    ```
+    """
+
+    valid_processor_kwargs = LDVCProcessorKwargs
+
+    def __init__(
+        self,
+        image_processor: LDVCImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        prompt_templates: str | Sequence[str] = DEFAULT_TEMPLATE,
+        **kwargs: Any,
+    ):
+        self.prompt_templates = check_templates(prompt_templates)
+        super().__init__(image_processor, tokenizer, **kwargs)
+        for name in ("is_local", "local_files_only"):  # of one loading; they would be saved with the tokenizer
+            getattr(tokenizer, "init_kwargs", {}).pop(name, None)
+
+    @classmethod
+    def from_clip_pretrained(
+        cls,
+        clip: str | os.PathLike,
+        image_stats: str = "imagenet",
+        size: int | dict[str, int] = 512,
+        prompt_templates: str | Sequence[str] = DEFAULT_TEMPLATE,
+        **options: Any,
+    ) -> "LDVCProcessor":
+        """Build the processor that goes with `LDVCForSemanticSegmentation.from_clip_pretrained`.
+
+        Args:
+            clip: A Hub id or folder with CLIP's tokenizer.
+            image_stats: `"imagenet"`, as ZegCLIP trains, or `"clip"`: the mean and deviation of this CLIP's own
+                preprocessing.
+            size: Image size in pixels: a side of the square, or a size dict of the library.
+            prompt_templates: See the class.
+            options: Hub options such as `revision`.
+
+        Raises:
+            ValueError: If `image_stats` is unknown.
+            OSError: If the tokenizer cannot be loaded.
+        """
+        if image_stats not in ("imagenet", "clip"):
+            raise ValueError(f"`image_stats` is {image_stats!r}; use 'imagenet' or 'clip'.")
+        stats = {}
+        if image_stats == "clip":
+            preprocessing = get_image_processor_config(clip, **options)
+            stats = {
+                "image_mean": preprocessing.get("image_mean", CLIP_MEAN),
+                "image_std": preprocessing.get("image_std", CLIP_STD),
+            }
+        size = {"height": size, "width": size} if isinstance(size, int) else size
+        tokenizer = AutoTokenizer.from_pretrained(clip, **options)
+        return cls(LDVCImageProcessor(size=size, **stats), tokenizer, prompt_templates=prompt_templates)
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        class_names: Sequence[str] | Classes | Sequence[Sequence[str] | Classes] | None = None,
+        segmentation_maps: Any = None,
+        prompt_templates: str | Sequence[str] | None = None,
+        return_tensors: str | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepare a call of the model.
+
+        Args:
+            images: PIL images, arrays, tensors, paths, URLs, or a list of them; any mode, sizes may differ.
+            text: Raw prompts, tokenised as they are; not together with `class_names`.
+            class_names: `list[str]` for all images, or one such list per image. A dict gives synonyms per class, whose
+                embeddings are averaged. The order is the class axis of the logits.
+            segmentation_maps: Integer label maps, one per image and of its size.
+            prompt_templates: Templates for this call, in place of the processor's.
+            return_tensors: `"pt"` or `"np"`; `None` gives lists.
+            kwargs: Options of image processor and tokenizer.
+
+        Returns:
+            `pixel_values`, `labels` (with maps); `input_ids` and `attention_mask` (num_prompts, sequence_length),
+            padded to the longest; `prompt_class_ids` (num_prompts,) where a class has several prompts; for per-image
+            lists `class_index` and `class_mask` (batch_size, num_classes), rows of the distinct classes and 0 for
+            padding.
+
+        Raises:
+            ValueError: If nothing was given, both `text` and `class_names`, bad names or templates, a prompt is longer
+                than the text tower, or lists and images differ in number.
+            TypeError: If names or prompts are no strings.
+        """
+        if images is None and text is None and class_names is None:
+            raise ValueError("give `images`, `class_names` or `text`.")
+        if text is not None and class_names is not None:
+            raise ValueError("`text` and `class_names` both name the classes; give one of them.")
+        options = self._merge_kwargs(LDVCProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        options["text_kwargs"].pop("return_tensors", None)
+        options["images_kwargs"].pop("return_tensors", None)
+        data = {}
+        if images is not None:
+            data |= self.image_processor(
+                images, segmentation_maps=segmentation_maps, return_tensors=return_tensors, **options["images_kwargs"]
+            )
+        elif segmentation_maps is not None:
+            raise ValueError("`segmentation_maps` came without `images`; give both, so that they stay aligned.")
+        if text is not None:
+            data |= self._tokenize(check_text(text), options["text_kwargs"])
+        if class_names is not None:
+            templates = check_templates(self.prompt_templates if prompt_templates is None else prompt_templates)
+            num_images = len(data["pixel_values"]) if images is not None else None
+            data |= self._encode_classes(class_names, templates, num_images, options["text_kwargs"])
+        return BatchFeature(data, tensor_type=TensorType(return_tensors) if return_tensors else None)
+
+    def _encode_classes(
+        self, class_names: Any, templates: list[str], num_images: int | None, text_options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Tokenise class names, one list for all images or one per image.
+
+        Raises:
+            ValueError: If there is not one list per image.
+        """
+        is_per_image = isinstance(class_names, (list, tuple)) and any(
+            isinstance(names, (list, tuple, Mapping)) for names in class_names
+        )
+        lists = [read_classes(names) for names in class_names] if is_per_image else [read_classes(class_names)]
+        if is_per_image and num_images is not None and len(lists) != num_images:
+            raise ValueError(
+                f"there are {len(lists)} lists of class names for {num_images} images; give one list each."
+            )
+        # A class is its name and its words; each distinct class is encoded once, however many images ask for it.
+        distinct: dict[tuple, int] = {}
+        for classes in lists:
+            for name, words in classes.items():
+                distinct.setdefault((name, *words), len(distinct))
+        prompts = [
+            (template.replace("{}", " ".join(word.split())), class_id)
+            for (_, *words), class_id in distinct.items()
+            for word in words
+            for template in templates
+        ]
+        data = self._tokenize([prompt for prompt, _ in prompts], text_options)
+        if len(prompts) > len(distinct):
+            data["prompt_class_ids"] = [class_id for _, class_id in prompts]
+        if is_per_image:
+            rows = [[distinct[name, *words] for name, words in classes.items()] for classes in lists]
+            longest = max(map(len, rows))
+            data["class_index"] = [row + [0] * (longest - len(row)) for row in rows]
+            data["class_mask"] = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+        return data
+
+    def _tokenize(self, prompts: list[str], options: dict[str, Any]) -> dict[str, list[list[int]]]:
+        """Tokenise and pad to the longest prompt.
+
+        Raises:
+            ValueError: If a prompt does not fit the text tower; none is ever cut off.
+        """
+        encoded = self.tokenizer(prompts, **options)
+        limit = self.tokenizer.model_max_length
+        for prompt, mask in zip(prompts, encoded["attention_mask"], strict=True):
+            if sum(mask) > limit:
+                raise ValueError(
+                    f"{prompt[:80]!r} is {sum(mask)} tokens long, the text tower reads {limit}; shorten it."
+                )
+        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
+        threshold: float | Sequence[float] | Tensor | None = None,
+        other_label: int | None = None,
+        return_segmentation_scores: bool = False,
+        top_k: int | None = None,
+    ) -> list:
+        """As [`LDVCImageProcessor.post_process_semantic_segmentation`]."""
+        return self.image_processor.post_process_semantic_segmentation(
+            outputs, target_sizes, threshold, other_label, return_segmentation_scores, top_k
+        )
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Inputs of the model that this processor makes."""
+        return ["pixel_values", "input_ids", "attention_mask", "prompt_class_ids", "class_index", "class_mask"]
+
+
+LDVCProcessor.register_for_auto_class()
+if not __name__.startswith("transformers_modules."):  # remote code is found through `auto_map`
+    AutoProcessor.register(LDVCConfig, LDVCProcessor, exist_ok=True)
+
+__all__ = ["LDVCProcessor"]

@@ -1,0 +1,557 @@
+# Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
+"""Class vocabularies: names with their embeddings, in a file, as the model's default, or baked into its checkpoint.
+
+Class embeddings depend on names, templates and text weights, on no image, so that they are computed once and kept.
+What is kept serves only the names and text weights it was made with; when either changes, it is made again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from .processing_ldvc import Classes, LDVCProcessor, check_distinct, check_templates, name_key, read_classes
+from .weights_ldvc import weights_fingerprint, write_files
+
+
+VOCABULARY_WEIGHTS = "vocabulary.safetensors"
+VOCABULARY_CONFIG = "vocabulary.json"
+FORMAT_VERSION = 1
+TEXT_WEIGHTS = ("clip.text_model.", "clip.text_projection.", "text_prompts.")
+SAMPLES_PER_WEIGHT = 64  # of CLIP, to notice changes that have no version
+LENGTH_TOLERANCE = 0.01  # bfloat16 rounds a unit vector's length by up to 0.4 %
+
+
+# ---- a vocabulary and its files
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LDVCVocabulary:
+    """Class names, encoded: made by a model's `encode_vocabulary`, used by its `set_vocabulary`.
+
+    Attributes:
+        class_names: The names, in the order of the class axis.
+        class_embeds: (num_classes, projection_dim), unit length, float32 on the CPU; row i is name i.
+        fingerprint: `text_fingerprint` of the model that encoded the names; any other model refuses them.
+        class_token_ids: Token ids of each prompt, from which the embeddings are made again when weights change.
+        prompt_class_ids: Class of each prompt, where a class has several; `None` is one prompt per class.
+        prompt_templates: The templates that the names were put into.
+        synonyms: The words of each class, where the names were given with synonyms.
+        other_label: Name of what is no class, see `set_vocabulary`.
+
+    Raises:
+        ValueError: If names are empty or repeated, counts differ, or the embeddings are no finite unit vectors.
+        TypeError: If a name is no string.
+
+    Example:
+    ```python
+    >>> vocabulary = model.encode_vocabulary({"sofa": ["sofa", "couch"], "cat": ["cat"]}, processor)
+    >>> vocabulary.save("living_room")
+    >>> model.set_vocabulary(LDVCVocabulary.load("living_room"))  # encodes no text
+    >>> logits = model(pixel_values).logits
+    ```
+    """
+
+    class_names: list[str]
+    class_embeds: Tensor
+    fingerprint: str
+    class_token_ids: list[list[int]]
+    prompt_class_ids: list[int] | None
+    prompt_templates: list[str]
+    synonyms: Classes | None = None
+    other_label: str | None = None
+
+    def __post_init__(self):
+        classes = read_classes(self.class_names if self.synonyms is None else self.synonyms)
+        if list(classes) != self.class_names or self.synonyms not in (None, classes):
+            raise ValueError(
+                f"`class_names` is {self.class_names!r:.100} and `synonyms` {self.synonyms!r:.100}; give a list of "
+                "names, and a dict with a list of words for each of them in the same order."
+            )
+        check_other_label(classes, self.other_label)
+        check_templates(self.prompt_templates)
+        if not isinstance(self.fingerprint, str) or not re.fullmatch("[0-9a-f]{64}", self.fingerprint):
+            raise ValueError(f"`fingerprint` is {self.fingerprint!r:.100}; it must be the 64 hex digits of a SHA-256.")
+        _check_token_rows(self.class_token_ids, self.prompt_class_ids, len(classes))
+        _check_embeds(self.class_embeds, self.class_names)
+        object.__setattr__(self, "class_embeds", self.class_embeds.detach().to("cpu", torch.float32).contiguous())
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.class_names[:5]) + (", ..." if len(self.class_names) > 5 else "")
+        return f"LDVCVocabulary({len(self.class_names)} classes: {names}; text weights {self.fingerprint[:16]}...)"
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write `vocabulary.safetensors` and `vocabulary.json`; written aside and renamed, so never half a file."""
+        content = {"format_version": FORMAT_VERSION, **vars(self)}
+        weights = save({"class_embeds": content.pop("class_embeds")}, metadata={"format": "pt"})
+        content["sha256"] = _digest(weights, content)
+        lines = [f'  "{field}": {json.dumps(value, ensure_ascii=False)}' for field, value in content.items()]
+        text = "{\n" + ",\n".join(lines) + "\n}\n"  # a line per field, not per token id
+        write_files(folder, {VOCABULARY_WEIGHTS: weights, VOCABULARY_CONFIG: text.encode()})
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "LDVCVocabulary":
+        """Load what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If the folder holds no vocabulary.
+            ValueError: If a file is truncated, altered, of another format, or of another save than its partner.
+        """
+        for name in (VOCABULARY_WEIGHTS, VOCABULARY_CONFIG):
+            if not Path(folder, name).is_file():
+                raise FileNotFoundError(f"no {name} in {folder}; give a folder written by `LDVCVocabulary.save`.")
+        weights = Path(folder, VOCABULARY_WEIGHTS).read_bytes()
+        try:
+            content = dict(json.loads(Path(folder, VOCABULARY_CONFIG).read_bytes()))
+        except (ValueError, TypeError, RecursionError) as error:  # cut off, no mapping, nested without end
+            raise ValueError(f"{VOCABULARY_CONFIG} in {folder} is damaged ({error}); save it again.") from error
+        if (version := content.get("format_version")) != FORMAT_VERSION:
+            raise ValueError(
+                f"the vocabulary in {folder} has the format version {version!r:.20}, not {FORMAT_VERSION}; save it "
+                "again, or update LDVC."
+            )
+        if content.pop("sha256", None) != _digest(weights, content):
+            raise ValueError(
+                f"{VOCABULARY_WEIGHTS} and {VOCABULARY_CONFIG} in {folder} were altered, cut off or come from two "
+                "saves; save the vocabulary again."
+            )
+        del content["format_version"]
+        try:
+            return cls(**content, **load(weights))
+        except (ValueError, TypeError, SafetensorError) as error:
+            raise ValueError(f"the vocabulary in {folder} is not valid: {error}") from error
+
+
+def _digest(weights: bytes, content: Mapping[str, Any]) -> str:
+    """SHA-256 over both files of a vocabulary: either of them altered, or another save's, is noticed."""
+    return hashlib.sha256(weights + json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_other_label(classes: Classes, other_label: str | None) -> None:
+    """Check that the name of what is no class is a name, and none of a class's own.
+
+    Raises:
+        TypeError: If it is no string.
+        ValueError: If it is empty, holds control characters, or is a class's name or synonym.
+    """
+    if other_label is not None:
+        check_distinct([*classes, other_label])
+        check_distinct([*(word for words in classes.values() for word in words), other_label])
+
+
+def _check_token_rows(rows: list[list[int]], class_ids: list[int] | None, num_classes: int) -> None:
+    """Check that there are token ids for each class.
+
+    Raises:
+        ValueError: If not.
+    """
+    if not isinstance(rows, list) or not all(row and _are_ids(row) for row in rows):
+        raise ValueError(f"`class_token_ids` is {rows!r:.100}; it must be lists of token ids, one per prompt.")
+    owners = list(range(len(rows))) if class_ids is None else class_ids
+    if not _are_ids(owners) or len(owners) != len(rows) or set(owners) != set(range(num_classes)):
+        raise ValueError(
+            f"`prompt_class_ids` is {class_ids!r:.100} for {len(rows)} prompts; it must name the class of each, 0 to "
+            f"{num_classes - 1}, or be None for one prompt per class."
+        )
+
+
+def _are_ids(values: Any) -> bool:
+    """Whether this is a list of ids: whole numbers from 0 that a tensor can hold."""
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**31 for value in values)
+
+
+def _check_embeds(embeds: Tensor, class_names: list[str]) -> None:
+    """Check that there is one finite unit vector per class.
+
+    Raises:
+        ValueError: If not; names the first class that has none.
+    """
+    is_table = isinstance(embeds, Tensor) and embeds.dim() == 2 and embeds.is_floating_point()
+    if not is_table or len(embeds) != len(class_names):
+        shape = tuple(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__
+        raise ValueError(
+            f"`class_embeds` is {shape}; it must be ({len(class_names)}, projection_dim), a row per name."
+        )
+    lengths = embeds.detach().float().norm(dim=-1)
+    is_wrong = ~((lengths - 1).abs() < LENGTH_TOLERANCE)  # true for NaN and infinity too
+    if is_wrong.any():
+        index = int(is_wrong.nonzero()[0])
+        raise ValueError(
+            f"the embedding of {class_names[index]!r} has the length {lengths[index].item():.3g}, not 1; use those of "
+            "the model's `encode_vocabulary`."
+        )
+
+
+def text_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of all that class embeddings depend on besides token ids: text tower, text projection, text prompts.
+
+    Values count as float32, so that device and storage do not matter. A model loaded in half precision has rounded
+    weights, which are others: set a float32 vocabulary first and convert the model then.
+
+    Raises:
+        ValueError: If the weights are offloaded, so that they cannot be read.
+    """
+    weights = {name: weight for name, weight in model.state_dict().items() if name.startswith(TEXT_WEIGHTS)}
+    if any(weight.is_meta for weight in weights.values()):
+        raise ValueError(
+            "this model's text weights are offloaded and cannot be compared with a vocabulary's; load the model "
+            "without offload."
+        )
+    config = model.config.text_config  # at equal weights, these still change the result
+    shape = (config.hidden_act, config.num_attention_heads, config.layer_norm_eps)
+    return hashlib.sha256(f"{weights_fingerprint(weights)} {shape}".encode()).hexdigest()
+
+
+# ---- the vocabulary of a model
+
+
+class LDVCBakedVocabulary(nn.Module):
+    """Class embeddings of the default vocabulary, stored in the checkpoint in place of the text tower."""
+
+    def __init__(self, num_classes: int, projection_dim: int):
+        super().__init__()
+        self.register_buffer("class_embeds", torch.empty(num_classes, projection_dim))
+
+    def forward(self) -> Tensor:
+        """Return the (num_classes, projection_dim) embeddings, unit length."""
+        return self.class_embeds
+
+
+class LDVCVocabularyMixin:
+    """Where a call's classes come from: its prompts, its embeddings, or the default vocabulary, kept or baked in."""
+
+    baked_vocabulary: LDVCBakedVocabulary | None
+    _cached_vocabulary: tuple[tuple, Tensor] | None = None  # what the kept embeddings depend on, and they themselves
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the model starts without kept embeddings: their key holds places of these very weights."""
+        return {**super().__getstate__(), "_cached_vocabulary": None}
+
+    @torch.no_grad()
+    def encode_vocabulary(
+        self, class_names: list[str] | Classes, processor: LDVCProcessor, other_label: str | None = None
+    ) -> LDVCVocabulary:
+        """Encode class names once, to be kept in a file and set as the default of any model with these text weights.
+
+        Args:
+            class_names: `list[str]`, or a dict of synonyms as in [`LDVCProcessor`]; the order is the class axis.
+            processor: The checkpoint's [`LDVCProcessor`], whose templates are used.
+            other_label: See `set_vocabulary`.
+
+        Returns:
+            [`LDVCVocabulary`], whose `class_embeds` are (num_classes, projection_dim).
+
+        Raises:
+            ValueError: As `set_vocabulary`.
+            TypeError: If a name is no string.
+        """
+        prompts = self._read_vocabulary(class_names, processor, other_label)
+        embeds = self._encode_rows(prompts["class_token_ids"], prompts["prompt_class_ids"])
+        return LDVCVocabulary(**prompts, class_embeds=embeds, fingerprint=text_fingerprint(self))
+
+    def set_vocabulary(
+        self,
+        class_names: list[str] | Classes | LDVCVocabulary | str | os.PathLike,
+        processor: LDVCProcessor | None = None,
+        bake: bool = False,
+        other_label: str | None = None,
+    ) -> None:
+        """Make these names the default vocabulary, used by calls without class inputs and saved with the checkpoint.
+
+        Args:
+            class_names: `list[str]`, or a dict of synonyms as in [`LDVCProcessor`]; the order is the class axis. Or,
+                without a processor, an [`LDVCVocabulary`] or the folder of one, so that no text is encoded.
+            processor: The checkpoint's [`LDVCProcessor`], whose templates are used.
+            bake: Store the embeddings in the checkpoint and drop the text tower: smaller and faster to load, but other
+                names must then come as an [`LDVCVocabulary`] that was encoded before.
+            other_label: A name for what is no class, such as "other": `id2label` gets it one past the last class, the
+                id that post-processing gives to pixels below its `threshold`. It has no channel in the logits.
+
+        Raises:
+            ValueError: If names are empty, repeated or given per image, the processor's template is not the one of the
+                text prompts, the vocabulary belongs to other text weights, or names come to a model whose vocabulary
+                is baked in; the model is then unchanged.
+            TypeError: If a name is no string.
+            FileNotFoundError: If a folder holds no vocabulary.
+        """
+        if processor is None or hasattr(class_names, "fingerprint"):
+            vocabulary = self._open_vocabulary(class_names, other_label)
+        else:
+            vocabulary = self.encode_vocabulary(class_names, processor, other_label) if bake else None
+        prompts = vars(vocabulary) if vocabulary else self._read_vocabulary(class_names, processor, other_label)
+        names = list(prompts["class_names"])
+        if prompts["other_label"] is not None:
+            names.append(prompts["other_label"])
+        for field in ("class_token_ids", "prompt_class_ids", "other_label"):
+            setattr(self.config, field, prompts[field])
+        self.config.id2label = dict(enumerate(names))
+        self.config.label2id = {name: index for index, name in enumerate(names)}
+        self._cached_vocabulary = None
+        if vocabulary is not None:
+            self._keep_vocabulary(vocabulary, bake)
+
+    def _read_vocabulary(
+        self, class_names: list[str] | Classes, processor: LDVCProcessor, other_label: str | None
+    ) -> dict[str, Any]:
+        """Check and tokenise names: the fields of [`LDVCVocabulary`] but the embeddings and their fingerprint.
+
+        Raises:
+            ValueError: See `set_vocabulary`.
+        """
+        if self.baked_vocabulary is not None:
+            raise ValueError(
+                "this checkpoint has a baked vocabulary and no text tower to encode other names with; load the "
+                "checkpoint it was baked from, or set an LDVCVocabulary that was encoded with it."
+            )
+        encoded = processor(class_names=class_names, return_tensors="pt").to(self._input_device)
+        if "class_index" in encoded:
+            raise ValueError(
+                f"`class_names` {class_names!r} is a list per image; a default vocabulary is one list, or one dict of "
+                "synonyms, for all images."
+            )
+        classes = read_classes(class_names)
+        check_other_label(classes, other_label)
+        self._check_prompts(encoded["input_ids"], encoded["attention_mask"])
+        lengths = encoded["attention_mask"].sum(-1).tolist()
+        return {
+            "class_names": list(classes),
+            "class_token_ids": [ids[:end] for ids, end in zip(encoded["input_ids"].tolist(), lengths, strict=True)],
+            "prompt_class_ids": encoded["prompt_class_ids"].tolist() if "prompt_class_ids" in encoded else None,
+            "prompt_templates": list(processor.prompt_templates),
+            "synonyms": classes if isinstance(class_names, Mapping) else None,
+            "other_label": other_label,
+        }
+
+    def _open_vocabulary(self, vocabulary: Any, other_label: str | None) -> LDVCVocabulary:
+        """Check that an encoded vocabulary, given or in a folder, belongs to this model's text weights.
+
+        Raises:
+            ValueError: If not, naming both fingerprints, or if it is no encoded vocabulary.
+        """
+        if isinstance(vocabulary, str | os.PathLike):
+            vocabulary = LDVCVocabulary.load(vocabulary)
+        elif not hasattr(vocabulary, "fingerprint"):  # the class itself may come from another copy of this file
+            raise ValueError(
+                f"`class_names` is {vocabulary!r:.100} and there is no `processor`; names need the checkpoint's "
+                "processor, only an LDVCVocabulary or its folder comes alone."
+            )
+        is_baked = self.baked_vocabulary is not None
+        fingerprint = self.config.text_fingerprint if is_baked else text_fingerprint(self)
+        if vocabulary.fingerprint != fingerprint:
+            held = "this checkpoint was baked from" if is_baked else f"this model holds, in {self.dtype},"
+            raise ValueError(
+                f"the vocabulary was encoded with the text weights {vocabulary.fingerprint[:16]}..., but "
+                f"{held} {str(fingerprint)[:16]}...; encode its names with model.encode_vocabulary of the checkpoint "
+                "that is to use it, in the dtype it is loaded in."
+            )
+        if vocabulary.class_embeds.shape[1] != self.config.projection_dim:
+            raise ValueError(
+                f"the vocabulary's embeddings are {vocabulary.class_embeds.shape[1]} wide, this model's "
+                f"{self.config.projection_dim}; use those of the model's `encode_vocabulary`."
+            )
+        self._check_prompts(self._pad_rows(vocabulary.class_token_ids))
+        return vocabulary if other_label is None else dataclasses.replace(vocabulary, other_label=other_label)
+
+    def _keep_vocabulary(self, vocabulary: LDVCVocabulary, bake: bool) -> None:
+        """Bake the embeddings of a vocabulary that was just set, or keep them for as long as nothing changes."""
+        embeds = vocabulary.class_embeds.to(self._input_device, self.dtype, copy=True)
+        if bake and self.baked_vocabulary is None:
+            self.config.baked_vocabulary = True
+            self.config.text_fingerprint = vocabulary.fingerprint
+            self._drop_text_tower()
+        if self.baked_vocabulary is not None:
+            self.baked_vocabulary.class_embeds = embeds
+        elif (state := self._vocabulary_state()) is not None:
+            self._cached_vocabulary = (state, embeds)
+
+    def _drop_text_tower(self) -> None:
+        """Put a table of class embeddings in the place of the text tower."""
+        self.baked_vocabulary = LDVCBakedVocabulary(self.config.num_default_classes, self.config.projection_dim)
+        self.clip.text_model = self.clip.text_projection = self.text_prompts = None
+
+    @property
+    def _input_device(self) -> torch.device:
+        """Where class inputs are made; the model's own `device` is "meta" under offload."""
+        return self.device if self.device.type != "meta" else torch.device("cpu")
+
+    def _check_prompts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Check token ids and return the (num_prompts,) positions of their end tokens.
+
+        Raises:
+            ValueError: See `get_class_embeds`.
+        """
+        if not torch.compiler.is_compiling():
+            self._check_token_ids(input_ids)
+        end_token = self.config.text_config.eos_token_id
+        # Published CLIP configurations carry 2, which means "the highest id", see CLIPTextModel.
+        is_end = input_ids == (input_ids.amax(-1, keepdim=True) if end_token == 2 else end_token)
+        if not torch.compiler.is_compiling():
+            if attention_mask is not None and not attention_mask[:, 0].all():
+                raise ValueError("`input_ids` are padded on the left; pad on the right (padding_side='right').")
+            if not is_end.any(-1).all():
+                raise ValueError(
+                    f"row {int((~is_end.any(-1)).nonzero()[0])} of `input_ids` has no end token ({end_token}); "
+                    "tokenise with the checkpoint's own tokenizer and its special tokens."
+                )
+            words = self.config.prompt_token_ids
+            if self.text_prompts is not None and words:
+                begins = input_ids[:, : len(words)]
+                if begins.shape[1] < len(words) or (begins != begins.new_tensor(words)).any():
+                    raise ValueError(
+                        "`input_ids` do not begin with the words of the template "
+                        f"{self.config.prompt_template!r}, whose positions the text prompts replace; pass class names "
+                        "to the processor with this template, or use a model with num_text_prompts=0."
+                    )
+        return is_end.int().argmax(-1)
+
+    def _check_token_ids(self, input_ids: Tensor) -> None:
+        """Check shape and range of token ids.
+
+        Raises:
+            ValueError: If one is wrong.
+        """
+        if input_ids.dim() != 2 or input_ids.numel() == 0:
+            raise ValueError(
+                f"`input_ids` has shape {tuple(input_ids.shape)}; it must be (num_prompts, sequence_length), with at "
+                "least one of each."
+            )
+        vocab_size, longest = self.config.text_config.vocab_size, self.config.text_config.max_position_embeddings
+        highest = int(input_ids.max())
+        if highest >= vocab_size:
+            raise ValueError(
+                f"`input_ids` holds the id {highest}, but the text tower knows {vocab_size} ids; tokenise with the "
+                "checkpoint's own tokenizer."
+            )
+        if input_ids.shape[1] > longest:
+            raise ValueError(
+                f"`input_ids` is {input_ids.shape[1]} tokens long, the text tower reads {longest}; shorten the names."
+            )
+
+    def _resolve_classes(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        prompt_class_ids: Tensor | None,
+        class_embeds: Tensor | None,
+        class_mask: Tensor | None,
+        class_index: Tensor | None,
+    ) -> Tensor:
+        """Turn the call's one source of classes into (1 or batch_size, num_classes, projection_dim) embeddings.
+
+        Raises:
+            ValueError: If there are two sources, or the embeddings have the wrong shape.
+        """
+        if input_ids is not None and class_embeds is not None:
+            raise ValueError("`input_ids` and `class_embeds` both name the classes; give one of them.")
+        if input_ids is not None:
+            list_shape = input_ids.shape[:2] if input_ids.dim() == 3 else None
+            if list_shape is not None:
+                if class_mask is not None and class_mask.shape == list_shape:  # rows of padding need be no prompts
+                    is_class = class_mask.to(input_ids.device).bool()[..., None]
+                    input_ids = torch.where(is_class, input_ids, input_ids[:, :1])
+                    if attention_mask is not None:
+                        attention_mask = torch.where(is_class, attention_mask, attention_mask[:, :1])
+                input_ids = input_ids.flatten(0, 1)
+                attention_mask = None if attention_mask is None else attention_mask.flatten(0, 1)
+            class_embeds = self.get_class_embeds(input_ids, attention_mask, prompt_class_ids)
+            if list_shape is not None:
+                class_embeds = class_embeds.unflatten(0, list_shape)
+        elif class_embeds is None:
+            class_embeds = self._default_class_embeds()
+        width = self.config.projection_dim
+        if class_embeds.dim() not in (2, 3) or class_embeds.shape[-1] != width or class_embeds.shape[-2] == 0:
+            raise ValueError(
+                f"class embeddings have shape {tuple(class_embeds.shape)}; they must be (num_classes, {width}) or "
+                f"(batch_size, num_classes, {width}), from this model's `get_class_embeds`."
+            )
+        if class_index is not None:
+            return class_embeds[class_index]
+        return class_embeds if class_embeds.dim() == 3 else class_embeds.unsqueeze(0)
+
+    def _default_class_embeds(self) -> Tensor:
+        """Embeddings of the default vocabulary, (num_classes, projection_dim), computed once while nothing changes.
+
+        Raises:
+            ValueError: If there is no default vocabulary.
+        """
+        if self.baked_vocabulary is not None:
+            return self.baked_vocabulary()
+        if self.config.class_token_ids is None:
+            raise ValueError(
+                "the call names no classes and the checkpoint has no default vocabulary; pass class_names to the "
+                "processor, or call model.set_vocabulary(class_names, processor) first."
+            )
+        is_kept = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        state = self._vocabulary_state() if is_kept else None
+        if state is not None and self._cached_vocabulary is not None and self._cached_vocabulary[0] == state:
+            return self._cached_vocabulary[1]
+        embeds = self._encode_rows(self.config.class_token_ids, self.config.prompt_class_ids)
+        self._cached_vocabulary = (state, embeds) if state is not None else None
+        return embeds
+
+    def _pad_rows(self, rows: list[list[int]]) -> Tensor:
+        """Token ids of several lengths as one (num_prompts, sequence_length) tensor, filled up with end tokens."""
+        longest = max(map(len, rows))
+        return torch.tensor([[*row, *row[-1:] * (longest - len(row))] for row in rows], device=self._input_device)
+
+    def _encode_rows(self, rows: list[list[int]], class_ids: list[int] | None) -> Tensor:
+        """Embeddings of token rows, (num_classes, projection_dim)."""
+        class_ids = None if class_ids is None else torch.tensor(class_ids, device=self._input_device)
+        return self.get_class_embeds(self._pad_rows(rows), prompt_class_ids=class_ids)
+
+    def _vocabulary_state(self) -> tuple | None:
+        """Everything the kept embeddings depend on: names, and the weights by place, version and (prompts) value.
+
+        `None` where the weights cannot be compared: away by offloading, or without versions (inference tensors). A
+        write through `.data` changes no version; samples of every weight notice it, unless it is to single numbers.
+        """
+        weights = [*self.clip.text_model.parameters(), *self.clip.text_projection.parameters()]
+        prompts = None if self.text_prompts is None else self.text_prompts.tokens.detach()
+        if any(weight.is_meta or weight.is_inference() for weight in weights) or (
+            prompts is not None and prompts.is_meta
+        ):
+            return None
+        # An address alone would be given to another tensor once this one is freed; a weak reference holds it.
+        places = tuple((StorageWeakRef(w.untyped_storage()), w.data_ptr(), w._version, w.dtype) for w in weights)
+        samples = [w.detach().flatten()[:: max(1, w.numel() // SAMPLES_PER_WEIGHT)].float().sum() for w in weights]
+        samples = torch.stack(samples).cpu().numpy().tobytes()
+        prompt_values = None if prompts is None else prompts.float().cpu().numpy().tobytes()
+        names = (str(self.config.class_token_ids), str(self.config.prompt_class_ids))
+        return *names, places, samples, prompt_values, torch.is_autocast_enabled(self._input_device.type)
+
+    def seen_class_mask(self, class_names: Sequence[str] | Classes) -> Tensor | None:
+        """Tell by name which classes trained with masks, for the argument `seen_class_mask` of a call.
+
+        Args:
+            class_names: List of names, or dict of synonyms, of which one is enough; case and spaces do not count.
+
+        Returns:
+            (num_classes,) bool, or `None` where the checkpoint does not say what it trained on.
+        """
+        if not self.config.seen_classes:
+            return None
+        seen = {name_key(name) for name in self.config.seen_classes}
+        if isinstance(class_names, Mapping):
+            classes = [(name, *words) for name, words in read_classes(class_names).items()]
+        else:
+            classes = [(name,) for name in class_names]
+        return torch.tensor([any(name_key(word) in seen for word in words) for words in classes])
+
+    def _seen_default_classes(self, class_index: Tensor | None) -> Tensor | None:
+        """Bool of the default vocabulary's names that trained with masks, (num_classes,) or as `class_index`."""
+        mask = self.seen_class_mask(self.config.default_class_names)
+        return mask if mask is None or class_index is None else mask.to(class_index.device)[class_index]
+
+
+__all__ = ["LDVCBakedVocabulary", "LDVCVocabulary", "LDVCVocabularyMixin", "text_fingerprint"]

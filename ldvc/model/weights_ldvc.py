@@ -1,0 +1,304 @@
+# Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
+"""Weights that come from CLIP and weights that are LDVC's own: starting from a CLIP, saving and loading the latter."""
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+from transformers import AutoTokenizer
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.clip.configuration_clip import CLIPConfig
+from transformers.models.clip.modeling_clip import CLIPModel
+from transformers.utils import logging
+
+from .configuration_ldvc import LDVCConfig
+
+
+ADAPTER_WEIGHTS = "ldvc_adapter.safetensors"
+ADAPTER_CONFIG = "ldvc_adapter.json"
+CLIP_PREFIX = "clip."
+# Fields that decide the shape or the meaning of LDVC's own weights: an adapter fits only where they agree.
+ADAPTER_FIELDS = (
+    "projection_dim",
+    "num_vision_prompts",
+    "vision_prompt_depth",
+    "num_text_prompts",
+    "text_prompt_depth",
+    "prompt_template",
+    "text_adapter",
+    "decoder_query",
+    "num_decoder_layers",
+    "decoder_attention_heads",
+    "decoder_intermediate_size",
+    "decoder_attention",
+    "num_regions",
+    "route_top_k",
+    "window_size",
+    "class_query_mask",
+    "class_self_attention",
+    "logit_scale",
+    "logit_bias_init",
+    "patch_features",
+    "position_interpolation",
+)
+# What a load adopts from the adapter: it belongs to the trained weights, not to the shapes.
+ADOPTED_FIELDS = (
+    "seen_classes",
+    "seen_score_offset",
+    "id2label",
+    "label2id",
+    "class_token_ids",
+    "prompt_class_ids",
+    "other_label",
+    "text_fingerprint",
+)
+LOADING_OPTIONS = (
+    "attn_implementation",
+    "cache_dir",
+    "device_map",
+    "dtype",
+    "force_download",
+    "local_files_only",
+    "max_memory",
+    "offload_folder",
+    "revision",
+    "subfolder",
+    "token",
+    "variant",
+)
+# The loading options that mean something for a CLIP that is loaded already, and those that its other files share.
+MODULE_OPTIONS = ("attn_implementation", "dtype")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Hold back the library's warnings while a CLIP is loaded into LDVC."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def split_options(
+    clip: str | os.PathLike | nn.Module, options: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split keyword arguments into configuration fields and options of `from_pretrained`.
+
+    Raises:
+        TypeError: If a name is neither, naming the nearest, or an option means nothing for a loaded CLIP.
+    """
+    fields = {field.name for field in dataclasses.fields(LDVCConfig)} - {"text_config", "vision_config"}
+    fields -= set(LOADING_OPTIONS)  # `dtype` is both
+    for name in options:
+        if name not in fields and name not in LOADING_OPTIONS:
+            near = difflib.get_close_matches(name, [*fields, *LOADING_OPTIONS], n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else "; see LDVCConfig for the fields."
+            raise TypeError(f"`{name}` is neither a field of LDVCConfig nor a loading option{hint}")
+        if isinstance(clip, nn.Module) and name in set(LOADING_OPTIONS).difference(MODULE_OPTIONS):
+            raise TypeError(
+                f"`{name}` is an option of loading, but `clip` is a module in memory, on whose device the result "
+                f"stays; leave it out (only {' and '.join(MODULE_OPTIONS)} apply), or give a folder or Hub id."
+            )
+    config_fields = {name: value for name, value in options.items() if name in fields}
+    return config_fields, {name: value for name, value in options.items() if name not in fields}
+
+
+def clip_config_of(clip: str | os.PathLike | nn.Module, hub_options: dict[str, Any]) -> CLIPConfig:
+    """Read the configuration of a `CLIPModel`, given as a model, a folder or a Hub id.
+
+    Raises:
+        ValueError: If it is no CLIP.
+        OSError: If the folder or Hub id cannot be read.
+    """
+    if isinstance(clip, CLIPModel):
+        return clip.config
+    if isinstance(clip, nn.Module):
+        raise ValueError(f"`clip` is a {type(clip).__name__}, not a CLIPModel; give one, or its folder or Hub id.")
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(clip, **hub_options)
+    except OSError as error:
+        raise OSError(f"no CLIP can be read from {str(clip)!r}; give a folder or Hub id of one. {error}") from error
+    if config.get("model_type") != "clip":
+        raise ValueError(
+            f"{str(clip)!r} holds a {config.get('model_type')!r} model, not a CLIP; give a CLIPModel, or a folder or "
+            "Hub id of one such as 'openai/clip-vit-base-patch16' (an LDVC checkpoint loads with from_pretrained)."
+        )
+    return CLIPConfig.from_dict(config)
+
+
+def template_token_ids(
+    template: str, clip: str | os.PathLike | nn.Module, tokenizer: Any, hub_options: dict[str, Any]
+) -> list[int]:
+    """Token ids of the start token and the template's words before `{}`.
+
+    The start token is the tokenizer's: published CLIP configurations carry a wrong `bos_token_id`.
+
+    Raises:
+        ValueError: If no tokenizer is at hand, it is empty, or no word stands before `{}`.
+    """
+    if tokenizer is None:
+        if isinstance(clip, nn.Module):
+            raise ValueError(
+                "a bare CLIPModel has no tokenizer, which the handcrafted text prompts need for the words of "
+                f"{template!r}; pass tokenizer=..., or num_text_prompts=0, or text_prompt_init='random'."
+            )
+        tokenizer = AutoTokenizer.from_pretrained(clip, **hub_options)
+    words = template.split("{}")[0].strip()
+    start, *token_ids, _ = tokenizer(words)["input_ids"]
+    if not token_ids:
+        raise ValueError(
+            f"the template {template!r} has no word before {{}} to start text prompts from; put words before it, as "
+            "in 'a photo of a {}', or set num_text_prompts=0."
+        )
+    if set(token_ids) == {tokenizer.unk_token_id}:  # the library makes an empty tokenizer of a folder without one
+        raise ValueError(
+            f"the tokenizer of {str(clip)[:200]!r} knows none of the words {words!r}; its files may be missing: pass "
+            "tokenizer=..., or set num_text_prompts=0."
+        )
+    return [start, *token_ids]
+
+
+def build_config(clip: str | os.PathLike | nn.Module, tokenizer: Any, fields: dict, options: dict) -> LDVCConfig:
+    """Make the configuration of an LDVC on this CLIP, with the token ids of the template's words.
+
+    Raises:
+        ValueError: If `clip` is no CLIP, widths do not fit, or `num_text_prompts` is not the number of tokens of the
+            template's words.
+    """
+    hub_options = {name: value for name, value in options.items() if name in HUB_OPTIONS}
+    clip_config = clip_config_of(clip, hub_options)
+    if fields.get("projection_dim", clip_config.projection_dim) != clip_config.projection_dim:
+        raise ValueError(
+            f"`projection_dim` is {fields['projection_dim']}, but this CLIP's is {clip_config.projection_dim}; "
+            "leave it out, it is CLIP's."
+        )
+    is_module = isinstance(clip, nn.Module)
+    config = LDVCConfig(
+        text_config=clip_config.text_config.to_dict(),
+        vision_config=clip_config.vision_config.to_dict(),
+        projection_dim=clip_config.projection_dim,
+        logit_scale_init_value=clip_config.logit_scale_init_value,
+        **{"clip_name_or_path": None if is_module else str(clip), **fields},
+    )
+    # Random prompts replace the template's words too, so that these are checked wherever a tokenizer can be had.
+    has_tokenizer = tokenizer is not None or not is_module
+    if config.num_text_prompts > 0 and (has_tokenizer or config.text_prompt_init == "handcrafted"):
+        config.prompt_token_ids = template_token_ids(config.prompt_template, clip, tokenizer, hub_options)
+        config.validate_architecture()
+    return config
+
+
+def check_clip_is_complete(clip: str | os.PathLike, missing_keys: Iterable[str]) -> None:
+    """Refuse a CLIP without all of its weights; the library would fill the gaps with random numbers.
+
+    Raises:
+        ValueError: If one of CLIP's own weights is among `missing_keys`.
+    """
+    missing = sorted(name for name in missing_keys if name.startswith(CLIP_PREFIX))
+    if missing:
+        raise ValueError(
+            f"{str(clip)!r} lacks {len(missing)} of CLIP's weights, first {missing[0]!r}; copy or download it again."
+        )
+
+
+def weights_fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of weights: names, shapes and values (as float32, so that fp16 storage does not change it)."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_files(folder: str | os.PathLike, contents: Mapping[str, bytes]) -> None:
+    """Write files aside and rename them when all are whole, so that no half-written one is ever taken for a whole."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {name: folder / f"{name}.part" for name in contents}
+    try:
+        for name, content in contents.items():
+            parts[name].write_bytes(content)
+        for name, part in parts.items():
+            os.replace(part, folder / name)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+def save_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
+    """Write LDVC's own weights and a reference to their CLIP."""
+    weights = {k: v.detach().contiguous() for k, v in model.state_dict().items() if not k.startswith(CLIP_PREFIX)}
+    reference = {
+        "clip": model.config.clip_name_or_path,
+        "clip_fingerprint": weights_fingerprint(model.clip.state_dict()),
+        "config": json.loads(model.config.to_json_string(use_diff=False)),
+    }
+    text = json.dumps(reference, indent=2, sort_keys=True) + "\n"
+    write_files(folder, {ADAPTER_WEIGHTS: save(weights, metadata={"format": "pt"}), ADAPTER_CONFIG: text.encode()})
+
+
+def load_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
+    """Load what `save_adapter` wrote into a model built on the same CLIP; the model is unchanged if anything is wrong.
+
+    Raises:
+        FileNotFoundError: If the folder holds no adapter.
+        ValueError: If the CLIP, a field or a weight differs, or a file is damaged; names both values.
+    """
+    folder = Path(folder)
+    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no {name} in {folder}; give a folder written by `save_adapter`.")
+    try:
+        reference = json.loads((folder / ADAPTER_CONFIG).read_text())
+        weights = load_file(folder / ADAPTER_WEIGHTS)
+        saved, expected = reference["config"], reference["clip_fingerprint"]
+    except (ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(f"the adapter in {folder} is damaged ({error}); copy or save it again.") from error
+    for field in ADAPTER_FIELDS:
+        if saved.get(field) != getattr(model.config, field):
+            raise ValueError(
+                f"the adapter in {folder} has {field}={saved.get(field)!r}, this model "
+                f"{getattr(model.config, field)!r}; build the model with the adapter's value."
+            )
+    if (fingerprint := weights_fingerprint(model.clip.state_dict())) != expected:
+        raise ValueError(
+            f"the adapter in {folder} belongs to the CLIP {reference.get('clip')!r} with fingerprint "
+            f"{expected[:16]}..., this model holds {fingerprint[:16]}... in {model.dtype}; build the model with "
+            "from_clip_pretrained on that CLIP, in float32 (rounded weights are others), and convert it afterwards."
+        )
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith(CLIP_PREFIX)}
+    wrong = sorted(k for k in own.keys() | weights.keys() if k not in own or k not in weights)
+    wrong += sorted(k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape)
+    if wrong:
+        raise ValueError(f"the adapter in {folder} does not fit this model, first at {wrong[0]}; save it again.")
+    model.load_state_dict(weights, strict=False)
+    for field in ADOPTED_FIELDS:
+        value = saved.get(field)
+        if field == "id2label" and value is not None:
+            value = {int(index): name for index, name in value.items()}
+        setattr(model.config, field, value)
+
+
+__all__ = [
+    "build_config",
+    "check_clip_is_complete",
+    "load_adapter",
+    "quiet_loading",
+    "save_adapter",
+    "split_options",
+    "weights_fingerprint",
+    "write_files",
+]

@@ -1,0 +1,1 @@
+"""Scores of checkpoints, and what they may be believed for."""

@@ -1,0 +1,1 @@
+"""Training: one recipe in, one folder out."""
