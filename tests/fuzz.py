@@ -37,7 +37,7 @@ from torch import Tensor
 from ldvc.app import session
 from ldvc.data import samples
 from ldvc.masks.files import open_picture
-from ldvc.masks.formats import is_whole
+from ldvc.masks.writer import is_whole
 from ldvc.model.image_processing_ldvc import LDVCImageProcessor
 from ldvc.model.vocabulary_ldvc import VOCABULARY_CONFIG, VOCABULARY_WEIGHTS, LDVCVocabulary
 from ldvc.training.recipe import DEFAULT_RECIPE, read_recipe

@@ -740,11 +740,11 @@ def test_a_run_that_ends_while_another_writes_loses_no_record(tmp_path, monkeypa
     foreign, write_records = tmp_path / f"coco.json.{OTHER}.part", coco.write_records
     foreign.write_text(journal.path.read_text().replace('"a"', '"b"'))
 
-    def write_late(file, index, class_names):
+    def write_late(file, index, class_names, first_category_id):
         monkeypatch.setattr(coco, "write_records", write_records)
         foreign.write_text(foreign.read_text() + foreign.read_text().replace('"b"', '"c"'))
         write_coco(tmp_path, class_names, [foreign])  # the other run ends, and takes its journal away
-        write_records(file, index, class_names)
+        write_records(file, index, class_names, first_category_id)
 
     monkeypatch.setattr(coco, "write_records", write_late)
     write_coco(tmp_path, ["cat"], [journal.path])

@@ -494,3 +494,11 @@ RESULT = {
     "goals": {"memory": {"relation": "at least", "value": 4.0}, "time": {"relation": "at least", "value": 1.0}},
     "ratios": {"memory": 5.0, "time": {"median": 0.5, "min": 0.4, "max": 0.6}},
 }
+
+
+def test_the_tables_of_other_tools_are_what_the_probe_found():
+    from benchmarks import readers
+
+    result = json.loads(readers.RESULT.read_text())
+    assert {found[2] for found in readers.MARKER.finditer(readers.DOCUMENT.read_text())} == set(result)
+    assert readers.render(readers.DOCUMENT.read_text(), result) == readers.DOCUMENT.read_text()

@@ -111,7 +111,7 @@ USAGE_ERRORS = [
     (["segmnt"], "Did you mean 'segment'"),
     (["segment"], "name files, folders or patterns, or a --dataset. See 'ldvc segment --help'"),
     (["segment", "a.png", "--lables", "cat"], "--labels"),
-    (["segment", "a.png", "--format", "tiff"], "'tiff' is not one of 'png', 'overlay', 'coco-rle', 'npz'"),
+    (["segment", "a.png", "--format", "tiff"], "'tiff' is not one of 'png', 'overlay', 'coco-rle', 'npz', 'grey'"),
     (["labels"], "Missing command"),
     (["bench", "--repeats", "0"], "greater than or equal to 1"),
     (["demo", "--port", "99999"], "65535"),
@@ -177,17 +177,20 @@ def test_a_folder_of_20_pictures_gives_outputs_that_agree(ldvc, checkpoint, tmp_
     assert "20 of 20 pictures segmented" in result.stdout
     assert read_names(out) == {"0": "cat", "1": "sofa", "2": "grass"}
     coco = COCO(out / "coco.json")
-    assert {c["id"]: c["name"] for c in coco.loadCats(coco.getCatIds())} == {0: "cat", 1: "sofa", 2: "grass"}
+    assert {c["id"]: c["name"] for c in coco.loadCats(coco.getCatIds())} == {1: "cat", 2: "sofa", 3: "grass"}
     assert len(coco.imgs) == 20
     for image in coco.imgs.values():
-        with Image.open(image["file_name"]) as source, Image.open(out / f"{image['name']}.png") as png:
+        with (
+            Image.open(tmp_path / "photos" / image["file_name"]) as source,
+            Image.open(out / f"{image['name']}.png") as png,
+        ):
             assert png.size == source.size == (image["width"], image["height"])
             assert png.mode == "P"
             label_map = np.asarray(png)
         decoded = np.full(label_map.shape, 255)
         for annotation in coco.imgToAnns[image["id"]]:
-            decoded[coco.annToMask(annotation).astype(bool)] = annotation["category_id"]
-            assert annotation["area"] == (label_map == annotation["category_id"]).sum()
+            decoded[coco.annToMask(annotation).astype(bool)] = annotation["category_id"] - 1
+            assert annotation["area"] == (label_map == annotation["category_id"] - 1).sum()
         assert np.array_equal(decoded, label_map)
         arrays = np.load(out / f"{image['name']}.npz")
         assert np.array_equal(arrays["label_map"], label_map)

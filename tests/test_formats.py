@@ -13,20 +13,14 @@ from pycocotools.coco import COCO
 
 from ldvc.masks import files as files_module
 from ldvc.masks import formats as formats_module
+from ldvc.masks import pixels as pixels_module
 from ldvc.masks.coco import coco_annotations
 from ldvc.masks.drawing import class_colors
-from ldvc.masks.files import find_pictures, open_picture
-from ldvc.masks.formats import (
-    Existing,
-    Format,
-    OutputFolder,
-    describe_names,
-    is_whole,
-    write_npz,
-    write_overlay,
-    write_png,
-)
+from ldvc.masks.files import Picture, find_pictures, open_picture
+from ldvc.masks.formats import WRITERS, Existing, Format, OutputFolder, describe_names
 from ldvc.masks.parts import written_aside
+from ldvc.masks.pixels import write_grey, write_npz, write_overlay, write_png
+from ldvc.masks.writer import is_whole
 from ldvc.model.inference_ldvc import Segmentation
 
 
@@ -289,7 +283,7 @@ def test_coco_annotations_give_back_the_label_map(label_map):
     annotations = coco_annotations(label_map, best, num_classes=3)
     decoded = np.full(label_map.shape, -1)
     for annotation in annotations:
-        decoded[coco_mask.decode(annotation["segmentation"]).astype(bool)] = annotation["category_id"]
+        decoded[coco_mask.decode(annotation["segmentation"]).astype(bool)] = annotation["category_id"] - 1
     assert np.array_equal(decoded, label_map)
     sofa = annotations[1]
     assert (sofa["area"], sofa["bbox"], sofa["score"]) == (1, [5, 2, 1, 1], 0.75)
@@ -297,7 +291,7 @@ def test_coco_annotations_give_back_the_label_map(label_map):
 
 def test_the_score_of_other_is_what_the_best_class_lacks(label_map):
     best = np.full(label_map.shape, 0.25, dtype=np.float32)
-    scores = {a["category_id"]: a["score"] for a in coco_annotations(label_map, best, num_classes=2)}
+    scores = {a["category_id"] - 1: a["score"] for a in coco_annotations(label_map, best, num_classes=2)}
     assert scores == {0: 0.25, 1: 0.25, 2: 0.75}
 
 
@@ -316,10 +310,10 @@ def test_every_result_is_there_and_whole_after_a_run(tmp_path, result):
     source = save_picture(tmp_path / "a.png")
     name = PurePath("sub/a")
     assert folder.start({name: source}) == [name]
-    folder.save(name, source, Image.open(source), result)
+    folder.save(Picture(source, name), Image.open(source), result)
     folder.finish()
     files = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
-    assert files == ["coco.json", "names.json", "sub/a.npz", "sub/a.overlay.png", "sub/a.png"]
+    assert files == ["coco.json", "names.json", "sub/a.grey.png", "sub/a.npz", "sub/a.overlay.png", "sub/a.png"]
     assert all(is_whole(path) for path in folder.paths(name))
 
 
@@ -328,7 +322,7 @@ def test_a_damaged_result_is_not_whole(tmp_path, result, kind):
     folder = open_folder(tmp_path, [kind])
     source = save_picture(tmp_path / "source" / "a.png")
     folder.start({PurePath("a"): source})
-    folder.save(PurePath("a"), source, Image.open(source), result)
+    folder.save(Picture(source, PurePath("a")), Image.open(source), result)
     [path] = folder.paths(PurePath("a"))
     assert is_whole(path)
     assert not is_whole(cut_in_half(path))
@@ -340,7 +334,7 @@ def run_folder(tmp_path, result, stems, existing=Existing.REFUSE, formats=(Forma
     source = save_picture(tmp_path / "source.png")
     todo = folder.start({PurePath(name): tmp_path / f"{name}.jpg" for name in stems}, existing)
     for name in todo:
-        folder.save(name, source, Image.open(source), result)
+        folder.save(Picture(source, name), Image.open(source), result)
     folder.finish()
     return [str(name) for name in todo]
 
@@ -376,7 +370,7 @@ def test_a_stopped_run_loses_no_picture(tmp_path, result):
     folder = open_folder(tmp_path / "out", [Format.PNG, Format.COCO_RLE])
     source = save_picture(tmp_path / "source.png")
     folder.start({PurePath("a"): source, PurePath("b"): source})
-    folder.save(PurePath("a"), source, Image.open(source), result)
+    folder.save(Picture(source, PurePath("a")), Image.open(source), result)
     with (tmp_path / "out" / "coco.json.part").open("a") as journal:
         journal.write('{"name": "b", "ima')  # killed in the middle of a line
     assert run_folder(tmp_path, result, ["a", "b"], Existing.SKIP) == ["b"]
@@ -460,9 +454,76 @@ def test_a_disk_that_fills_up_leaves_no_half_result(tmp_path, result, monkeypatc
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(formats_module, "write_png", fail)
+    monkeypatch.setattr(pixels_module, "write_png", fail)
     folder = open_folder(tmp_path / "out")
     folder.start({PurePath("a"): Path("a.jpg")})
     with pytest.raises(OSError, match="No space left"):
-        folder.save(PurePath("a"), Path("a.jpg"), Image.new("RGB", (8, 6)), replace(result, top_scores=None))
+        folder.save(Picture(Path("a.jpg"), PurePath("a")), Image.new("RGB", (8, 6)), replace(result, top_scores=None))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["names.json"]
+
+
+# ---- ids and names for other tools
+
+
+@pytest.mark.parametrize(("num_classes", "mode"), [(3, "L"), (256, "L"), (257, "I;16"), (40000, "I;16")])
+def test_grey_pixels_are_the_ids_however_many_there_are(num_classes, mode):
+    label_map, file = np.array([[0, 1, num_classes - 1]]), io.BytesIO()
+    write_grey(file, label_map, num_classes)
+    with Image.open(file) as image:
+        assert image.mode == mode
+        assert np.array_equal(np.asarray(image), label_map)
+
+
+@pytest.mark.parametrize("first", [None, 0, 1])
+def test_coco_s_categories_start_where_asked_and_both_ids_are_written_down(tmp_path, result, first):
+    options = {} if first is None else {"first_category_id": first}
+    folder = OutputFolder(tmp_path / "out", [Format.COCO_RLE], describe_names(NAMES), len(NAMES), **options)
+    source, first = save_picture(tmp_path / "a.png"), 1 if first is None else first
+    folder.start({PurePath("a"): source})
+    folder.save(Picture(source, PurePath("a")), Image.open(source), result)
+    folder.finish()
+    content = json.loads((tmp_path / "out" / "coco.json").read_text())
+    assert [(c["id"], c["name"]) for c in content["categories"]] == list(enumerate(NAMES, first))
+    assert [a["category_id"] for a in content["annotations"]] == [first, first + 1, first + 2]
+    assert content["info"]["first_category_id"] == first
+    assert content["info"]["description"].endswith("label maps" + (" + 1" if first else ""))
+    names = json.loads((tmp_path / "out" / "names.json").read_text())
+    assert names["category_ids"] == {"0": first, "1": first + 1, "2": first + 2}
+
+
+def test_a_folder_does_not_mix_two_ways_of_counting_categories(tmp_path, result):
+    run_folder(tmp_path, result, ["a"])
+    folder = OutputFolder(tmp_path / "out", [Format.PNG], describe_names(NAMES), len(NAMES), first_category_id=0)
+    with pytest.raises(ValueError, match=r"made with other settings \(category_ids\)"):
+        folder.start({PurePath("b"): Path("b.jpg")})
+
+
+def test_the_file_name_of_a_picture_is_relative_to_the_folder_that_was_searched(tmp_path, monkeypatch):
+    for name in ("photos/a/x.jpg", "photos/y.png", "photos/y.jpg"):
+        save_picture(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for argument in ("photos", str(tmp_path / "photos"), "photos/../photos/"):
+        found = find_pictures([argument], recursive=True)
+        assert [picture.file_name for picture in found.pictures] == ["y.jpg", "y.png", "a/x.jpg"]
+    assert [picture.file_name for picture in find_pictures(["photos/a/x.jpg", "photos/y.*"]).pictures] == [
+        "x.jpg",
+        "y.jpg",
+        "y.png",
+    ]
+
+
+def test_coco_names_files_as_tools_look_for_them(tmp_path, result):
+    save_picture(tmp_path / "photos" / "a" / "x.jpg")
+    found = find_pictures([str(tmp_path / "photos")], recursive=True)
+    folder = open_folder(tmp_path / "out", [Format.COCO_RLE])
+    folder.start({picture.name: picture.path for picture in found.pictures})
+    for picture in found.pictures:
+        folder.save(picture, Image.open(picture.path), result)
+    folder.finish()
+    (image,) = json.loads((tmp_path / "out" / "coco.json").read_text())["images"]
+    assert (image["file_name"], image["name"]) == ("a/x.jpg", "a/x")
+    assert (tmp_path / "photos" / image["file_name"]).is_file()
+
+
+def test_every_kind_of_results_has_a_writer():
+    assert set(WRITERS) == set(Format)

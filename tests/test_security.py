@@ -38,7 +38,8 @@ from ldvc.data.converters import find_voc2012
 from ldvc.loading import load_checkpoint
 from ldvc.masks.coco import COCO_JOURNAL
 from ldvc.masks.files import find_pictures, open_picture
-from ldvc.masks.formats import Format, OutputFolder, describe_names, is_whole
+from ldvc.masks.formats import Format, OutputFolder, describe_names
+from ldvc.masks.writer import is_whole
 from ldvc.model.image_processing_ldvc import LDVCImageProcessor
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 from ldvc.model.vocabulary_ldvc import LDVCVocabulary
@@ -67,6 +68,9 @@ ALLOWED = {
     ("ldvc/__init__.py", "import_module of a variable"): "homes of its own public names",
     ("ldvc/__main__.py", "import_module of a variable"): "modules of its own subcommands",
     ("benchmarks/__main__.py", "import_module of a variable"): "names of its own benchmarks",
+    ("benchmarks/readers.py", "subprocess"): "the interpreter that the caller names, with its own probe",
+    ("benchmarks/readers_probe.py", "import_module of a variable"): "names of tools from its own tables",
+    ("benchmarks/readers_probe.py", "subprocess"): "pngquant of the same environment, as a list, without a shell",
     ("benchmarks/startup.py", "subprocess"): "this interpreter with fixed lines, to time a fresh start",
 }
 

@@ -360,7 +360,7 @@ def segment_pictures(
         segmenter.load(job, max_pixels)
 
     def save(job: Job) -> None:
-        folder.save(job.picture.name, job.picture.path, job.image, job.result)
+        folder.save(job.picture, job.image, job.result)
         job.image = job.prepared = job.result = None  # others of its batch may wait for long
 
     is_on_cpu = segmenter.model.device.type == "cpu"

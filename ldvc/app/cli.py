@@ -21,8 +21,9 @@ from ldvc.app.labels import as_classes, check_labels, parse_labels
 from ldvc.app.labels import render as render_labels
 from ldvc.data.rows import find_rows
 from ldvc.loading import EMBEDDED_CHECKPOINT, default_names, load_checkpoint, one_line
+from ldvc.masks.coco import FIRST_CATEGORY_ID
 from ldvc.masks.files import MAX_PIXELS, Found, find_pictures
-from ldvc.masks.formats import Existing, Format, OutputFolder
+from ldvc.masks.formats import WRITERS, Existing, Format, OutputFolder
 from ldvc.masks.parts import written_aside
 from ldvc.places import how_to_install
 from ldvc.shares import Share, join_processes
@@ -188,6 +189,9 @@ SeenOffsetOption = Annotated[
     ),
 ]
 OtherOption = Annotated[str | None, typer.Option(help='Name of "other".')]
+CategoryOption = Annotated[
+    int, typer.Option(min=0, help="COCO's category id of the first class; 0 makes them the ids of the label maps.")
+]
 ScoresOption = Annotated[bool, typer.Option("--scores", help="Keep all probabilities in the npz.")]
 ShortSideOption = Annotated[
     int | None, typer.Option(min=0, help="Resize to this shorter side in pixels first; 0 keeps the size.")
@@ -223,6 +227,7 @@ def segment_command(
     other: OtherOption = None,
     seen_score_offset: SeenOffsetOption = None,
     scores: ScoresOption = False,
+    first_category_id: CategoryOption = FIRST_CATEGORY_ID,
     short_side: ShortSideOption = None,
     window: WindowOption = None,
     stride: StrideOption = None,
@@ -245,24 +250,31 @@ def segment_command(
 
     classes = None if entries is None else as_classes(entries)
     settings = batch.make_settings(short_side, window, stride)
-    has_coco, share = Format.COCO_RLE in formats, join_processes()
+    writers, share = [WRITERS[kind] for kind in formats], join_processes()
+    keeps_scores = scores or any(writer.needs_scores for writer in writers)
+    keeps_best = any(writer.needs_best_scores for writer in writers)
     device = share.device if device == "auto" and share.device else device
     segmenter = batch.Segmenter(
-        *(model, device, classes, vocabulary, settings, threshold, other, scores, has_coco, batch_size),
+        *(model, device, classes, vocabulary, settings, threshold, other, keeps_scores, keeps_best, batch_size),
         seen_score_offset,
     )
-    description = segmenter.describe()
+    description = segmenter.describe() | {"scores": scores}  # of the npz files; others may need them on the way
     if dataset is not None and id_column is None:  # names are row numbers, which every split has
-        place = str(Path(dataset).resolve()) if Path(dataset).exists() else dataset
-        description["rows"] = [place, split or DATASET_DEFAULTS["--split"], dataset_config, len(found.pictures)]
+        description["rows"] = describe_rows(dataset, split, dataset_config, len(found.pictures))
     folder = OutputFolder(
-        output, formats, description, num_classes=len(segmenter.names), unseen_names=segmenter.unseen_names()
+        *(output, formats, description, len(segmenter.names), segmenter.unseen_names(), first_category_id)
     )
     existing = Existing.OVERWRITE if overwrite else Existing.SKIP if skip_existing else Existing.REFUSE
     todo = set(folder.start({picture.name: picture.path for picture in found.pictures}, existing, share))
     pictures = [picture for picture in found.pictures if picture.name in todo]
     failures = batch.segment_pictures(pictures, segmenter, folder, max_pixels, debug, share.is_main)
     return finish_batch(found, len(pictures), failures, folder, share)
+
+
+def describe_rows(dataset: str, split: str | None, config_name: str | None, count: int) -> list[str | int | None]:
+    """Which rows the numbers count that results are named by."""
+    place = str(Path(dataset).resolve()) if Path(dataset).exists() else dataset
+    return [place, split or DATASET_DEFAULTS["--split"], config_name, count]
 
 
 def find_source(

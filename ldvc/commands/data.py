@@ -1,5 +1,6 @@
 """`ldvc prepare` and `ldvc check`."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,11 +28,23 @@ Read a dataset before training and say what is wrong with it, all at once and by
     ldvc check FOLDER --class_names "[cat, dog, sofa]" --unseen_classes "[sofa]"
     ldvc check HUB_ID --class_names "[cat, dog]" --label_column mask --streaming --num_images 500
     ldvc check data/voc2012 --vocabulary voc2012 --reduce_labels --json check.json
+    ldvc check masks FOLDER      are the label maps of ldvc segment still those that it wrote? See --help there
 
 DATASET is what `train.py --dataset` takes: a plain folder of images/ and masks/, Parquet, save_to_disk or a Hub id.
 A folder's own classes.txt or classes.json serves when neither --class_names nor --vocabulary is given.
 
 Exit code: 0 fit for training; 1 warnings, with --strict; 2 errors, each of which would stop or spoil a training run.
+"""
+
+CHECK_MASKS = """\
+Compare the label maps of a folder that `ldvc segment` wrote with its names.json, and with each other.
+
+    ldvc check masks FOLDER [--json FILE]
+
+Finds palettes that an optimiser has permuted, ids turned into colours or grey levels, ids without a name, damaged
+files, and PNG and grey files of one picture that differ. Nothing is changed.
+
+Exit code: 0 all agree; 2 at least one does not. A dataset whose folder is called masks is checked as ./masks.
 """
 
 
@@ -57,8 +70,26 @@ def prepare(argv: Sequence[str] | None = None) -> int:
     return end_in_one_line("prepare", work)
 
 
+def check_masks(argv: Sequence[str]) -> int:
+    """Run `ldvc check masks`; returns the exit code."""
+    parser = make_parser("check masks", CHECK_MASKS)
+    parser.add_argument("folder", help="what --output of ldvc segment named")
+    parser.add_argument("--json", help="write what is wrong to this file too")
+    arguments = parser.parse_args(argv)
+
+    def work() -> int:
+        from ldvc.masks.check import run
+
+        return run(arguments)
+
+    return end_in_one_line("check masks", work)
+
+
 def check(argv: Sequence[str] | None = None) -> int:
     """Run `ldvc check`; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if len(argv) > 1 and argv[0] == "masks" and (argv[1] in ("-h", "--help") or not argv[1].startswith("-")):
+        return check_masks(argv[1:])
     parser = make_parser("check", CHECK)
     parser.add_argument("dataset", help="a folder, a Hub id, or 'picturebook'")
     parser.add_argument("--class_names", help='names in the order of the ids: "[cat, dog]"')

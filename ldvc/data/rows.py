@@ -124,6 +124,11 @@ class RowPicture(Picture):
     rows: Any = field(repr=False, compare=False)
     index: int
 
+    @property
+    def file_name(self) -> str:
+        """Dataset, split and name, as there is no file."""
+        return self.path.as_posix()
+
     def read(self, max_pixels: int) -> Image.Image:
         """Read and decode it, under a `pixel_limit`.
 

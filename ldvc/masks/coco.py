@@ -16,26 +16,39 @@ from typing import IO, Any
 import numpy as np
 
 from ldvc.masks.parts import is_left_over, part_suffix, written_aside
+from ldvc.masks.writer import Classes, Result, Writer
 
 
 COCO_FILE, COCO_JOURNAL = "coco.json", "coco.json.part"  # a process's own journal has its name in between
-INFO = {"description": "LDVC; category ids are the ids of names.json and of the PNG and npz label maps"}
+FIRST_CATEGORY_ID = 1  # of the field: tools that take 0 for background, such as Datumaro, drop the first class
 
 # Name of a picture -> journal and byte at which its line begins, or the record itself.
 Index = dict[str, tuple[Path, int] | dict[str, Any]]
 
 
-def coco_annotations(label_map: np.ndarray, best_scores: np.ndarray, num_classes: int) -> list[dict[str, Any]]:
+def describe_ids(first_category_id: int) -> dict[str, Any]:
+    """Content of `info`: how category ids and the ids of label maps belong together."""
+    ids = "the id of names.json and of the PNG and npz label maps"
+    return {
+        "description": f"LDVC; category_id is {ids}" + (f" + {first_category_id}" if first_category_id else ""),
+        "first_category_id": first_category_id,
+    }
+
+
+def coco_annotations(
+    label_map: np.ndarray, best_scores: np.ndarray, num_classes: int, first_category_id: int = FIRST_CATEGORY_ID
+) -> list[dict[str, Any]]:
     """Encode every class of a label map as COCO's compressed run lengths, by pycocotools.
 
     Args:
         label_map: (height, width) ids; the id `num_classes` is "other".
         best_scores: (height, width), probability of each pixel's best class.
         num_classes: Classes without "other".
+        first_category_id: `category_id` of id 0; the others follow.
 
     Returns:
         One annotation per class present; `score` is the mean probability inside the mask (of "other": the mean of what
-        the best class lacks of 1), `category_id` the id of the label map.
+        the best class lacks of 1).
     """
     from pycocotools import mask as coco_mask
 
@@ -46,7 +59,7 @@ def coco_annotations(label_map: np.ndarray, best_scores: np.ndarray, num_classes
         mean = float(best_scores[is_class].mean(dtype=np.float64))
         annotations.append(
             {
-                "category_id": class_id,
+                "category_id": class_id + first_category_id,
                 "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
                 "area": int(coco_mask.area(rle)),
                 "bbox": coco_mask.toBbox(rle).tolist(),
@@ -70,10 +83,11 @@ class Journal:
 
     Args:
         folder: Where results go.
+        file_name: Of the file that it becomes part of.
     """
 
-    def __init__(self, folder: Path):
-        self.path = folder / f"{COCO_FILE}{part_suffix()}"
+    def __init__(self, folder: Path, file_name: str = COCO_FILE):
+        self.path = folder / f"{file_name}{part_suffix()}"
         self._lock, self._file = Lock(), self.path.open("a", encoding="utf-8")
         self._file.write("\n")  # a stopped run of this name may have left half a line
 
@@ -96,10 +110,10 @@ class Journal:
         self._file.close()
 
 
-def find_journals(folder: Path) -> list[Path]:
-    """Journals of all processes, running or stopped; the one written to last comes last."""
+def find_journals(folder: Path, file_name: str = COCO_FILE) -> list[Path]:
+    """Journals of a file and all processes, running or stopped; the one written to last comes last."""
     times = {}
-    for path in folder.glob(f"{COCO_FILE}*.part"):
+    for path in folder.glob(f"{file_name}*.part"):
         with suppress(FileNotFoundError):  # its process has just finished
             times[path] = path.stat().st_mtime
     return sorted(times, key=times.get)
@@ -117,9 +131,9 @@ def journal_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             start += len(line)
 
 
-def file_records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def file_records(folder: Path, file_name: str = COCO_FILE) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the records of a finished `coco.json`, by name."""
-    content = read_json(folder / COCO_FILE)
+    content = read_json(folder / file_name)
     records = {}
     for image in content.get("images", ()):
         kept = {key: image[key] for key in ("file_name", "width", "height")}
@@ -130,35 +144,45 @@ def file_records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from records.values()
 
 
-def remove_journals(folder: Path, own_journals: Iterable[Path] = ()) -> None:
-    """Delete a folder's journals, but for those that another process writes to."""
+def remove_journals(folder: Path, own_journals: Iterable[Path] = (), file_name: str = COCO_FILE) -> None:
+    """Delete a file's journals, but for those that another process writes to."""
     own_journals = set(own_journals)
-    for path in own_journals.union(find_journals(folder)):
+    for path in own_journals.union(find_journals(folder, file_name)):
         if path in own_journals or path.name.endswith(part_suffix()) or is_left_over(path):
             path.unlink(missing_ok=True)
 
 
-def known_names(folder: Path) -> set[str]:
+def known_names(folder: Path, file_name: str = COCO_FILE) -> set[str]:
     """Names of all pictures that a folder has a record of."""
-    names = {record["name"] for path in find_journals(folder) for _, record in journal_records(path)}
-    return names | {name for name, _ in file_records(folder)}
+    names = {record["name"] for path in find_journals(folder, file_name) for _, record in journal_records(path)}
+    return names | {name for name, _ in file_records(folder, file_name)}
 
 
-def write_coco(folder: Path, class_names: Sequence[str], own_journals: Iterable[Path]) -> None:
-    """Write `coco.json` from all records of a folder, and delete the journals that nobody writes to any more.
+def write_coco(
+    folder: Path,
+    class_names: Sequence[str],
+    own_journals: Iterable[Path],
+    first_category_id: int = FIRST_CATEGORY_ID,
+    file_name: str = COCO_FILE,
+) -> None:
+    """Write the COCO file from all records of a folder, and delete the journals that nobody writes to any more.
 
     Args:
         folder: Where results are.
         class_names: Name of every id.
         own_journals: Closed journals of all processes of this run.
+        first_category_id: COCO's category id of id 0.
+        file_name: Of the file.
     """
-    own_journals, target = list(own_journals), folder / COCO_FILE
-    while not write_from_journals(folder, target, class_names, own_journals):
+    own_journals, target = list(own_journals), folder / file_name
+    while not write_from_journals(target, class_names, own_journals, first_category_id):
         pass  # another run has finished meanwhile, which takes its journals away
-    remove_journals(folder, own_journals)
+    remove_journals(folder, own_journals, file_name)
 
 
-def write_from_journals(folder: Path, target: Path, class_names: Sequence[str], own_journals: Sequence[Path]) -> bool:
+def write_from_journals(
+    target: Path, class_names: Sequence[str], own_journals: Sequence[Path], first_category_id: int
+) -> bool:
     """Write all records to `target`, unless another run replaces it meanwhile.
 
     Returns:
@@ -167,14 +191,14 @@ def write_from_journals(folder: Path, target: Path, class_names: Sequence[str], 
     Raises:
         FileNotFoundError: If a journal or the folder goes away for another reason.
     """
-    before, index = stamp(target), {}
-    for path in dict.fromkeys([*find_journals(folder), *own_journals]):
+    folder, before, index = target.parent, stamp(target), {}
+    for path in dict.fromkeys([*find_journals(folder, target.name), *own_journals]):
         index |= {record["name"]: (path, start) for start, record in journal_records(path)}
     # Read last: a process that finishes now deletes its journal after it has written this file.
-    index: Index = dict(file_records(folder)) | index
+    index: Index = dict(file_records(folder, target.name)) | index
     try:
         with written_aside(target) as file:
-            write_records(file, index, class_names)
+            write_records(file, index, class_names, first_category_id)
             if stamp(target) != before:
                 raise FileNotFoundError(target)
     except FileNotFoundError:
@@ -192,7 +216,7 @@ def stamp(path: Path) -> tuple[int, int, int] | None:
     return None
 
 
-def write_records(file: IO[bytes], index: Index, class_names: Sequence[str]) -> None:
+def write_records(file: IO[bytes], index: Index, class_names: Sequence[str], first_category_id: int) -> None:
     """Write COCO's JSON, a picture at a time, sorted by name."""
 
     def write(text: str) -> None:
@@ -209,13 +233,13 @@ def write_records(file: IO[bytes], index: Index, class_names: Sequence[str]) -> 
                 annotation_id += 1
                 yield {"id": annotation_id, "image_id": image_id, **annotation}
 
-    write(f'{{"info": {json.dumps(INFO)}')
+    write(f'{{"info": {json.dumps(describe_ids(first_category_id))}')
     for key, entries in (("images", images()), ("annotations", annotations())):
         write(f', "{key}": [')
         for position, entry in enumerate(entries):
             write((", " if position else "") + json.dumps(entry, ensure_ascii=False))
         write("]")
-    categories = [{"id": class_id, "name": name} for class_id, name in enumerate(class_names)]
+    categories = [{"id": number, "name": name} for number, name in enumerate(class_names, first_category_id)]
     write(f', "categories": {json.dumps(categories, ensure_ascii=False)}}}')
 
 
@@ -236,3 +260,56 @@ def read_records(index: Index) -> Iterator[tuple[str, dict[str, Any]]]:
     finally:
         for file in files.values():
             file.close()
+
+
+class CocoWriter(Writer):
+    """A COCO file of run lengths, from a journal per process."""
+
+    shared = (COCO_FILE,)
+    packages = ("pycocotools.mask",)
+    needs_best_scores = True
+
+    def __init__(self, folder: Path, classes: Classes):
+        super().__init__(folder, classes)
+        self._journal: Journal | None = None
+
+    @property
+    def file_name(self) -> str:
+        """Of the file of all pictures."""
+        return self.shared[0]
+
+    def known_names(self) -> set[str]:
+        """Names of all pictures that the file and its journals hold."""
+        return known_names(self.folder, self.file_name)
+
+    def start(self) -> None:
+        """Open this process's journal."""
+        self._journal = Journal(self.folder, self.file_name)
+
+    def annotations(self, result: Result) -> list[dict[str, Any]]:
+        """COCO's annotations of one picture."""
+        classes = self.classes
+        return coco_annotations(result.label_map, result.best_scores, classes.num_classes, classes.first_category_id)
+
+    def write(self, result: Result) -> None:
+        """Add a picture's record to the journal."""
+        height, width = result.label_map.shape
+        image = {"file_name": result.picture.file_name, "width": width, "height": height}
+        self._journal.add(result.picture.name.as_posix(), image, self.annotations(result))
+
+    def close(self) -> list[Path]:
+        """Close the journal and name it."""
+        if self._journal is None:
+            return []
+        self._journal.close()
+        return [self._journal.path]
+
+    def finish(self, journals: Sequence[Path]) -> None:
+        """Write the file from all journals."""
+        own = [path for path in journals if path.name.startswith(f"{self.file_name}.")]
+        write_coco(self.folder, self.classes.names, own, self.classes.first_category_id, self.file_name)
+
+    def remove_shared(self) -> None:
+        """Delete the file and its journals, of other class names."""
+        remove_journals(self.folder, file_name=self.file_name)
+        super().remove_shared()

@@ -53,6 +53,11 @@ class Picture:
     path: Path
     name: PurePath
 
+    @property
+    def file_name(self) -> str:
+        """The file below the folder that was searched, as tools look for it; of a file named itself, its name."""
+        return PurePath(*self.path.parts[-len(self.name.parts) :]).as_posix()
+
     def read(self, max_pixels: int) -> Image.Image:
         """Decode it, under a `pixel_limit`; see `decode_picture`."""
         return decode_picture(self.path, max_pixels)

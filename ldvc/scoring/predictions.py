@@ -15,8 +15,8 @@ from accelerate import PartialState
 from PIL import Image
 
 from ldvc.masks.coco import read_json
-from ldvc.masks.formats import write_png
 from ldvc.masks.parts import written_aside
+from ldvc.masks.pixels import write_png
 from ldvc.places import PACKAGE
 
 
