@@ -28,7 +28,6 @@ from ldvc.model.inference_ldvc import Segmentation
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT, RESULT, PROBE = ROOT / "docs/tools.md", ROOT / "results/tools/readers.json", "benchmarks/readers_probe.py"
 MARKER = re.compile(r"(<!-- readers: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-FORMATS = (Format.PNG, Format.GREY, Format.COCO_RLE)
 SIZE = (48, 64)  # height and width in pixels
 
 
@@ -47,17 +46,17 @@ def sample_ids(num_classes: int) -> np.ndarray:
     return ids
 
 
-def write_results(folder: Path, names: Sequence[str], formats: Sequence[Format]) -> np.ndarray:
-    """Write all kinds of results of one picture, photos/a.jpg; returns its (height, width) ids."""
+def write_results(folder: Path, names: Sequence[str]) -> np.ndarray:
+    """Write all kinds of results of one picture, ../photos/a.jpg; returns its (height, width) ids."""
     ids = sample_ids(len(names))
-    source = folder / "photos" / "a.jpg"
-    source.parent.mkdir(parents=True)
+    source = folder.parent / "photos" / "a.jpg"
+    source.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray((np.arange(3 * ids.size) % 251).astype(np.uint8).reshape(*ids.shape, 3))
     image.save(source, quality=95)
     label_map = torch.from_numpy(ids)
     scores = torch.nn.functional.one_hot(label_map, len(names)).permute(2, 0, 1) * 0.8 + 0.1
     found = Segmentation(label_map, list(names), scores, label_map[None], torch.full((1, *ids.shape), 0.9))
-    output = OutputFolder(folder, formats, describe_names(names, scores=False), len(names))
+    output = OutputFolder(folder, list(Format), describe_names(names, scores=False), len(names))
     picture = Picture(source, PurePath("a"))
     output.start({picture.name: source})
     output.save(picture, image, found)
@@ -73,8 +72,7 @@ def probe(python: str) -> dict[str, Any]:
             "few": ["cat", "sofa", "grass", "empty", "sky"],
             "many": [f"class {number}" for number in range(300)],
         }
-        formats = {"few": FORMATS, "many": (Format.PNG, Format.COCO_RLE)}
-        expected = {key: write_results(folder / key, names, formats[key]) for key, names in counts.items()}
+        expected = {key: write_results(folder / key, names) for key, names in counts.items()}
         np.savez(folder / "expected.npz", **expected)
         done = subprocess.run([python, PROBE, place], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

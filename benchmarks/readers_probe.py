@@ -8,7 +8,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,163 @@ def optimiser_rows(folder: Path, expected: dict[str, np.ndarray]) -> Iterator[Ro
             yield attempt(package, "(default settings)", file, lambda place=place, change=change: run(place, change))
 
 
-TABLES = {"png": png_rows, "optimisers": optimiser_rows}
+# ---- annotations
+
+
+def paint(shape: tuple[int, int], names: list[str], masks: Iterable[tuple[str, np.ndarray]]) -> np.ndarray:
+    """Put masks by name together: (height, width) ids, -1 where there is none and -2 where there are two."""
+    ids = np.full(shape, -1)
+    for name, mask in masks:
+        mask = np.asarray(mask).astype(bool)
+        ids[mask] = np.where(ids[mask] == -1, names.index(name), -2)
+    return ids
+
+
+def coco_by(module: str) -> Callable[..., Iterator[tuple[str, np.ndarray]]]:
+    """Readers that have pycocotools' interface."""
+
+    def read(root: Path, file: str) -> Iterator[tuple[str, np.ndarray]]:
+        kind = importlib.import_module(module)
+        coco = (kind.COCO if hasattr(kind, "COCO") else kind.COCOeval_faster)(str(root / file))
+        names = {category["id"]: category["name"] for category in coco.loadCats(coco.getCatIds())}
+        for annotation in coco.loadAnns(coco.getAnnIds()):
+            yield names[annotation["category_id"]], coco.annToMask(annotation)
+
+    return read
+
+
+def by_supervision(root: Path, file: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield masks of `DetectionDataset.from_coco`."""
+    kind = importlib.import_module("supervision").DetectionDataset
+    dataset = kind.from_coco(str(root.parent / "photos"), str(root / file), force_masks=True)
+    for _, _, detections in dataset:
+        for mask, class_id in zip(detections.mask, detections.class_id, strict=True):
+            yield dataset.classes[class_id], mask
+
+
+def by_datumaro(kind: str) -> Callable[..., Iterator[tuple[str, np.ndarray]]]:
+    """Masks of Datumaro's importers."""
+
+    def read(root: Path, file: str) -> Iterator[tuple[str, np.ndarray]]:
+        datumaro = importlib.import_module("datumaro")
+        place = root / f"datumaro-{kind}-{file}"
+        (place / "annotations").mkdir(parents=True, exist_ok=True)
+        (place / "images").mkdir(exist_ok=True)
+        shutil.copy(root.parent / "photos" / "a.jpg", place / "images" / "a.jpg")
+        target = place / "annotations" / "instances_images.json" if kind == "coco_instances" else place / file
+        shutil.copy(root / file, target)
+        dataset = datumaro.Dataset.import_from(str(place if kind != "cvat" else target), kind)
+        labels = dataset.categories()[datumaro.AnnotationType.label]
+        for item in dataset:
+            for found in item.annotations:
+                if found.type == datumaro.AnnotationType.mask:
+                    yield labels[found.label].name, found.image
+                elif found.type == datumaro.AnnotationType.polygon:
+                    height, width = item.media_as(datumaro.Image).size
+                    tools = importlib.import_module("pycocotools.mask")
+                    encoded = tools.frPyObjects([found.points], height, width)
+                    yield labels[found.label].name, tools.decode(encoded)[..., 0]
+
+    return read
+
+
+def by_fiftyone(root: Path, file: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield masks of FiftyOne's COCO importer, without its data base."""
+    coco = importlib.import_module("fiftyone.utils.coco")
+    importer = coco.COCODetectionDatasetImporter(
+        data_path=str(root.parent / "photos"), labels_path=str(root / file), label_types="segmentations"
+    )
+    importer.setup()
+    for _, metadata, label in importer:
+        for detection in label.detections:
+            x, y = detection.bounding_box[:2]
+            left, top = round(x * metadata.width), round(y * metadata.height)
+            mask = np.zeros((metadata.height, metadata.width), dtype=bool)
+            part = np.asarray(detection.mask).astype(bool)
+            mask[top : top + part.shape[0], left : left + part.shape[1]] = part
+            yield detection.label, mask
+
+
+def by_label_studio(root: Path, file: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield masks as Label Studio's converter decodes them."""
+    brush = importlib.import_module("label_studio_sdk.converter.brush")
+    for task in json.loads((root / file).read_text()):
+        for region in task["predictions"][0]["result"]:
+            layers = brush.decode_rle(region["value"]["rle"])
+            shape = (region["original_height"], region["original_width"], 4)
+            yield region["value"]["brushlabels"][0], layers.reshape(shape)[..., 3] == 255
+
+
+def by_labelme(root: Path, file: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield masks as LabelMe loads and draws them."""
+    module, utils = importlib.import_module("labelme._label_file"), importlib.import_module("labelme.utils")
+    content = json.loads((root / file).read_text())
+    shape = (content["imageHeight"], content["imageWidth"])
+    for part in content["shapes"]:
+        loaded = module._load_shape_json_obj(part)
+        yield part["label"], utils.shapes_to_label(shape, [loaded], {part["label"]: 1})[0] == 1
+
+
+def by_rasterio(root: Path, file: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield masks of a GeoTIFF by the names in its tags."""
+    with importlib.import_module("rasterio").open(root / file) as dataset:
+        ids, names = dataset.read(1), json.loads(dataset.tags()["LDVC_CLASSES"])
+    for class_id in np.unique(ids).tolist():
+        yield names[class_id], ids == class_id
+
+
+def by_rasterize(root: Path, file: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield masks of a GeoJSON."""
+    features = importlib.import_module("rasterio.features")
+    with importlib.import_module("PIL.Image").open(root / "a.grey.png") as image:
+        shape = (image.height, image.width)
+    for feature in json.loads((root / file).read_text())["features"]:
+        yield feature["properties"]["class"], features.rasterize([feature["geometry"]], shape)
+
+
+def by_datasets(root: Path, file: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield masks of a folder that `datasets` opens."""
+    load = importlib.import_module("datasets").load_dataset
+    names = json.loads((root / file / "classes.json").read_text())["class_names"]
+    for row in load(str(root / file), split="train", cache_dir=str(root / "cache")):
+        ids = np.asarray(row["label"])
+        for class_id in np.unique(ids).tolist():
+            yield names[class_id], ids == class_id
+
+
+BOTH = ("coco.json", "coco.polygons.json")
+ANNOTATIONS = [
+    ("pycocotools", "COCO(f).annToMask(...)", BOTH, coco_by("pycocotools.coco")),
+    ("faster-coco-eval", "COCO(f).annToMask(...)", BOTH, coco_by("faster_coco_eval")),
+    ("supervision", "DetectionDataset.from_coco(photos, f)", BOTH, by_supervision),
+    ("fiftyone", "COCODetectionDatasetImporter(photos, f)", BOTH, by_fiftyone),
+    ("datumaro", 'Dataset.import_from(d, "coco_instances")', BOTH, by_datumaro("coco_instances")),
+    ("datumaro", 'Dataset.import_from(f, "cvat")', ("cvat.xml",), by_datumaro("cvat")),
+    ("label-studio-sdk", "converter.brush.decode_rle(...)", ("label-studio.json",), by_label_studio),
+    ("labelme", "utils.shapes_to_label(...)", ("labelme/a.json",), by_labelme),
+    ("rasterio", "rasterio.open(f).read(1)", ("a.tif",), by_rasterio),
+    ("rasterio", "features.rasterize(...)", ("a.geojson",), by_rasterize),
+    ("datasets", "load_dataset(d)", ("hf",), by_datasets),
+]
+
+
+def annotation_rows(folder: Path, expected: dict[str, np.ndarray]) -> Iterator[Row]:
+    """Every kind of annotation in the tools that read it, with 5 and with 300 classes."""
+
+    def compare(read: Callable[..., Iterator[tuple[str, np.ndarray]]], file: str, key: str) -> str:
+        names = list(json.loads((folder / key / "names.json").read_text())["names"].values())
+        found = paint(expected[key].shape, names, read(folder / key, file))
+        wrong = int((found != expected[key]).sum())
+        return "pixels and names" if not wrong else f"**{wrong} of {found.size} pixels differ**"
+
+    for package, call, files, read in ANNOTATIONS:
+        for file in files:
+            for key in ("few", "many"):
+                title = f"{file}, {5 if key == 'few' else 300} classes"
+                yield attempt(package, call, title, partial(compare, read, file, key))
+
+
+TABLES = {"png": png_rows, "optimisers": optimiser_rows, "annotations": annotation_rows}
 
 
 def main() -> None:

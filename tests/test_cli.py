@@ -111,7 +111,10 @@ USAGE_ERRORS = [
     (["segmnt"], "Did you mean 'segment'"),
     (["segment"], "name files, folders or patterns, or a --dataset. See 'ldvc segment --help'"),
     (["segment", "a.png", "--lables", "cat"], "--labels"),
-    (["segment", "a.png", "--format", "tiff"], "'tiff' is not one of 'png', 'overlay', 'coco-rle', 'npz', 'grey'"),
+    (
+        ["segment", "a.png", "--format", "tiff"],
+        "'tiff' is not one of 'png', 'overlay', 'coco-rle', 'npz', 'grey'",
+    ),
     (["labels"], "Missing command"),
     (["bench", "--repeats", "0"], "greater than or equal to 1"),
     (["demo", "--port", "99999"], "65535"),

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 from transformers.utils import logging
 
+from ldvc.app.rasters import is_streamed, segment_raster
 from ldvc.loading import default_names, load_checkpoint, one_line, unseen_names
 from ldvc.masks.files import Picture, pixel_limit
 from ldvc.masks.formats import OutputFolder, describe_names
@@ -363,14 +365,21 @@ def segment_pictures(
         folder.save(job.picture, job.image, job.result)
         job.image = job.prepared = job.result = None  # others of its batch may wait for long
 
+    def stream(job: Job) -> None:
+        segment_raster(job.picture, segmenter, folder)
+
+    jobs = {True: [], False: []}  # rasters of any size go through alone, so that memory stays bounded
+    for picture in pictures:
+        jobs[is_streamed(picture, segmenter, folder)].append(Job(picture))
     is_on_cpu = segmenter.model.device.type == "cpu"
     num_threads = 1 if is_on_cpu else min(MAX_THREADS, os.cpu_count() or 1)
     num_saved = 1 if segmenter.keeps_scores else 1 + num_threads  # at once; scores may be gigabytes
     failures: list[tuple[str, str]] = []
     bar = tqdm(total=len(pictures), unit="picture", disable=None if shows_progress else True)
     with bar, pixel_limit(max_pixels):
-        loaded = in_threads(load, map(Job, pictures), num_threads, segmenter.batch_size + num_threads)
-        for job in in_threads(save, segmenter.run(loaded), num_threads, num_saved):
+        loaded = in_threads(load, jobs[False], num_threads, segmenter.batch_size + num_threads)
+        saved = in_threads(save, segmenter.run(loaded), num_threads, num_saved)
+        for job in chain(in_threads(stream, jobs[True], 1, 1), saved):
             bar.update()
             if job.error is not None and debug:
                 raise job.error

@@ -22,9 +22,11 @@ from ldvc.app.labels import render as render_labels
 from ldvc.data.rows import find_rows
 from ldvc.loading import EMBEDDED_CHECKPOINT, default_names, load_checkpoint, one_line
 from ldvc.masks.coco import FIRST_CATEGORY_ID
-from ldvc.masks.files import MAX_PIXELS, Found, find_pictures
+from ldvc.masks.files import MAX_PIXELS, Found, Picture, find_pictures
 from ldvc.masks.formats import WRITERS, Existing, Format, OutputFolder
+from ldvc.masks.geo import RasterWriter
 from ldvc.masks.parts import written_aside
+from ldvc.masks.rasters import RasterPicture, RasterSettings, as_rasters, parse_bands, parse_range
 from ldvc.places import how_to_install
 from ldvc.shares import Share, join_processes
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:  # these imports take seconds
 # Of click, or of typer's own copy of it, whichever this typer uses.
 UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, MemoryError, ImportError)
-EXTRAS = {"pycocotools": "cli", "gradio": "demo"}  # every other package comes with `train`
+EXTRAS = {"pycocotools": "cli", "gradio": "demo", "rasterio": "geo"}  # every other package comes with `train`
 
 
 class OneLineErrors(TyperGroup):
@@ -138,6 +140,8 @@ Examples:
   ldvc segment photos --recursive --labels classes.txt --format png --format overlay --output masks
   ldvc segment "photos/*.jpg" --labels "road, car" --threshold "0.3, car=0.5" --format coco-rle
   ldvc segment aerial.tif --labels "field, wood, water" --window 512 --format npz --scores
+  ldvc segment aerial.tif --labels "field, wood, water" --window 512 --short-side 0 --format geotiff
+  ldvc segment photos --labels classes.txt --format label-studio --image-url "/data/local-files/?d=photos/"
   ldvc segment --dataset data/voc2012 --split validation --id-column image_id --batch-size 8
   accelerate launch --multi_gpu --num_processes 4 -m ldvc segment photos --skip-existing
 
@@ -192,6 +196,16 @@ OtherOption = Annotated[str | None, typer.Option(help='Name of "other".')]
 CategoryOption = Annotated[
     int, typer.Option(min=0, help="COCO's category id of the first class; 0 makes them the ids of the label maps.")
 ]
+UrlOption = Annotated[
+    str | None,
+    typer.Option(help='Put before file names in label-studio files: "/data/local-files/?d=photos/", "s3://mine/".'),
+]
+BandsOption = Annotated[
+    str | None, typer.Option(help="Bands of TIFF files as red, green and blue, counted from 1: 4,3,2; or one band.")
+]
+RangeOption = Annotated[
+    str | None, typer.Option(help="Values of TIFF files that are black and white, where they are not bytes: 0,3000.")
+]
 ScoresOption = Annotated[bool, typer.Option("--scores", help="Keep all probabilities in the npz.")]
 ShortSideOption = Annotated[
     int | None, typer.Option(min=0, help="Resize to this shorter side in pixels first; 0 keeps the size.")
@@ -228,6 +242,9 @@ def segment_command(
     seen_score_offset: SeenOffsetOption = None,
     scores: ScoresOption = False,
     first_category_id: CategoryOption = FIRST_CATEGORY_ID,
+    image_url: UrlOption = None,
+    bands: BandsOption = None,
+    value_range: RangeOption = None,
     short_side: ShortSideOption = None,
     window: WindowOption = None,
     stride: StrideOption = None,
@@ -246,29 +263,57 @@ def segment_command(
     check_options(labels, vocabulary, formats, scores, overwrite, skip_existing)
     entries = None if labels is None else parse_labels(labels)
     found = find_source(images, recursive, output, dataset, [split, dataset_config, image_column, id_column])
+    rasters = read_rasters(found, formats, bands, value_range) | ({"image_url": image_url} if image_url else {})
     from ldvc.app import batch  # seconds, so after what can be refused at once
 
     classes = None if entries is None else as_classes(entries)
     settings = batch.make_settings(short_side, window, stride)
-    writers, share = [WRITERS[kind] for kind in formats], join_processes()
-    keeps_scores = scores or any(writer.needs_scores for writer in writers)
-    keeps_best = any(writer.needs_best_scores for writer in writers)
-    device = share.device if device == "auto" and share.device else device
+    share = join_processes()
+    device, kept = share.device if device == "auto" and share.device else device, what_is_kept(formats, scores)
     segmenter = batch.Segmenter(
-        *(model, device, classes, vocabulary, settings, threshold, other, keeps_scores, keeps_best, batch_size),
-        seen_score_offset,
+        *(model, device, classes, vocabulary, settings, threshold, other, *kept, batch_size, seen_score_offset)
     )
-    description = segmenter.describe() | {"scores": scores}  # of the npz files; others may need them on the way
+    description = segmenter.describe() | {"scores": scores} | rasters  # scores of the npz files
     if dataset is not None and id_column is None:  # names are row numbers, which every split has
         description["rows"] = describe_rows(dataset, split, dataset_config, len(found.pictures))
     folder = OutputFolder(
         *(output, formats, description, len(segmenter.names), segmenter.unseen_names(), first_category_id)
     )
     existing = Existing.OVERWRITE if overwrite else Existing.SKIP if skip_existing else Existing.REFUSE
-    todo = set(folder.start({picture.name: picture.path for picture in found.pictures}, existing, share))
-    pictures = [picture for picture in found.pictures if picture.name in todo]
+    pictures = start_folder(folder, found, existing, share)
     failures = batch.segment_pictures(pictures, segmenter, folder, max_pixels, debug, share.is_main)
     return finish_batch(found, len(pictures), failures, folder, share)
+
+
+def start_folder(folder: OutputFolder, found: Found, existing: Existing, share: Share) -> list[Picture]:
+    """Check the output folder; returns the pictures that this process is to do."""
+    todo = set(folder.start({picture.name: picture.path for picture in found.pictures}, existing, share))
+    return [picture for picture in found.pictures if picture.name in todo]
+
+
+def what_is_kept(formats: Sequence[Format], scores: bool) -> tuple[bool, bool]:
+    """Whether the scores of all classes are needed, and whether those of the best."""
+    writers = [WRITERS[kind] for kind in formats]
+    return scores or any(kind.needs_scores for kind in writers), any(kind.needs_best_scores for kind in writers)
+
+
+def read_rasters(
+    found: Found, formats: Sequence[Format], bands: str | None, value_range: str | None
+) -> dict[str, Any]:
+    """Let rasterio read the TIFF files where bands, values or places matter; returns what names.json says of it.
+
+    Raises:
+        ValueError: If the options make no sense, or there is no TIFF file for them.
+    """
+    settings = RasterSettings(parse_bands(bands), parse_range(value_range))
+    if not (bands or value_range or any(issubclass(WRITERS[kind], RasterWriter) for kind in formats)):
+        return {}
+    found.pictures = as_rasters(found.pictures, settings)
+    if any(isinstance(picture, RasterPicture) for picture in found.pictures):
+        return {"rasters": {"bands": settings.bands, "value_range": settings.value_range}}
+    if bands or value_range:
+        raise ValueError(f"{'--bands' if bands else '--value-range'} is of TIFF files, and there is none.")
+    return {}
 
 
 def describe_rows(dataset: str, split: str | None, config_name: str | None, count: int) -> list[str | int | None]:

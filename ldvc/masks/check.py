@@ -63,8 +63,8 @@ def check_colours(image: Image.Image, ids: np.ndarray, names: list[str], colors:
     pairs = ", ".join(f"{pixel} shows {names[owner]!r}, which is {owner}" for pixel, owner in moved[:3])
     return (
         f"a program has permuted the palette ({pairs}{', ...' if len(moved) > 3 else ''}): an optimiser such as "
-        "oxipng, zopflipng or pngquant has been there; write the file again and keep these away from it (oxipng leaves "
-        "the ids of --format grey alone)"
+        "oxipng, zopflipng or pngquant has been there; write the file again and keep these away from it (oxipng "
+        "leaves the ids of --format grey alone)"
     )
 
 

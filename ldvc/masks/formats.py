@@ -9,18 +9,23 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from ldvc.masks.coco import FIRST_CATEGORY_ID, CocoWriter, find_journals, read_json
+from ldvc.masks.collected import CvatWriter, LabelMeWriter, LabelStudioWriter
+from ldvc.masks.cutouts import CutoutWriter, SoftWriter
 from ldvc.masks.drawing import class_colors
 from ldvc.masks.files import Picture
+from ldvc.masks.folders import DatasetWriter
+from ldvc.masks.geo import Block, GeoJsonWriter, GeoTiffWriter, RasterWriter, write_all_blocks
 from ldvc.masks.parts import remove_left_over, written_aside
 from ldvc.masks.pixels import GreyWriter, NpzWriter, OverlayWriter, PngWriter
-from ldvc.masks.writer import Classes, Result, Writer, write_json
+from ldvc.masks.polygons import PolygonWriter
+from ldvc.masks.writer import INDEX_FILE, Classes, Result, Writer, write_json
 from ldvc.shares import Share
 
 
@@ -41,6 +46,15 @@ class Format(StrEnum):
     COCO_RLE = "coco-rle"
     NPZ = "npz"
     GREY = "grey"
+    SOFT = "soft"
+    CUTOUT = "cutout"
+    POLYGONS = "polygons"
+    LABEL_STUDIO = "label-studio"
+    CVAT = "cvat"
+    LABELME = "labelme"
+    GEOTIFF = "geotiff"
+    GEOJSON = "geojson"
+    HF = "hf"
 
 
 # A further kind is one more class, its member above and its line here.
@@ -50,6 +64,15 @@ WRITERS: dict[Format, type[Writer]] = {
     Format.COCO_RLE: CocoWriter,
     Format.NPZ: NpzWriter,
     Format.GREY: GreyWriter,
+    Format.SOFT: SoftWriter,
+    Format.CUTOUT: CutoutWriter,
+    Format.POLYGONS: PolygonWriter,
+    Format.LABEL_STUDIO: LabelStudioWriter,
+    Format.CVAT: CvatWriter,
+    Format.LABELME: LabelMeWriter,
+    Format.GEOTIFF: GeoTiffWriter,
+    Format.GEOJSON: GeoJsonWriter,
+    Format.HF: DatasetWriter,
 }
 
 
@@ -146,6 +169,21 @@ class OutputFolder:
         result = Result(picture, image, found)
         for writer in self.writers:
             writer.write(result)
+
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether a picture can be saved block by block, by `save_blocks`."""
+        return all(isinstance(writer, RasterWriter) for writer in self.writers)
+
+    def save_blocks(self, picture: Picture, size: tuple[int, int], blocks: Iterator[Block]) -> None:
+        """Write everything that was asked for of one picture as it is segmented.
+
+        Args:
+            picture: Whose name came from `start`.
+            size: (height, width) in pixels.
+            blocks: From top to bottom.
+        """
+        write_all_blocks(self.writers, picture, size, blocks)
 
     def close(self) -> list[Path]:
         """End this process's part of the work; returns the files that `finish` needs of it."""
@@ -262,6 +300,7 @@ class OutputFolder:
     def _strays(self, planned: set[Path]) -> list[Path]:
         """Results of any kind that this run would not replace."""
         kept = [path for path in self.folder.rglob("*") if path.is_file() and path not in planned]
+        kept = [path for path in kept if path.with_name(INDEX_FILE) not in planned]
         strays = [p for p in kept if any(kind.owns(p.relative_to(self.folder)) for kind in WRITERS.values())]
         for kind in set(WRITERS) - set(self.formats):
             for name in WRITERS[kind].shared:

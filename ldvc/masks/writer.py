@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # this import takes seconds
     from ldvc.model.inference_ldvc import Segmentation
 
 
+INDEX_FILE = "index.json"  # of results that are a folder per picture
 MAX_PALETTE_IDS, MAX_IDS = 256, 65536  # of an 8-bit and of a 16-bit picture
 
 
