@@ -502,3 +502,12 @@ def test_the_tables_of_other_tools_are_what_the_probe_found():
     result = json.loads(readers.RESULT.read_text())
     assert {found[2] for found in readers.MARKER.finditer(readers.DOCUMENT.read_text())} == set(result)
     assert readers.render(readers.DOCUMENT.read_text(), result) == readers.DOCUMENT.read_text()
+
+
+def test_the_table_of_traps_is_what_was_seen_and_none_is_gone():
+    from benchmarks import traps
+
+    rows = json.loads(traps.RESULT.read_text())["traps"]
+    assert traps.render(traps.DOCUMENT.read_text(), rows) == traps.DOCUMENT.read_text()
+    assert [row["trap"] for row in rows] == [words for _, _, words, _ in traps.TRAPS]
+    assert not [row for row in rows if row["seen"].startswith(traps.GONE)]

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from ldvc.data.matlab import is_matlab_73, load_matlab_73
 from ldvc.data.samples import IGNORE_INDEX, to_label_map
 from ldvc.data.vocabularies import VOCABULARIES
 
@@ -492,6 +493,8 @@ def read_label_file(path: Path) -> tuple[np.ndarray, PIL.Image.Image | None]:
 def _load_mat(path: Path) -> np.ndarray:
     from scipy.io import loadmat
 
+    if is_matlab_73(path):
+        return load_matlab_73(path)
     try:
         content = loadmat(path)
         return content["GTcls"]["Segmentation"][0, 0] if "GTcls" in content else content["LabelMap"]
