@@ -95,6 +95,8 @@ def buffer_on_resuming(folder: Path) -> str:
 
 def resized_label_maps(folder: Path) -> str:
     """BEiT's and DPT's image processors on `segmentation_maps`."""
+    import transformers
+
     rng, counts = np.random.default_rng(0), {}
     ids = np.kron(rng.integers(0, 4, (8, 8)), np.ones((16, 16))).astype(np.uint8) * 60
     for name in ("BeitImageProcessorPil", "DPTImageProcessorPil"):
