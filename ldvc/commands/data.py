@@ -8,6 +8,8 @@ from ldvc.commands import end_in_one_line, make_parser
 
 
 ARCHIVES = ("voc2012", "coco_stuff", "pascal_context")
+RASTERS = "geotiff"
+EXPORTS = ("coco", "coco_panoptic", "label_studio", "cvat", "labelme")
 
 PREPARE = """\
 Turn the official archive of a benchmark into a dataset that `train.py` and `ldvc evaluate` take.
@@ -20,6 +22,17 @@ other ids are written anew as grey PNG. Every file is decoded and checked first,
 
 Shards are collected in a hidden folder beside the output, which appears under its name only when all are written; an
 interrupted run started again goes on after the last complete shard; `ldvc/data/converters.py` says what archives hold.
+
+    ldvc prepare coco|coco_panoptic|label_studio|cvat|labelme --source EXPORT --images FOLDER --output FOLDER
+
+Turns what an annotation tool exported into images/, masks/ and classes.json, which training takes as it lies. Where
+objects overlap, the smaller one is on top (in CVAT, z_order decides first); pixels that nothing covers get 255, no
+label. A picture that cannot be used is named, and the others go on; exit code 1. --images is by default the export's
+own folder.
+
+    ldvc prepare geotiff --source FOLDER --output FOLDER [--bands 4,3,2] [--value_range 0,3000] [--tile 1024]
+
+Cuts pairs of images/a.tif and masks/a.tif, which must lie on each other, into tiles; pixels without data get 255.
 """
 
 CHECK = """\
@@ -51,8 +64,12 @@ Exit code: 0 all agree; 2 at least one does not. A dataset whose folder is calle
 def prepare(argv: Sequence[str] | None = None) -> int:
     """Run `ldvc prepare`; returns the exit code."""
     parser = make_parser("prepare", PREPARE)
-    parser.add_argument("dataset", choices=ARCHIVES, help="what the source holds")
-    parser.add_argument("--source", type=Path, required=True, help="folder of the unpacked archive")
+    parser.add_argument("dataset", choices=(*ARCHIVES, *EXPORTS, RASTERS), help="what the source holds")
+    parser.add_argument("--source", type=Path, required=True, help="folder of the unpacked archive, or the export")
+    parser.add_argument("--bands", help="geotiff: bands as red, green and blue, counted from 1: 4,3,2; or one")
+    parser.add_argument("--value_range", help="geotiff: values of black and white, where they are not bytes: 0,3000")
+    parser.add_argument("--tile", type=int, default=1024, help="geotiff: side of a tile in pixels")
+    parser.add_argument("--images", type=Path, help="folder of an export's pictures")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an output of an earlier run")
     parser.add_argument(
@@ -62,10 +79,18 @@ def prepare(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
 
-    def work() -> None:
+    def work() -> int | None:
+        if arguments.dataset in EXPORTS:
+            from ldvc.data.exports import convert as convert_export
+
+            return convert_export(arguments)
+        if arguments.dataset == RASTERS:
+            from ldvc.data.raster_pairs import convert_pairs
+
+            return convert_pairs(arguments)
         from ldvc.data.prepare import prepare as convert
 
-        convert(arguments)
+        return convert(arguments)
 
     return end_in_one_line("prepare", work)
 
