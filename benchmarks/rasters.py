@@ -105,11 +105,14 @@ def measure_large(folder: Path, side: int) -> dict[str, Any]:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=20_000, help="pixels of the large raster")
+    parser.add_argument("--side", type=int, default=20_000, help="pixels of the large raster; 0 leaves it out")
     arguments = parser.parse_args()
+    about = {"machine": describe_machine(), "code": code_version()}
     with tempfile.TemporaryDirectory() as place:
-        result = {"compared": compare(Path(place)), "large": measure_large(Path(place), arguments.side)}
-    write_json(result | {"machine": describe_machine(), "code": code_version()}, RESULT)
+        result = {"compared": compare(Path(place))}
+        write_json(result | about, RESULT)  # now: the large one takes long, and may be stopped
+        if arguments.side:
+            write_json(result | {"large": measure_large(Path(place), arguments.side)} | about, RESULT)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,97 @@
+"""`RowSegmenter`: the label maps of the command, row by row, on an engine such as Ray Data."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from ldvc.app.actors import RowSegmenter
+from ldvc.app.cli import app
+
+
+SIZES = [(40, 30), (30, 40), (40, 30), (24, 24)]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    for index, (width, height) in enumerate(SIZES):
+        blocks = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        path = tmp_path / "photos" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(blocks).resize((width, height), Image.Resampling.BICUBIC).save(path)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def expected(photos, checkpoint, tmp_path):
+    call = ["segment", str(photos), "-m", str(checkpoint), "-l", "cat, sofa|couch", "-o", str(tmp_path / "out")]
+    assert CliRunner().invoke(app, [*call, "-f", "grey", "--device", "cpu"]).exit_code == 0
+    return [(tmp_path / "out" / f"{index}.grey.png").read_bytes() for index in range(len(SIZES))]
+
+
+def cells_of(photos, kind):
+    paths = [photos / f"{index}.png" for index in range(len(SIZES))]
+    if kind == "bytes":
+        return [path.read_bytes() for path in paths]
+    return [str(path) for path in paths] if kind == "paths" else [{"bytes": None, "path": str(path)} for path in paths]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "paths", "cells of datasets"])
+def test_a_batch_of_rows_gets_the_label_maps_of_the_command(photos, checkpoint, expected, kind):
+    segmenter = RowSegmenter(str(checkpoint), "cat, sofa|couch", "cpu", batch_size=2)
+    rows = segmenter({"image": np.array(cells_of(photos, kind), dtype=object), "id": np.arange(len(SIZES))})
+    assert rows["label"].tolist() == expected
+    assert (rows["error"].tolist(), rows["id"].tolist()) == ([""] * 4, [0, 1, 2, 3])
+    assert segmenter.names == ["cat", "sofa"]
+
+
+def test_a_row_that_cannot_be_read_says_why_and_the_others_go_on(photos, checkpoint, expected):
+    cells = cells_of(photos, "bytes")
+    cells[1], cells[2] = b"hello", 7
+    rows = RowSegmenter(str(checkpoint), "cat, sofa|couch", "cpu")({"photo": cells, "image": cells})
+    assert rows["label"].tolist() == [expected[0], b"", b"", expected[3]]
+    assert rows["error"][1].startswith("no picture, or of a format that Pillow does not read")
+    assert rows["error"][2] == "holds no picture but int; encoded bytes, a path or both are read."
+
+
+def test_rows_without_the_column_are_refused(checkpoint):
+    with pytest.raises(ValueError, match=r"rows have no column 'image' but \['photo'\]; pass image_column\."):
+        RowSegmenter(str(checkpoint), device="cpu")({"photo": []})
+
+
+def test_pixels_below_the_threshold_are_other_here_too(photos, checkpoint):
+    segmenter = RowSegmenter(str(checkpoint), "cat, sofa", "cpu", threshold="1", other="none")
+    (label, *_) = segmenter({"image": cells_of(photos, "bytes")})["label"]
+    assert segmenter.names == ["cat", "sofa", "none"]
+    assert set(np.unique(np.asarray(Image.open(io.BytesIO(label))))) == {2}
+
+
+@pytest.mark.slow
+def test_two_actors_of_ray_give_the_same_label_maps_though_one_is_killed(photos, checkpoint, expected, tmp_path):
+    ray = pytest.importorskip("ray")
+    marker = tmp_path / "killed"
+
+    class DiesOnce(RowSegmenter):
+        def __call__(self, batch):
+            if 2 in batch["id"].tolist() and not marker.exists():
+                marker.touch()
+                os._exit(1)
+            return super().__call__(batch)
+
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        items = [{"image": cell, "id": index} for index, cell in enumerate(cells_of(photos, "bytes"))]
+        options = {"model": str(checkpoint), "labels": "cat, sofa|couch", "device": "cpu"}
+        rows = ray.data.from_items(items, override_num_blocks=4).map_batches(
+            DiesOnce, fn_constructor_kwargs=options, concurrency=2, batch_size=1
+        )
+        found = {row["id"]: row["label"] for row in rows.take_all()}
+    finally:
+        ray.shutdown()
+    assert marker.exists()
+    assert [found[index] for index in range(len(SIZES))] == expected
