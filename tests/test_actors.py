@@ -1,7 +1,6 @@
 """`RowSegmenter`: the label maps of the command, row by row, on an engine such as Ray Data."""
 
 import io
-import os
 
 import numpy as np
 import pytest
@@ -68,30 +67,3 @@ def test_pixels_below_the_threshold_are_other_here_too(photos, checkpoint):
     (label, *_) = segmenter({"image": cells_of(photos, "bytes")})["label"]
     assert segmenter.names == ["cat", "sofa", "none"]
     assert set(np.unique(np.asarray(Image.open(io.BytesIO(label))))) == {2}
-
-
-@pytest.mark.slow
-def test_two_actors_of_ray_give_the_same_label_maps_though_one_is_killed(photos, checkpoint, expected, tmp_path):
-    ray = pytest.importorskip("ray")
-    marker = tmp_path / "killed"
-
-    class DiesOnce(RowSegmenter):
-        def __call__(self, batch):
-            if 2 in batch["id"].tolist() and not marker.exists():
-                marker.touch()
-                os._exit(1)
-            return super().__call__(batch)
-
-    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        items = [{"image": cell, "id": index} for index, cell in enumerate(cells_of(photos, "bytes"))]
-        options = {"model": str(checkpoint), "labels": "cat, sofa|couch", "device": "cpu"}
-        rows = ray.data.from_items(items, override_num_blocks=4).map_batches(
-            DiesOnce, fn_constructor_kwargs=options, concurrency=2, batch_size=1
-        )
-        found = {row["id"]: row["label"] for row in rows.take_all()}
-    finally:
-        ray.shutdown()
-    assert marker.exists()
-    assert [found[index] for index in range(len(SIZES))] == expected
