@@ -100,6 +100,15 @@ def test_grey_maps_are_held_against_names_and_twins(folder):
     assert dict(check_maps(folder))["sub/a.grey.png"].startswith("had grey and has a palette now (mode P)")
 
 
+def test_pictures_that_are_no_label_maps_are_left_alone(tmp_path):
+    kinds = (Format.PNG, Format.GREY, Format.OVERLAY, Format.CUTOUT, Format.HF)
+    folder = make_folder(tmp_path / "masks", formats=kinds)
+    maps = ["hf/masks/sub/a.png", "sub/a.grey.png", "sub/a.png"]
+    assert dict(check_maps(folder)) == dict.fromkeys(maps)
+    Image.open(folder / "sub" / "a.png").save(folder / "hf" / "masks" / "sub" / "a.png")
+    assert dict(check_maps(folder))["hf/masks/sub/a.png"].startswith("had grey and has a palette now")
+
+
 def test_a_damaged_map_is_named(folder):
     path = folder / "sub" / "a.png"
     path.write_bytes(path.read_bytes()[:-30])

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ldvc.masks.coco import read_json
 from ldvc.masks.files import pixel_limit
+from ldvc.masks.folders import IMAGES, MASKS, PLACE
 from ldvc.masks.parts import written_aside
 from ldvc.masks.writer import MAX_PALETTE_IDS, write_json
 
@@ -84,7 +85,7 @@ def check_picture(path: Path, names: list[str], colors: np.ndarray) -> tuple[np.
             label_map = np.asarray(image)
     except Exception as error:  # decoders raise nearly anything at damaged files
         return None, f"cannot be read ({type(error).__name__}); write it again"
-    is_grey = path.name.endswith(GREY_END) or len(names) > MAX_PALETTE_IDS
+    is_grey = path.name.endswith(GREY_END) or f"{PLACE}/{MASKS}/" in path.as_posix() or len(names) > MAX_PALETTE_IDS
     if image.mode not in ("P", *GREY_MODES):
         return (
             None,
@@ -127,7 +128,8 @@ def check_maps(folder: Path) -> Iterator[tuple[str, str | None]]:
 def is_label_map(relative: Path) -> bool:
     """Whether a PNG file of a folder is a label map, by its place."""
     is_part = any(part.startswith(".") or part.endswith((".soft", ".cutout")) for part in relative.parts)
-    return not is_part and not relative.name.endswith(OTHER_ENDS)
+    is_photo = relative.parts[:2] == (PLACE, IMAGES)
+    return not is_part and not is_photo and not relative.name.endswith(OTHER_ENDS)
 
 
 def run(arguments: argparse.Namespace) -> int:
