@@ -17,6 +17,8 @@ from pycocotools.coco import COCO
 import ldvc.__main__ as ldvc_command
 from ldvc import loading
 from ldvc.app import batch, bench, cli, doctor
+from ldvc.commands.data import ARCHIVES
+from ldvc.data.converters import CONVERTERS
 from picturebook import draw_scene
 
 
@@ -57,7 +59,8 @@ def test_help_and_version_import_no_heavy_library():
         "heavy = {'torch', 'transformers', 'gradio', 'datasets', 'matplotlib', 'pycocotools', 'pandas', 'scipy'}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))\n"
     )
-    for arguments in (["--help"], ["--version"], ["segment", "--help"], ["segment", "nosuch.png"], ["labels"]):
+    helps = [[name, "--help"] for name in ldvc_command.COMMANDS if name != "train"]  # which lists the model's keys
+    for arguments in (["--help"], ["--version"], ["segment", "--help"], ["segment", "nosuch.png"], ["labels"], *helps):
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
         )
@@ -507,6 +510,20 @@ def test_evaluate_hands_every_argument_over(ldvc, monkeypatch):
     arguments = ["folder", "--dataset", "data", "--offsets", "0", "0.1", "--reduce_labels", "-h"]
     assert ldvc("evaluate", *arguments).exit_code == 3
     assert seen == [arguments]
+
+
+@pytest.mark.parametrize("name", sorted(ldvc_command.COMMANDS))
+def test_every_subcommand_shows_its_own_help_with_examples(ldvc, name):
+    result = ldvc(name, "--help")
+    assert result.exit_code == 0
+    assert re.search(rf"^ +(ldvc {name}|accelerate launch .*|.*`ldvc {name}) ?", result.stdout, re.MULTILINE) or (
+        f"`ldvc {name} " in result.stdout
+    )
+    assert ldvc_command.COMMANDS[name][1] in " ".join(ldvc("--help").stdout.split())
+
+
+def test_what_an_archive_may_be_is_what_can_be_converted():
+    assert set(ARCHIVES) == set(CONVERTERS)
 
 
 def test_evaluate_shows_its_own_help(ldvc):
