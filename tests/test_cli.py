@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -409,11 +410,7 @@ def test_without_the_embedded_checkpoint_a_model_is_asked_for(ldvc, picture, tmp
 @pytest.fixture
 def damaged(checkpoint, tmp_path):
     """Return a copy of the checkpoint, to be damaged."""
-    folder = tmp_path / "damaged"
-    folder.mkdir()
-    for file in checkpoint.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    return folder
+    return shutil.copytree(checkpoint, tmp_path / "damaged")
 
 
 def test_damaged_weights_are_one_line(ldvc, damaged, picture, tmp_path):

@@ -51,16 +51,6 @@ each_decoder = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def inputs(tiny_processor, pixel_values):
-    return {"pixel_values": pixel_values, **tiny_processor(class_names=NAMES, return_tensors="pt")}
-
-
-@pytest.fixture
-def labels():
-    return torch.randint(0, len(NAMES), (2, 32, 32))
-
-
-@pytest.fixture
 def make_folder(make_model, tiny_processor, tmp_path):
     """Return a function that saves a model with a vocabulary; gives the model and its folder."""
 

@@ -38,16 +38,6 @@ NO_DROPOUT = {"decoder_dropout": 0.0, "vision_prompt_dropout": 0.0}
 
 
 @pytest.fixture
-def inputs(tiny_processor, pixel_values):
-    return {"pixel_values": pixel_values, **tiny_processor(class_names=NAMES, return_tensors="pt")}
-
-
-@pytest.fixture
-def labels():
-    return torch.randint(0, len(NAMES), (2, 32, 32))
-
-
-@pytest.fixture
 def ldvc_folder(tmp_path, tiny_model, tiny_processor):
     """Return a saved model with a default vocabulary, and its processor."""
     tiny_model.set_vocabulary(NAMES, tiny_processor)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import HIDE_LDVC
 from PIL import Image
 
 
@@ -34,24 +35,10 @@ SHIPPED = (
 ALLOWED = {"torch", "transformers", "huggingface_hub", "safetensors", "PIL", "numpy"}
 NAMES = ["cat", "sofa", "grass"]
 
-LOAD = """
-import json, sys
-import torch
+LOAD = (
+    HIDE_LDVC
+    + """
 from PIL import Image
-
-torch.set_num_threads(1)
-
-
-class NotInstalled:
-    # our modules cannot be imported, also where the checkout is installed in editable mode
-
-    def find_spec(self, name, path=None, target=None):
-        if path is None and name.endswith("ldvc"):
-            raise ModuleNotFoundError(f"{name} is hidden")
-
-
-sys.meta_path.insert(0, NotInstalled())
-
 from transformers import (
     AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, AutoProcessor, AutoTokenizer, pipeline
 )
@@ -96,6 +83,7 @@ found["own modules"] = [name for name in sys.modules if name.endswith("ldvc") an
 with open(result, "w") as file:
     json.dump(found, file)
 """
+)
 
 
 @pytest.fixture(scope="module")

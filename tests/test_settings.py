@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from accelerate.state import AcceleratorState
+from conftest import TINY_RECIPE
 from safetensors.torch import load_file
 
 from ldvc.commands import scoring as commands
@@ -319,25 +320,11 @@ def finished(tmp_path_factory, scenes, clip_folder):
         if overrides not in made:
             AcceleratorState._reset_state(reset_partial_state=True)
             folder = tmp_path_factory.mktemp("finished")
-            recipe = {
+            recipe = TINY_RECIPE | {
                 "dataset": str(scenes),
-                "class_names": list(VOCABULARY.class_names),
-                "unseen_classes": ["sofa"],
                 "clip": str(clip_folder),
-                "num_vision_prompts": 2,
-                "decoder_attention_heads": 4,
-                "cpu": True,
-                "decoder_intermediate_size": 32,
-                "num_regions": 2,
-                "route_top_k": 2,
-                "crop_size": 32,
-                "image_scale": [40, 40],
-                "short_side": 32,
-                "window": 0,
                 "max_steps": 1,
                 "batch_size": 2,
-                "num_workers": 0,
-                "num_pictures": 0,
                 "save_every": 0,
                 "num_eval_images": 2,
                 "warmup_steps": 0,
