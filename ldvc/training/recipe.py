@@ -1,6 +1,6 @@
 """Recipes: every setting of a training run, from a YAML file and the command line.
 
-    train.py [recipe.yaml] [--key value ...]
+    ldvc train [recipe.yaml] [--key value ...]
 
 One flat list of keys: the fields of `Recipe` and those of `LDVCConfig` that describe the model (which a run's own
 recipe.yaml keeps together under `model`). An unknown key fails and names the nearest. A recipe file may build on
