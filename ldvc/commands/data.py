@@ -63,7 +63,7 @@ def check(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("dataset", help="a folder, a Hub id, or 'picturebook'")
     parser.add_argument("--class_names", help='names in the order of the ids: "[cat, dog]"')
     parser.add_argument("--unseen_classes", help="those of them whose masks must not train")
-    parser.add_argument("--vocabulary", help="a class list of ldvc/data/vocabularies.py, such as voc2012")
+    parser.add_argument("--vocabulary", help="a known class list, such as voc2012")
     parser.add_argument("--reduce_labels", action="store_true", help="label maps count from 1, 0 is background")
     parser.add_argument("--split", nargs="+", default=["train", "validation"], help="the first one trains")
     parser.add_argument("--dataset_config", help="configuration of a dataset that has several")
