@@ -9,20 +9,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import urlopen
 
+from .compat_ldvc import SemanticSegmentationPostProcessorOutput
+
+
+# isort: split
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from transformers import AutoImageProcessor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
     ChannelDimension,
     PILImageResampling,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real one: see compat_ldvc
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
