@@ -46,10 +46,15 @@ def check_release(version: str) -> None:
 
 check_release(transformers.__version__)
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_utils import PreTrainedModel
 from transformers.models.clip.configuration_clip import CLIPTextConfig, CLIPVisionConfig
 
 
@@ -98,6 +103,63 @@ def causal_mask(config: PreTrainedConfig, hidden_states: Tensor) -> Tensor | Non
         (batch_size, 1, sequence_length, sequence_length), or `None` where the implementation needs none.
     """
     return create_causal_mask(config=config, inputs_embeds=hidden_states, attention_mask=None, **{_CACHE: None})
+
+
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Keep only the inputs of layers for the backward pass; the library's method got a new name in 5.23."""
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+
+
+class ImageBackend(PilBackend):
+    """The library's image processing by PIL and numpy, with what it reads from 5.21 on."""
+
+    if "input_data_format" not in inspect.signature(PilBackend.convert_to_rgb).parameters:
+        # Until 5.20 grey arrays keep one channel, an alpha channel is an error, and of RGB pictures whose channels are
+        # said to come first the rows are taken for channels.
+        def process_image(
+            self,
+            image: Image.Image | np.ndarray | Tensor,
+            do_convert_rgb: bool | None = None,
+            input_data_format: str | ChannelDimension | None = None,
+            **kwargs: Any,
+        ) -> np.ndarray:
+            """As the library's from 5.21 on: (channels, height, width), with `do_convert_rgb` three channels.
+
+            Raises:
+                ValueError: If the channels cannot be told.
+            """
+            if isinstance(image, Image.Image):
+                image, input_data_format = image.convert("RGB") if do_convert_rgb else image, ChannelDimension.LAST
+            array = np.asarray(image)
+            if array.ndim == 2:
+                array, input_data_format = array[None], ChannelDimension.FIRST
+            elif input_data_format is None:
+                input_data_format = infer_channel_dimension_format(array, num_channels=(1, 3, 4))
+            if input_data_format == ChannelDimension.LAST:
+                array = np.moveaxis(array, -1, 0)
+            return on_white(array) if do_convert_rgb else array
+
+
+def on_white(array: np.ndarray) -> np.ndarray:
+    """Make three channels of one, or of three and an alpha channel that lets white through.
+
+    Args:
+        array: (channels, height, width); floats from 0 to 1, integers from 0 to 255.
+
+    Raises:
+        ValueError: If floats with an alpha channel are out of this range.
+    """
+    if len(array) == 1:
+        return array.repeat(3, axis=0)
+    if len(array) != 4:
+        return array
+    is_float = array.dtype.kind == "f"
+    if is_float and not 0 <= array.min() <= array.max() <= 1:
+        raise ValueError(f"an image with alpha has floats from {array.min()} to {array.max()}, outside of 0 to 1")
+    white = 1.0 if is_float else 255
+    alpha = array[3:] / white
+    mixed = alpha * array[:3] + (1 - alpha) * white
+    return (mixed if is_float else mixed.round()).astype(array.dtype)
 
 
 # ---- folders of other versions

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import urlopen
 
-from .compat_ldvc import SemanticSegmentationPostProcessorOutput
+from .compat_ldvc import ImageBackend, SemanticSegmentationPostProcessorOutput
 
 
 # isort: split
@@ -18,7 +18,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -367,7 +366,7 @@ def best_classes(scores: Tensor, size: tuple[int, int]) -> Tensor:
     return pixels.label_map
 
 
-class LDVCImageProcessor(PilBackend):
+class LDVCImageProcessor(ImageBackend):
     """Images to normalised tensors of one size, label maps beside them, and logits back to label maps.
 
     Images are resized to `size`; by default a square of 512 pixels, aspect not kept, so that an image gives the same

@@ -7,7 +7,7 @@ list go through the model in one pass per picture, and without names the model's
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import AutoModelForSemanticSegmentation, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -104,6 +104,16 @@ class Rows(Dataset):
         return self.rows[index]
 
 
+class Stream(IterableDataset):
+    """A generator as a dataset of torch: until 5.13 the library reads generators to their end first."""
+
+    def __init__(self, rows: Iterable):
+        self.rows = rows
+
+    def __iter__(self) -> Iterator:
+        return iter(self.rows)
+
+
 def read_labels(candidate_labels: Any) -> Labels:
     """Check one list of labels.
 
@@ -174,7 +184,7 @@ def as_stream(images: Any) -> Any:
         return images
     if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
         return Rows(images)
-    return (image for image in images)
+    return Stream(images)
 
 
 def check_top_k(top_k: Any) -> None:
