@@ -6,13 +6,22 @@ Source: LDVC (arXiv 2403.08426). The paper's own hyper-parameters are not public
 """
 
 import copy
+from pathlib import Path
 from typing import Any
 
+from .compat_ldvc import LDVC_VERSION, TwoTowerConfig, check_code, check_saved_version
+
+
+# isort: split
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.clip.configuration_clip import CLIPTextConfig, CLIPVisionConfig
 
+
+# File name -> SHA-256 of the other code files of a published folder; `ldvc publish` fills it in. Transformers keeps a
+# configuration class per text of this file, and a model class with it: without a digest of the rest, of two folders of
+# one name and the same configuration the second would run the code of the first.
+CODE_DIGESTS: dict[str, str] = {}
 
 AUTO_MAP = {
     "AutoConfig": "configuration_ldvc.LDVCConfig",
@@ -57,7 +66,7 @@ FRACTIONS = ("vision_prompt_dropout", "decoder_dropout", "focal_alpha", "seen_sc
 
 
 @strict
-class LDVCConfig(PreTrainedConfig):
+class LDVCConfig(TwoTowerConfig):
     r"""Configuration of [`LDVCForSemanticSegmentation`].
 
     Args:
@@ -138,7 +147,6 @@ class LDVCConfig(PreTrainedConfig):
     model_type = "ldvc"
     # What `Trainer` leaves aside when it collects predictions: they are the logits.
     keys_to_ignore_at_inference = ["class_embeds", "class_score_offsets", "focal_loss", "dice_loss"]  # noqa: RUF012
-    sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}  # noqa: RUF012
 
     text_config: dict | CLIPTextConfig | None = None
     vision_config: dict | CLIPVisionConfig | None = None
@@ -203,8 +211,19 @@ class LDVCConfig(PreTrainedConfig):
             self.label2id = {name: index for index, name in self.id2label.items()}
 
     def to_dict(self) -> dict:
-        """As the library's, with the custom pipeline."""
-        return {**super().to_dict(), "custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES)}
+        """As the library's, with the custom pipeline and who saved it."""
+        own = {"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES), "ldvc_version": LDVC_VERSION}
+        return {**super().to_dict(), **own}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As the library's, for folders of every LDVC that this code understands.
+
+        Raises:
+            ValueError: If another version saved it; names both and the remedy.
+        """
+        check_saved_version(config_dict.get("ldvc_version"))
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def num_default_classes(self) -> int:
@@ -300,7 +319,9 @@ class LDVCConfig(PreTrainedConfig):
 
 
 LDVCConfig.register_for_auto_class()
-if not __name__.startswith("transformers_modules."):  # remote code is found through `auto_map`
+if __name__.startswith("transformers_modules."):  # remote code is found through `auto_map`
+    check_code(Path(__file__).parent, CODE_DIGESTS)
+else:
     AutoConfig.register(LDVCConfig.model_type, LDVCConfig, exist_ok=True)
 
 __all__ = ["LDVCConfig"]

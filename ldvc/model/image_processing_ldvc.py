@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import urlopen
 
+from .compat_ldvc import ImageBackend, SemanticSegmentationPostProcessorOutput
+
+
+# isort: split
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from transformers import AutoImageProcessor
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
     ChannelDimension,
     PILImageResampling,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real one: see compat_ldvc
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
@@ -364,7 +366,7 @@ def best_classes(scores: Tensor, size: tuple[int, int]) -> Tensor:
     return pixels.label_map
 
 
-class LDVCImageProcessor(PilBackend):
+class LDVCImageProcessor(ImageBackend):
     """Images to normalised tensors of one size, label maps beside them, and logits back to label maps.
 
     Images are resized to `size`; by default a square of 512 pixels, aspect not kept, so that an image gives the same

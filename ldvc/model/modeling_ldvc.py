@@ -21,12 +21,15 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from .compat_ldvc import causal_mask
+
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForImageSegmentation, AutoModelForSemanticSegmentation
 from transformers import initialization as init
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPModel
 from transformers.utils import ModelOutput, can_return_tuple, logging
@@ -42,8 +45,11 @@ from .decoder_ldvc import (
     LDVCRouteAttention,
     LDVCSimilarity,
 )
+from .image_processing_ldvc import LDVCImageProcessor  # noqa: F401 - compat_ldvc says why
+from .inference_ldvc import Segmentation  # noqa: F401 - compat_ldvc says why
 from .loss_ldvc import loss_options, segmentation_loss
-from .pipeline_ldvc import ZeroShotImageSegmentationPipeline  # noqa: F401 - registers the task; saved with the model
+from .pipeline_ldvc import ZeroShotImageSegmentationPipeline
+from .processing_ldvc import LDVCProcessor  # noqa: F401 - compat_ldvc says why
 from .prompts_ldvc import LDVCTextAdapter, LDVCTextPrompts, LDVCVisionEmbeddings, LDVCVisionPrompts
 from .regions_ldvc import fit_to_image
 from .vocabulary_ldvc import LDVCBakedVocabulary, LDVCVocabularyMixin
@@ -210,6 +216,8 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
     ```
     """
 
+    pipeline_class = ZeroShotImageSegmentationPipeline  # what `pipeline(TASK, model=this, processor=...)` makes
+
     def __init__(self, config: LDVCConfig):
         config.validate_architecture()  # fields may have been assigned since the configuration was made
         super().__init__(config)
@@ -285,9 +293,7 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
         tokens = self.text_prompts.tokens
         tokens[0] = text_model.embeddings.token_embedding(input_ids)[0, 1:]
         hidden_states = text_model.embeddings(input_ids)
-        mask = create_causal_mask(
-            config=text_model.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
-        )
+        mask = causal_mask(text_model.config, hidden_states)
         for layer, encoder_layer in enumerate(text_model.encoder.layers):
             if 0 < layer < len(tokens):
                 tokens[layer] = hidden_states[0, 1:]
@@ -370,9 +376,7 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
         if prompts is not None:
             token_embeds = prompts(token_embeds, 0)
         hidden_states = text_model.embeddings(inputs_embeds=token_embeds)
-        mask = create_causal_mask(
-            config=text_model.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
-        )
+        mask = causal_mask(text_model.config, hidden_states)
         for layer, encoder_layer in enumerate(text_model.encoder.layers):
             if prompts is not None and 0 < layer < prompts.depth:
                 hidden_states = prompts(hidden_states, layer)

@@ -7,18 +7,23 @@ list go through the model in one pass per picture, and without names the model's
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .compat_ldvc import REQUIREMENT  # noqa: F401 - compat_ldvc says why
+
+
+# isort: split
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import AutoModelForSemanticSegmentation, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .configuration_ldvc import LDVCConfig  # noqa: F401 - compat_ldvc says why
 from .image_processing_ldvc import check_threshold
 from .inference_ldvc import (
     InferenceSettings,
@@ -35,6 +40,7 @@ from .processing_ldvc import check_distinct, read_classes
 
 
 TASK = "zero-shot-image-segmentation"
+PARTS = ("tokenizer", "image_processor", "feature_extractor", "video_processor")  # what `pipeline` would hand on
 LISTS_KEPT = 8  # class embeddings of the label lists used last
 
 # Classes of a call, hashable: the name and words of each; `None` is the default vocabulary.
@@ -96,6 +102,16 @@ class Rows(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         return self.rows[index]
+
+
+class Stream(IterableDataset):
+    """A generator as a dataset of torch: until 5.13 the library reads generators to their end first."""
+
+    def __init__(self, rows: Iterable):
+        self.rows = rows
+
+    def __iter__(self) -> Iterator:
+        return iter(self.rows)
 
 
 def read_labels(candidate_labels: Any) -> Labels:
@@ -168,7 +184,7 @@ def as_stream(images: Any) -> Any:
         return images
     if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
         return Rows(images)
-    return (image for image in images)
+    return Stream(images)
 
 
 def check_top_k(top_k: Any) -> None:
@@ -208,10 +224,21 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     _load_processor = True
     _load_image_processor = _load_tokenizer = _load_feature_extractor = _load_video_processor = False
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __new__(cls, model: Any = None, **kwargs: Any):
+        """The pipeline that the model's own code brings, where the task was registered by that of another folder."""
+        own = getattr(model, "pipeline_class", cls)
+        return super().__new__(cls) if issubclass(cls, own) else own(model, **kwargs)
+
+    def __init__(self, model: Any, **kwargs: Any):
+        for part in PARTS:
+            if kwargs.get(part) is not None:
+                raise ValueError(
+                    f"`{part}` is no argument of its own here but part of the processor; put it there, as in "
+                    "`LDVCProcessor(image_processor, tokenizer)`, and give `processor=`."
+                )
         self._kept_embeds: OrderedDict[tuple, Tensor] = OrderedDict()
         self._kept_for: tuple | None = None  # the state of the text weights
-        super().__init__(*args, **kwargs)
+        super().__init__(model, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts without kept embeddings: what they are kept for are places of these very weights."""
@@ -416,8 +443,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         self.processor.save_pretrained(save_directory, **kwargs)
 
 
-# Remote code is found through `custom_pipelines` in the configuration; and a second import is no second registration.
-if not __name__.startswith("transformers_modules.") and TASK not in PIPELINE_REGISTRY.supported_tasks:
+# Remote code too: the library finds it by `custom_pipelines` of a folder, but not for a model that is loaded already.
+if TASK not in PIPELINE_REGISTRY.supported_tasks:
     PIPELINE_REGISTRY.register_pipeline(
         TASK,
         pipeline_class=ZeroShotImageSegmentationPipeline,

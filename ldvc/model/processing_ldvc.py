@@ -6,6 +6,10 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .compat_ldvc import REQUIREMENT  # noqa: F401 - compat_ldvc says why
+
+
+# isort: split
 from torch import Tensor
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature

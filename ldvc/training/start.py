@@ -7,6 +7,7 @@ from typing import Any
 from transformers.utils import logging
 
 from ldvc.data.vocabularies import Vocabulary
+from ldvc.model.compat_ldvc import enable_checkpointing
 from ldvc.model.configuration_ldvc import LDVCConfig
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 from ldvc.model.processing_ldvc import LDVCProcessor
@@ -45,7 +46,7 @@ def build_model(recipe: Recipe) -> tuple[LDVCForSemanticSegmentation, LDVCProces
     if recipe.attn_implementation:
         model.set_attn_implementation(recipe.attn_implementation)
     if recipe.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        enable_checkpointing(model)
     return model, processor
 
 
