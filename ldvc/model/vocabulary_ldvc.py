@@ -8,6 +8,7 @@ What is kept serves only the names and text weights it was made with; when eithe
 import dataclasses
 import hashlib
 import json
+import operator
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -22,13 +23,16 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from .processing_ldvc import Classes, LDVCProcessor, check_distinct, check_templates, name_key, read_classes
+from .prompts_ldvc import LDVCTextPrompts
 from .weights_ldvc import weights_fingerprint, write_files
 
 
 VOCABULARY_WEIGHTS = "vocabulary.safetensors"
 VOCABULARY_CONFIG = "vocabulary.json"
 FORMAT_VERSION = 1
-TEXT_WEIGHTS = ("clip.text_model.", "clip.text_projection.", "text_prompts.")
+TEXT_PARTS = ("clip.text_model", "clip.text_projection", "text_prompts")
+# Whose modules compute what their class, weights and plain attributes say; of all others it cannot be known.
+KNOWN_LIBRARIES = ("torch.nn.modules.", "transformers.")
 SAMPLES_PER_WEIGHT = 64  # of CLIP, to notice changes that have no version
 LENGTH_TOLERANCE = 0.01  # bfloat16 rounds a unit vector's length by up to 0.4 %
 
@@ -202,7 +206,8 @@ def text_fingerprint(model: nn.Module) -> str:
     Raises:
         ValueError: If the weights are offloaded, so that they cannot be read.
     """
-    weights = {name: weight for name, weight in model.state_dict().items() if name.startswith(TEXT_WEIGHTS)}
+    parts = tuple(f"{part}." for part in TEXT_PARTS)
+    weights = {name: weight for name, weight in model.state_dict().items() if name.startswith(parts)}
     if any(weight.is_meta for weight in weights.values()):
         raise ValueError(
             "this model's text weights are offloaded and cannot be compared with a vocabulary's; load the model "
@@ -211,6 +216,48 @@ def text_fingerprint(model: nn.Module) -> str:
     config = model.config.text_config  # at equal weights, these still change the result
     shape = (config.hidden_act, config.num_attention_heads, config.layer_norm_eps)
     return hashlib.sha256(f"{weights_fingerprint(weights)} {shape}".encode()).hexdigest()
+
+
+# ---- what a text tower computes
+
+
+def text_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules that class embeddings come from, by name, those of adapters among them."""
+    return {
+        f"{part}.{name}": module
+        for part in TEXT_PARTS
+        if (root := operator.attrgetter(part)(model)) is not None
+        for name, module in root.named_modules()
+    }
+
+
+def text_function(model: nn.Module) -> tuple | None:
+    """What the text tower computes with its weights, to be compared; `None` where it cannot be known.
+
+    It is known of torch's, the library's and our own modules, as they are. An adapter, a quantised layer, a
+    parametrization (each of them a module of another kind), a hook or a `forward` put in the place of the class's own
+    may change from one call to the next without a trace in the weights.
+    """
+    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
+        return None
+    function = []
+    for name, module in text_modules(model).items():
+        kind, attributes = type(module), vars(module)
+        is_known = kind is LDVCTextPrompts or (
+            kind.__module__.startswith(KNOWN_LIBRARIES) and kind.forward.__module__.startswith(KNOWN_LIBRARIES)
+        )
+        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        # the library's own, which record hidden states, change nothing
+        is_hooked = any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
+        # a weight that is no parameter, or a method of this one module
+        is_altered = any(isinstance(value, Tensor) or callable(value) for value in attributes.values())
+        if not is_known or is_hooked or is_altered or (module.training and model.config.text_config.attention_dropout):
+            return None
+        plain = {key: value for key, value in attributes.items() if isinstance(value, int | float | str | tuple)}
+        function.append((name, kind, kind.forward, repr(plain)))
+    config = model.config.text_config
+    own = [vars(model).get(method) for method in ("get_class_embeds", "_encode_text")]  # such as a wrapped one
+    return (*function, *own, config._attn_implementation, config.eos_token_id)
 
 
 # ---- the vocabulary of a model
@@ -511,24 +558,29 @@ class LDVCVocabularyMixin:
         return self.get_class_embeds(self._pad_rows(rows), prompt_class_ids=class_ids)
 
     def _vocabulary_state(self) -> tuple | None:
-        """Everything the kept embeddings depend on: names, and the weights by place, version and (prompts) value.
+        """Everything the kept embeddings depend on: names, and what the text tower computes with which weights.
 
-        `None` where the weights cannot be compared: away by offloading, or without versions (inference tensors). A
-        write through `.data` changes no version; samples of every weight notice it, unless it is to single numbers.
+        Weights count by place and version, those of the prompts by value. `None` where it cannot be known: see
+        `text_function`; or where weights cannot be compared, away by offloading, quantised, or without versions
+        (inference tensors). A write through `.data` changes no version; samples of every weight notice it, unless it
+        is to single numbers.
         """
-        weights = [*self.clip.text_model.parameters(), *self.clip.text_projection.parameters()]
-        prompts = None if self.text_prompts is None else self.text_prompts.tokens.detach()
-        if any(weight.is_meta or weight.is_inference() for weight in weights) or (
-            prompts is not None and prompts.is_meta
-        ):
+        function = text_function(self)
+        modules = text_modules(self).values() if function is not None else ()
+        weights = [w for module in modules for w in (*module._parameters.values(), *module._buffers.values())]
+        weights = [weight for weight in weights if weight is not None]
+        if not weights or any(type(w) not in (nn.Parameter, Tensor) or w.is_meta or w.is_inference() for w in weights):
             return None
         # An address alone would be given to another tensor once this one is freed; a weak reference holds it.
         places = tuple((StorageWeakRef(w.untyped_storage()), w.data_ptr(), w._version, w.dtype) for w in weights)
         samples = [w.detach().flatten()[:: max(1, w.numel() // SAMPLES_PER_WEIGHT)].float().sum() for w in weights]
         samples = torch.stack(samples).cpu().numpy().tobytes()
+        prompts = None if self.text_prompts is None else self.text_prompts.tokens.detach()
         prompt_values = None if prompts is None else prompts.float().cpu().numpy().tobytes()
         names = (str(self.config.class_token_ids), str(self.config.prompt_class_ids))
-        return *names, places, samples, prompt_values, torch.is_autocast_enabled(self._input_device.type)
+        device = self._input_device.type
+        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        return *names, function, places, samples, prompt_values, autocast
 
     def seen_class_mask(self, class_names: Sequence[str] | Classes) -> Tensor | None:
         """Tell by name which classes trained with masks, for the argument `seen_class_mask` of a call.
