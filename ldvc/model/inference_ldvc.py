@@ -30,6 +30,7 @@ from .image_processing_ldvc import (
     to_rgb,
     upsampled_part,
 )
+from .pixels_ldvc import ValueRange
 from .processing_ldvc import LDVCProcessor, read_classes
 
 
@@ -482,7 +483,11 @@ class PreparedPicture:
 
 
 def prepare_picture(
-    processor: LDVCProcessor, image: Any, settings: InferenceSettings | None = None
+    processor: LDVCProcessor,
+    image: Any,
+    settings: InferenceSettings | None = None,
+    value_range: ValueRange = None,
+    input_data_format: str | None = None,
 ) -> PreparedPicture:
     """Open and resize a picture: what of `segment` needs no model, to be done in another thread, for example.
 
@@ -490,15 +495,17 @@ def prepare_picture(
         processor: The model's [`LDVCProcessor`].
         image: What the image processor opens: PIL image, array, tensor, path or URL.
         settings: As for `segment`.
+        value_range: As for `segment`.
+        input_data_format: As for `segment`.
 
     Raises:
-        ValueError: If the picture cannot be read.
+        ValueError: If the picture cannot be read, or nothing says what its values mean.
     """
-    picture = processor.image_processor.load_rgb(image)
+    picture = processor.image_processor.load_rgb(image, None, value_range, input_data_format)
     size = (picture.height, picture.width)
     if settings is not None:
         return PreparedPicture(size, resize_short_side(picture, settings.short_side))
-    return PreparedPicture(size, processor.image_processor(picture, return_tensors="pt")["pixel_values"][0])
+    return PreparedPicture(size, processor.image_processor.prepare_rgb(picture))
 
 
 def open_windows(
@@ -554,6 +561,8 @@ def segment(
     return_scores: bool = False,
     top_k: int | None = None,
     show_progress: bool = False,
+    value_range: ValueRange = None,
+    input_data_format: str | None = None,
 ) -> Segmentation:
     """Label every pixel of one picture of any size.
 
@@ -574,19 +583,21 @@ def segment(
         return_scores: Return the probabilities of all classes too: `num_classes` floats per pixel.
         top_k: Return so many best classes of every pixel too, at most all.
         show_progress: Draw progress bars over class names and windows.
+        value_range: The values of the picture that are black and white, where it has no 8 bits.
+        input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape does not say it.
 
     Returns:
         The [`Segmentation`].
 
     Raises:
-        ValueError: If the picture cannot be read, names are bad or missing, the threshold is no probability, "other"
-            is a class, or the model is in training mode.
+        ValueError: If the picture cannot be read, nothing says what its values mean, names are bad or missing, the
+            threshold is no probability, "other" is a class, or the model is in training mode.
     """
     check_eval_mode(model)
     (found,) = segment_batch(
         model,
         processor,
-        [prepare_picture(processor, image, settings)],
+        [prepare_picture(processor, image, settings, value_range, input_data_format)],
         class_names,
         class_embeds=class_embeds,
         settings=settings,

@@ -31,6 +31,7 @@ from .inference_ldvc import (
     segment,
     threshold_per_class,
 )
+from .pixels_ldvc import ValueRange
 from .processing_ldvc import check_distinct, read_classes
 
 
@@ -238,14 +239,16 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                   default.
                 - `show_progress`: Draw a progress bar over the windows of each picture.
                 - `timeout`: Seconds to wait for a URL.
+                - `value_range`: The values of the pictures that are black and white, where they have no 8 bits.
+                - `input_data_format`: `"channels_first"` or `"channels_last"`, for arrays whose shape does not say it.
                 - `batch_size`, `num_workers`: As in every pipeline.
 
         Returns:
             A list of masks for one picture, a list of lists for a list, an iterator for a generator or dataset.
 
         Raises:
-            ValueError: If a picture cannot be read, labels are empty, repeated, too long or missing, or a number is
-                out of range.
+            ValueError: If a picture cannot be read, nothing says what its values mean, labels are empty, repeated, too
+                long or missing, or a number is out of range.
             TypeError: If labels are no strings, or an option is unknown.
         """
         if are_per_image(candidate_labels):
@@ -266,17 +269,26 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         stride: int | None = None,
         short_side: int | None = None,
         show_progress: bool | None = None,
+        value_range: ValueRange = None,
+        input_data_format: str | None = None,
     ) -> tuple[dict[str, Any], ...]:
         """Sort options into those of the three steps; called at construction and by every call."""
         check_top_k(top_k)
         preprocess = {"labels": read_labels(candidate_labels), "timeout": timeout, "window": window}
+        preprocess |= {"value_range": value_range, "input_data_format": input_data_format}
         forward = {"window": window, "stride": stride, "short_side": short_side, "show_progress": show_progress}
         postprocess = {"threshold": threshold, "top_k": top_k}
         steps = (preprocess, forward, postprocess)
         return tuple({name: value for name, value in step.items() if value is not None} for step in steps)
 
     def preprocess(
-        self, inputs: Any, labels: Labels = None, timeout: float | None = None, window: int | None = None
+        self,
+        inputs: Any,
+        labels: Labels = None,
+        timeout: float | None = None,
+        window: int | None = None,
+        value_range: ValueRange = None,
+        input_data_format: str | None = None,
     ) -> dict[str, Question]:
         """Open a picture and bring it to the processor's size, or leave it as it is where windows will be cut.
 
@@ -297,12 +309,12 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             names = [name for name, *_ in labels]
         else:
             names, _, _ = resolve_classes(self.model, self.processor, None, None)
-        picture = self.processor.image_processor.load_rgb(image, timeout)
+        picture = self.processor.image_processor.load_rgb(image, timeout, value_range, input_data_format)
         question = Question(labels, names, (picture.height, picture.width), has_own_labels=has_own_labels)
         if window:
             question.picture = picture
         else:
-            question.pixel_values = self.processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
+            question.pixel_values = self.processor.image_processor.prepare_rgb(picture)
         return {"question": question}
 
     def _forward(
