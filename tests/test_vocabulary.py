@@ -628,8 +628,8 @@ def change_attribute(model):
 
 
 def wrap_the_encoder(model):
-    own = model._encode_text
-    return lambda: setattr(model, "_encode_text", lambda ids: own(ids) + torch.arange(32))
+    own = model.get_class_embeds
+    return lambda: setattr(model, "get_class_embeds", lambda *call, **options: own(*call, **options).roll(1, 1))
 
 
 def cut_a_layer(model):

@@ -439,11 +439,10 @@ def resolve_classes(
     class_names: ClassNames,
     class_embeds: Tensor | None,
     show_progress: bool = False,
-) -> tuple[list[str], Tensor | None, str]:
-    """Turn the classes of a call into names, embeddings and the name of "other".
+) -> tuple[list[str], Tensor, str]:
+    """Turn the classes of a call into names, (num_classes, projection_dim) embeddings and the name of "other".
 
-    The embeddings, (num_classes, projection_dim), are `None` for the model's default vocabulary, of which the model
-    takes care itself.
+    All three are of one moment: the default vocabulary of a model may be another before the answer is there.
 
     Raises:
         ValueError: If there are neither names nor a default vocabulary, or names and embeddings do not fit.
@@ -451,13 +450,8 @@ def resolve_classes(
     if class_names is None and class_embeds is not None:
         raise ValueError("`class_embeds` came without `class_names`; give both, in the same order.")
     if class_names is None:
-        config = model.config
-        if not config.num_default_classes:
-            raise ValueError(
-                "the call names no classes and the model has no default vocabulary; pass `class_names` (to a pipeline "
-                "`candidate_labels`), or call model.set_vocabulary(class_names, processor) first."
-            )
-        return config.default_class_names, None, config.other_label or "other"
+        vocabulary = model.default_vocabulary()
+        return list(vocabulary.class_names), model.vocabulary_embeds(vocabulary), vocabulary.other_label or "other"
     if class_embeds is None:
         return *encode_classes(model, processor, class_names, show_progress), "other"
     names = list(read_classes(class_names))
@@ -643,8 +637,7 @@ def segment_batch(
     other = [] if threshold is None else [other_label or default_other]
     if other and other[0] in names:
         raise ValueError(f"{other[0]!r} is a class of this call; pass another `other_label` for what is no class.")
-    # of the default vocabulary, the model knows by itself
-    seen_class_mask = None if class_names is None else model.seen_class_mask(class_names)
+    seen_class_mask = model.seen_class_mask(names if class_names is None else class_names)
     with ExitStack() as stack:
         if settings is None:
             scores = whole_logits(model, [picture.pixels for picture in pictures], class_embeds, seen_class_mask)

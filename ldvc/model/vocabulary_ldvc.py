@@ -12,8 +12,9 @@ import operator
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -256,8 +257,7 @@ def text_function(model: nn.Module) -> tuple | None:
         plain = {key: value for key, value in attributes.items() if isinstance(value, int | float | str | tuple)}
         function.append((name, kind, kind.forward, repr(plain)))
     config = model.config.text_config
-    own = [vars(model).get(method) for method in ("get_class_embeds", "_encode_text")]  # such as a wrapped one
-    return (*function, *own, config._attn_implementation, config.eos_token_id)
+    return (*function, vars(model).get("get_class_embeds"), config._attn_implementation, config.eos_token_id)
 
 
 # ---- the vocabulary of a model
@@ -273,6 +273,25 @@ class LDVCBakedVocabulary(nn.Module):
     def forward(self) -> Tensor:
         """Return the (num_classes, projection_dim) embeddings, unit length."""
         return self.class_embeds
+
+
+@dataclass(frozen=True)
+class DefaultVocabulary:
+    """A model's default vocabulary at one moment, of which a question is asked: its names and scores stay together.
+
+    Attributes:
+        class_names: In the order of the class axis.
+        class_token_ids: Token ids of each prompt.
+        prompt_class_ids: Class of each prompt, or `None` for one prompt per class.
+        other_label: Name of what is no class.
+        class_embeds: (num_classes, projection_dim), where they are baked in.
+    """
+
+    class_names: tuple[str, ...]
+    class_token_ids: tuple[tuple[int, ...], ...]
+    prompt_class_ids: tuple[int, ...] | None
+    other_label: str | None
+    class_embeds: Tensor | None = field(default=None, compare=False)
 
 
 class LDVCVocabularyMixin:
@@ -338,13 +357,12 @@ class LDVCVocabularyMixin:
             vocabulary = self.encode_vocabulary(class_names, processor, other_label) if bake else None
         prompts = vars(vocabulary) if vocabulary else self._read_vocabulary(class_names, processor, other_label)
         names = list(prompts["class_names"])
-        if prompts["other_label"] is not None:
-            names.append(prompts["other_label"])
-        for field in ("class_token_ids", "prompt_class_ids", "other_label"):
-            setattr(self.config, field, prompts[field])
-        self.config.id2label = dict(enumerate(names))
-        self.config.label2id = {name: index for index, name in enumerate(names)}
-        self._cached_vocabulary = None
+        called = names if prompts["other_label"] is None else [*names, prompts["other_label"]]
+        fields = {name: prompts[name] for name in ("class_token_ids", "prompt_class_ids", "other_label")}
+        fields |= {"vocabulary_names": names, "vocabulary_templates": list(prompts["prompt_templates"])}
+        fields |= {"id2label": dict(enumerate(called)), "label2id": {name: index for index, name in enumerate(called)}}
+        # All at once, so that no other thread sees the names of one vocabulary and the tokens of another.
+        vars(self.config).update(fields)
         if vocabulary is not None:
             self._keep_vocabulary(vocabulary, bake)
 
@@ -420,7 +438,7 @@ class LDVCVocabularyMixin:
         if self.baked_vocabulary is not None:
             self.baked_vocabulary.class_embeds = embeds
         elif (state := self._vocabulary_state()) is not None:
-            self._cached_vocabulary = (state, embeds)
+            self._cached_vocabulary = ((self.default_vocabulary(), state), embeds)
 
     def _drop_text_tower(self) -> None:
         """Put a table of class embeddings in the place of the text tower."""
@@ -493,6 +511,7 @@ class LDVCVocabularyMixin:
         class_embeds: Tensor | None,
         class_mask: Tensor | None,
         class_index: Tensor | None,
+        vocabulary: DefaultVocabulary | None = None,
     ) -> Tensor:
         """Turn the call's one source of classes into (1 or batch_size, num_classes, projection_dim) embeddings.
 
@@ -515,7 +534,7 @@ class LDVCVocabularyMixin:
             if list_shape is not None:
                 class_embeds = class_embeds.unflatten(0, list_shape)
         elif class_embeds is None:
-            class_embeds = self._default_class_embeds()
+            class_embeds = self.vocabulary_embeds(vocabulary)
         width = self.config.projection_dim
         if class_embeds.dim() not in (2, 3) or class_embeds.shape[-1] != width or class_embeds.shape[-2] == 0:
             raise ValueError(
@@ -526,39 +545,59 @@ class LDVCVocabularyMixin:
             return class_embeds[class_index]
         return class_embeds if class_embeds.dim() == 3 else class_embeds.unsqueeze(0)
 
-    def _default_class_embeds(self) -> Tensor:
-        """Embeddings of the default vocabulary, (num_classes, projection_dim), computed once while nothing changes.
+    def default_vocabulary(self) -> DefaultVocabulary:
+        """The default vocabulary as it is now; it stays as it is whatever is set later, also in another thread.
 
         Raises:
-            ValueError: If there is no default vocabulary.
+            ValueError: If there is none, or `id2label` calls a class by the name of another.
         """
-        if self.baked_vocabulary is not None:
-            return self.baked_vocabulary()
-        if self.config.class_token_ids is None:
+        is_compiling = torch.compiler.is_compiling()
+        now = self.config if is_compiling else SimpleNamespace(**vars(self.config))  # copied in one step
+        if now.class_token_ids is None:
             raise ValueError(
-                "the call names no classes and the checkpoint has no default vocabulary; pass class_names to the "
-                "processor, or call model.set_vocabulary(class_names, processor) first."
+                "the call names no classes and the checkpoint has no default vocabulary; pass `class_names` to the "
+                "processor (to a pipeline `candidate_labels`), or call model.set_vocabulary(class_names, processor) "
+                "first."
             )
+        if not is_compiling:
+            self.config.check_names()
+        return DefaultVocabulary(
+            class_names=tuple(now.vocabulary_names),
+            class_token_ids=tuple(map(tuple, now.class_token_ids)),
+            prompt_class_ids=None if now.prompt_class_ids is None else tuple(now.prompt_class_ids),
+            other_label=now.other_label,
+            class_embeds=None if self.baked_vocabulary is None else self.baked_vocabulary(),
+        )
+
+    def vocabulary_embeds(self, vocabulary: DefaultVocabulary) -> Tensor:
+        """Embeddings of a default vocabulary, (num_classes, projection_dim), computed once while nothing changes."""
+        if vocabulary.class_embeds is not None:
+            return vocabulary.class_embeds
         is_kept = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
         state = self._vocabulary_state() if is_kept else None
-        if state is not None and self._cached_vocabulary is not None and self._cached_vocabulary[0] == state:
-            return self._cached_vocabulary[1]
-        embeds = self._encode_rows(self.config.class_token_ids, self.config.prompt_class_ids)
-        self._cached_vocabulary = (state, embeds) if state is not None else None
+        kept = self._cached_vocabulary  # once, since another thread may put its own there
+        if state is not None and kept is not None and kept[0] == (vocabulary, state):
+            return kept[1]
+        embeds = self._encode_rows(vocabulary.class_token_ids, vocabulary.prompt_class_ids)
+        self._cached_vocabulary = ((vocabulary, state), embeds) if state is not None else None
         return embeds
 
-    def _pad_rows(self, rows: list[list[int]]) -> Tensor:
+    def _default_class_embeds(self) -> Tensor:
+        """Embeddings of the default vocabulary, (num_classes, projection_dim)."""
+        return self.vocabulary_embeds(self.default_vocabulary())
+
+    def _pad_rows(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Token ids of several lengths as one (num_prompts, sequence_length) tensor, filled up with end tokens."""
         longest = max(map(len, rows))
         return torch.tensor([[*row, *row[-1:] * (longest - len(row))] for row in rows], device=self._input_device)
 
-    def _encode_rows(self, rows: list[list[int]], class_ids: list[int] | None) -> Tensor:
+    def _encode_rows(self, rows: Sequence[Sequence[int]], class_ids: Sequence[int] | None) -> Tensor:
         """Embeddings of token rows, (num_classes, projection_dim)."""
         class_ids = None if class_ids is None else torch.tensor(class_ids, device=self._input_device)
         return self.get_class_embeds(self._pad_rows(rows), prompt_class_ids=class_ids)
 
     def _vocabulary_state(self) -> tuple | None:
-        """Everything the kept embeddings depend on: names, and what the text tower computes with which weights.
+        """What kept embeddings depend on beside the names: what the text tower computes, and with which weights.
 
         Weights count by place and version, those of the prompts by value. `None` where it cannot be known: see
         `text_function`; or where weights cannot be compared, away by offloading, quantised, or without versions
@@ -577,10 +616,9 @@ class LDVCVocabularyMixin:
         samples = torch.stack(samples).cpu().numpy().tobytes()
         prompts = None if self.text_prompts is None else self.text_prompts.tokens.detach()
         prompt_values = None if prompts is None else prompts.float().cpu().numpy().tobytes()
-        names = (str(self.config.class_token_ids), str(self.config.prompt_class_ids))
         device = self._input_device.type
         autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        return *names, function, places, samples, prompt_values, autocast
+        return function, places, samples, prompt_values, autocast
 
     def seen_class_mask(self, class_names: Sequence[str] | Classes) -> Tensor | None:
         """Tell by name which classes trained with masks, for the argument `seen_class_mask` of a call.
@@ -599,11 +637,6 @@ class LDVCVocabularyMixin:
         else:
             classes = [(name,) for name in class_names]
         return torch.tensor([any(name_key(word) in seen for word in words) for words in classes])
-
-    def _seen_default_classes(self, class_index: Tensor | None) -> Tensor | None:
-        """Bool of the default vocabulary's names that trained with masks, (num_classes,) or as `class_index`."""
-        mask = self.seen_class_mask(self.config.default_class_names)
-        return mask if mask is None or class_index is None else mask.to(class_index.device)[class_index]
 
 
 __all__ = ["LDVCBakedVocabulary", "LDVCVocabulary", "LDVCVocabularyMixin", "text_fingerprint"]
