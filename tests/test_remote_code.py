@@ -27,6 +27,7 @@ SHIPPED = (
     "regions_ldvc",
     "weights_ldvc",
     "loss_ldvc",
+    "pixels_ldvc",
     "image_processing_ldvc",
     "processing_ldvc",
     "vocabulary_ldvc",

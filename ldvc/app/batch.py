@@ -33,6 +33,7 @@ from ldvc.model.inference_ldvc import (
     prepare_picture,
     segment_batch,
 )
+from ldvc.model.pixels_ldvc import check_value_range
 from ldvc.model.vocabulary_ldvc import LDVCVocabulary
 from ldvc.model.weights_ldvc import weights_fingerprint
 
@@ -60,6 +61,20 @@ def make_settings(short_side: int | None, window: int | None, stride: int | None
     if short_side is None and not window:
         return None
     return InferenceSettings(short_side or 0, window or 0, stride)
+
+
+def parse_value_range(text: str) -> tuple[float, float]:
+    """Read "0,4095": the values of pictures that are black and white.
+
+    Raises:
+        ValueError: If it is no such pair.
+    """
+    try:
+        return check_value_range([float(part) for part in text.split(",")])
+    except ValueError as error:
+        raise ValueError(
+            f"--value-range {text!r} is no pair of numbers, the first below the second: 0,4095."
+        ) from error
 
 
 def parse_threshold(text: str) -> tuple[float, dict[str, float]]:
@@ -133,9 +148,10 @@ class Segmenter:
         keeps_best_scores: Return every pixel's best score too.
         batch_size: Pictures, or windows, per call of the model; `None` is one picture, or the settings' windows.
         seen_score_offset: See [`LDVCConfig`]; `None` is the checkpoint's.
+        value_range: See `parse_value_range`; `None` is what each picture says itself.
 
     Raises:
-        ValueError: If the checkpoint, the classes, the threshold or the offset cannot be used.
+        ValueError: If the checkpoint, the classes, the threshold, the range or the offset cannot be used.
     """
 
     def __init__(
@@ -151,7 +167,9 @@ class Segmenter:
         keeps_best_scores: bool = False,
         batch_size: int | None = None,
         seen_score_offset: float | None = None,
+        value_range: str | None = None,
     ):
+        self.value_range = [] if value_range is None else [parse_value_range(value_range)]
         parsed = None if threshold is None else parse_threshold(threshold)
         if other is not None and parsed is None:
             raise ValueError(f"--other {other!r} names pixels below a threshold; give --threshold too.")
@@ -196,7 +214,7 @@ class Segmenter:
         Raises:
             ValueError: If the scores of so many classes would not fit into memory.
         """
-        job.image = job.picture.read(max_pixels)
+        job.image = job.picture.read(max_pixels, *self.value_range)
         size = 4 * len(self.names) * job.image.width * job.image.height
         if self.keeps_scores and size > MAX_SCORE_BYTES:
             raise ValueError(
@@ -277,6 +295,7 @@ class Segmenter:
         for name in ("_name_or_path", "transformers_version"):  # a checkpoint that is moved or saved anew is the same
             config.pop(name, None)
         parts = (config, self.processor.image_processor.to_json_string(), self.processor.prompt_templates)
+        parts += tuple(self.value_range)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def unseen_names(self) -> list[str]:

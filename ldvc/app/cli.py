@@ -200,6 +200,12 @@ BatchOption = Annotated[
     int | None,
     typer.Option(min=1, help="Pictures, or windows, per call of the model; by default 1 picture, or 4 windows."),
 ]
+ValueRangeOption = Annotated[
+    str | None,
+    typer.Option(
+        help='Values that are black and white, "0,4095", in pictures of more than 8 bits.', metavar="LOW,HIGH"
+    ),
+]
 MaxPixelsOption = Annotated[int, typer.Option(min=1, help="Refuse larger pictures, which may be decompression bombs.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
 SkipOption = Annotated[bool, typer.Option("--skip-existing", help="Make only what is missing or damaged: resume.")]
@@ -228,6 +234,7 @@ def segment_command(
     stride: StrideOption = None,
     batch_size: BatchOption = None,
     device: DeviceOption = "auto",
+    value_range: ValueRangeOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     overwrite: OverwriteOption = False,
     skip_existing: SkipOption = False,
@@ -249,7 +256,7 @@ def segment_command(
     device = share.device if device == "auto" and share.device else device
     segmenter = batch.Segmenter(
         *(model, device, classes, vocabulary, settings, threshold, other, scores, has_coco, batch_size),
-        seen_score_offset,
+        *(seen_score_offset, value_range),
     )
     description = segmenter.describe()
     if dataset is not None and id_column is None:  # names are row numbers, which every split has

@@ -124,7 +124,7 @@ class RowPicture(Picture):
     rows: Any = field(repr=False, compare=False)
     index: int
 
-    def read(self, max_pixels: int) -> Image.Image:
+    def read(self, max_pixels: int, *value_range: Sequence[float] | None) -> Image.Image:
         """Read and decode it, under a `pixel_limit`.
 
         Raises:
@@ -133,7 +133,8 @@ class RowPicture(Picture):
         (cell,) = self.rows[self.index].values()
         if cell is None or (cell["bytes"] is None and cell["path"] is None):
             raise ValueError(f"row {self.index} holds no picture; leave the row out of the dataset.")
-        return decode_picture(Path(cell["path"]) if cell["bytes"] is None else BytesIO(cell["bytes"]), max_pixels)
+        source = Path(cell["path"]) if cell["bytes"] is None else BytesIO(cell["bytes"])
+        return decode_picture(source, max_pixels, *value_range)
 
 
 def find_rows(

@@ -30,6 +30,7 @@ from .image_processing_ldvc import (
     to_rgb,
     upsampled_part,
 )
+from .pixels_ldvc import ValueRange
 from .processing_ldvc import LDVCProcessor, read_classes
 
 
@@ -438,11 +439,10 @@ def resolve_classes(
     class_names: ClassNames,
     class_embeds: Tensor | None,
     show_progress: bool = False,
-) -> tuple[list[str], Tensor | None, str]:
-    """Turn the classes of a call into names, embeddings and the name of "other".
+) -> tuple[list[str], Tensor, str]:
+    """Turn the classes of a call into names, (num_classes, projection_dim) embeddings and the name of "other".
 
-    The embeddings, (num_classes, projection_dim), are `None` for the model's default vocabulary, of which the model
-    takes care itself.
+    All three are of one moment: the default vocabulary of a model may be another before the answer is there.
 
     Raises:
         ValueError: If there are neither names nor a default vocabulary, or names and embeddings do not fit.
@@ -450,13 +450,8 @@ def resolve_classes(
     if class_names is None and class_embeds is not None:
         raise ValueError("`class_embeds` came without `class_names`; give both, in the same order.")
     if class_names is None:
-        config = model.config
-        if not config.num_default_classes:
-            raise ValueError(
-                "the call names no classes and the model has no default vocabulary; pass `class_names` (to a pipeline "
-                "`candidate_labels`), or call model.set_vocabulary(class_names, processor) first."
-            )
-        return config.default_class_names, None, config.other_label or "other"
+        vocabulary = model.default_vocabulary()
+        return list(vocabulary.class_names), model.vocabulary_embeds(vocabulary), vocabulary.other_label or "other"
     if class_embeds is None:
         return *encode_classes(model, processor, class_names, show_progress), "other"
     names = list(read_classes(class_names))
@@ -482,7 +477,11 @@ class PreparedPicture:
 
 
 def prepare_picture(
-    processor: LDVCProcessor, image: Any, settings: InferenceSettings | None = None
+    processor: LDVCProcessor,
+    image: Any,
+    settings: InferenceSettings | None = None,
+    value_range: ValueRange = None,
+    input_data_format: str | None = None,
 ) -> PreparedPicture:
     """Open and resize a picture: what of `segment` needs no model, to be done in another thread, for example.
 
@@ -490,15 +489,17 @@ def prepare_picture(
         processor: The model's [`LDVCProcessor`].
         image: What the image processor opens: PIL image, array, tensor, path or URL.
         settings: As for `segment`.
+        value_range: As for `segment`.
+        input_data_format: As for `segment`.
 
     Raises:
-        ValueError: If the picture cannot be read.
+        ValueError: If the picture cannot be read, or nothing says what its values mean.
     """
-    picture = processor.image_processor.load_rgb(image)
+    picture = processor.image_processor.load_rgb(image, None, value_range, input_data_format)
     size = (picture.height, picture.width)
     if settings is not None:
         return PreparedPicture(size, resize_short_side(picture, settings.short_side))
-    return PreparedPicture(size, processor.image_processor(picture, return_tensors="pt")["pixel_values"][0])
+    return PreparedPicture(size, processor.image_processor.prepare_rgb(picture))
 
 
 def open_windows(
@@ -554,6 +555,8 @@ def segment(
     return_scores: bool = False,
     top_k: int | None = None,
     show_progress: bool = False,
+    value_range: ValueRange = None,
+    input_data_format: str | None = None,
 ) -> Segmentation:
     """Label every pixel of one picture of any size.
 
@@ -574,19 +577,21 @@ def segment(
         return_scores: Return the probabilities of all classes too: `num_classes` floats per pixel.
         top_k: Return so many best classes of every pixel too, at most all.
         show_progress: Draw progress bars over class names and windows.
+        value_range: The values of the picture that are black and white, where it has no 8 bits.
+        input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape does not say it.
 
     Returns:
         The [`Segmentation`].
 
     Raises:
-        ValueError: If the picture cannot be read, names are bad or missing, the threshold is no probability, "other"
-            is a class, or the model is in training mode.
+        ValueError: If the picture cannot be read, nothing says what its values mean, names are bad or missing, the
+            threshold is no probability, "other" is a class, or the model is in training mode.
     """
     check_eval_mode(model)
     (found,) = segment_batch(
         model,
         processor,
-        [prepare_picture(processor, image, settings)],
+        [prepare_picture(processor, image, settings, value_range, input_data_format)],
         class_names,
         class_embeds=class_embeds,
         settings=settings,
@@ -632,8 +637,7 @@ def segment_batch(
     other = [] if threshold is None else [other_label or default_other]
     if other and other[0] in names:
         raise ValueError(f"{other[0]!r} is a class of this call; pass another `other_label` for what is no class.")
-    # of the default vocabulary, the model knows by itself
-    seen_class_mask = None if class_names is None else model.seen_class_mask(class_names)
+    seen_class_mask = model.seen_class_mask(names if class_names is None else class_names)
     with ExitStack() as stack:
         if settings is None:
             scores = whole_logits(model, [picture.pixels for picture in pictures], class_embeds, seen_class_mask)

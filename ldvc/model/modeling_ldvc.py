@@ -487,9 +487,13 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
         check_tensors(**classes, seen_class_mask=seen_class_mask)
         if (pixel_values is None) == (image_features is None):
             raise ValueError("give exactly one of `pixel_values` and `image_features`.")
-        embeds = self._resolve_classes(input_ids, attention_mask, prompt_class_ids, **classes)
-        if seen_class_mask is None and input_ids is None and class_embeds is None:
-            seen_class_mask = self._seen_default_classes(class_index)
+        # taken once, so that names, scores and offsets are of one vocabulary whatever another thread sets
+        vocabulary = self.default_vocabulary() if input_ids is None and class_embeds is None else None
+        embeds = self._resolve_classes(input_ids, attention_mask, prompt_class_ids, **classes, vocabulary=vocabulary)
+        if seen_class_mask is None and vocabulary is not None:
+            seen_class_mask = self.seen_class_mask(vocabulary.class_names)
+            if seen_class_mask is not None and class_index is not None:
+                seen_class_mask = seen_class_mask.to(class_index.device)[class_index]
         outputs = self._segment(pixel_values, embeds, class_mask, image_features, **kwargs)
         extras = {"class_score_offsets": self._score_offsets(outputs.logits, seen_class_mask)}
         if labels is not None:

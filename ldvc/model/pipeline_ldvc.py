@@ -6,7 +6,6 @@ list go through the model in one pass per picture, and without names the model's
 """
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,19 +31,20 @@ from .inference_ldvc import (
     check_text_tower,
     encode_classes,
     grouped,
-    resolve_classes,
     segment,
     threshold_per_class,
 )
+from .pixels_ldvc import ValueRange
 from .processing_ldvc import check_distinct, read_classes
+from .vocabulary_ldvc import DefaultVocabulary
 
 
 TASK = "zero-shot-image-segmentation"
 PARTS = ("tokenizer", "image_processor", "feature_extractor", "video_processor")  # what `pipeline` would hand on
 LISTS_KEPT = 8  # class embeddings of the label lists used last
 
-# Classes of a call, hashable: the name and words of each; `None` is the default vocabulary.
-Labels = tuple[tuple[str, ...], ...] | None
+# Classes of a call, hashable: the name and words of each, or the model's default vocabulary as it was then.
+Labels = tuple[tuple[str, ...], ...] | DefaultVocabulary
 
 
 @dataclass
@@ -114,7 +114,7 @@ class Stream(IterableDataset):
         return iter(self.rows)
 
 
-def read_labels(candidate_labels: Any) -> Labels:
+def read_labels(candidate_labels: Any) -> Labels | None:
     """Check one list of labels.
 
     Args:
@@ -143,8 +143,10 @@ def read_labels(candidate_labels: Any) -> Labels:
     return tuple((name, *words) for name, words in read_classes(candidate_labels).items())
 
 
-def as_classes(labels: tuple[tuple[str, ...], ...]) -> dict[str, list[str]]:
+def as_classes(labels: Labels) -> dict[str, list[str]]:
     """Name -> words of checked labels."""
+    if isinstance(labels, DefaultVocabulary):
+        return {name: [name] for name in labels.class_names}
     return {name: words for name, *words in labels}
 
 
@@ -236,13 +238,12 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                     f"`{part}` is no argument of its own here but part of the processor; put it there, as in "
                     "`LDVCProcessor(image_processor, tokenizer)`, and give `processor=`."
                 )
-        self._kept_embeds: OrderedDict[tuple, Tensor] = OrderedDict()
-        self._kept_for: tuple | None = None  # the state of the text weights
+        self._kept: tuple[tuple | None, dict[tuple, Tensor]] = (None, {})  # for which text weights, lists used last
         super().__init__(model, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts without kept embeddings: what they are kept for are places of these very weights."""
-        return {**self.__dict__, "_kept_embeds": OrderedDict(), "_kept_for": None}
+        return {**self.__dict__, "_kept": (None, {})}
 
     def __call__(self, image: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:
         """Segment one picture or many.
@@ -265,14 +266,16 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                   default.
                 - `show_progress`: Draw a progress bar over the windows of each picture.
                 - `timeout`: Seconds to wait for a URL.
+                - `value_range`: The values of the pictures that are black and white, where they have no 8 bits.
+                - `input_data_format`: `"channels_first"` or `"channels_last"`, for arrays whose shape does not say it.
                 - `batch_size`, `num_workers`: As in every pipeline.
 
         Returns:
             A list of masks for one picture, a list of lists for a list, an iterator for a generator or dataset.
 
         Raises:
-            ValueError: If a picture cannot be read, labels are empty, repeated, too long or missing, or a number is
-                out of range.
+            ValueError: If a picture cannot be read, nothing says what its values mean, labels are empty, repeated, too
+                long or missing, or a number is out of range.
             TypeError: If labels are no strings, or an option is unknown.
         """
         if are_per_image(candidate_labels):
@@ -293,17 +296,26 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         stride: int | None = None,
         short_side: int | None = None,
         show_progress: bool | None = None,
+        value_range: ValueRange = None,
+        input_data_format: str | None = None,
     ) -> tuple[dict[str, Any], ...]:
         """Sort options into those of the three steps; called at construction and by every call."""
         check_top_k(top_k)
         preprocess = {"labels": read_labels(candidate_labels), "timeout": timeout, "window": window}
+        preprocess |= {"value_range": value_range, "input_data_format": input_data_format}
         forward = {"window": window, "stride": stride, "short_side": short_side, "show_progress": show_progress}
         postprocess = {"threshold": threshold, "top_k": top_k}
         steps = (preprocess, forward, postprocess)
         return tuple({name: value for name, value in step.items() if value is not None} for step in steps)
 
     def preprocess(
-        self, inputs: Any, labels: Labels = None, timeout: float | None = None, window: int | None = None
+        self,
+        inputs: Any,
+        labels: Labels | None = None,
+        timeout: float | None = None,
+        window: int | None = None,
+        value_range: ValueRange = None,
+        input_data_format: str | None = None,
     ) -> dict[str, Question]:
         """Open a picture and bring it to the processor's size, or leave it as it is where windows will be cut.
 
@@ -320,16 +332,15 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             image = inputs["image"]
             if inputs.get("candidate_labels") is not None:
                 labels, has_own_labels = read_labels(inputs["candidate_labels"]), True
-        if labels is not None:
-            names = [name for name, *_ in labels]
-        else:
-            names, _, _ = resolve_classes(self.model, self.processor, None, None)
-        picture = self.processor.image_processor.load_rgb(image, timeout)
+        if labels is None:
+            labels = self.model.default_vocabulary()
+        names = list(as_classes(labels))
+        picture = self.processor.image_processor.load_rgb(image, timeout, value_range, input_data_format)
         question = Question(labels, names, (picture.height, picture.width), has_own_labels=has_own_labels)
         if window:
             question.picture = picture
         else:
-            question.pixel_values = self.processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
+            question.pixel_values = self.processor.image_processor.prepare_rgb(picture)
         return {"question": question}
 
     def _forward(
@@ -368,7 +379,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                 outputs = self.model(
                     image_features=features.select(places),
                     class_embeds=self._class_embeds(labels),
-                    seen_class_mask=None if labels is None else self.model.seen_class_mask(as_classes(labels)),
+                    seen_class_mask=self.model.seen_class_mask(as_classes(labels)),
                 )
                 logits, offsets = outputs.logits.float().cpu(), outputs.class_score_offsets
                 for row, place in enumerate(places):
@@ -381,28 +392,27 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     def _answer_by_windows(self, question: Question, settings: InferenceSettings, show_progress: bool) -> Answer:
         """Slide windows over one picture."""
         embeds = self._class_embeds(question.labels)
-        names = None if embeds is None else as_classes(question.labels)
+        names = as_classes(question.labels)
         options = {"settings": settings, "top_k": 1, "show_progress": show_progress}
         found = segment(self.model, self.processor, question.picture, names, class_embeds=embeds, **options)
         identity = (question.class_names, question.size, question.has_own_labels)
         return Answer(*identity, label_map=found.label_map, best_scores=found.top_scores[0])
 
-    def _class_embeds(self, labels: Labels) -> Tensor | None:
+    def _class_embeds(self, labels: Labels) -> Tensor:
         """(num_classes, projection_dim) embeddings of a label list, kept while text weights and templates stay."""
-        if labels is None:
-            return None  # the model keeps those of its default vocabulary itself
+        if isinstance(labels, DefaultVocabulary):
+            return self.model.vocabulary_embeds(labels)  # kept by the model
         check_text_tower(self.model)
-        state = self.model._vocabulary_state()
-        if state is None or state != self._kept_for:
-            self._kept_embeds.clear()
-            self._kept_for = state
-        key = (labels, tuple(self.processor.prompt_templates))
-        if key not in self._kept_embeds:
-            self._kept_embeds[key] = encode_classes(self.model, self.processor, as_classes(labels))[1]
-        self._kept_embeds.move_to_end(key)
-        while len(self._kept_embeds) > LISTS_KEPT:
-            self._kept_embeds.popitem(last=False)
-        return self._kept_embeds[key]
+        state, key = self.model._vocabulary_state(), (labels, tuple(self.processor.prompt_templates))
+        kept_for, kept = self._kept
+        kept = dict(kept) if state is not None and state == kept_for else {}
+        embeds = kept.pop(key, None)
+        if embeds is None:
+            embeds = encode_classes(self.model, self.processor, as_classes(labels))[1]
+        # Put there as a whole: another thread reads what was before or what comes now, nothing half done.
+        kept = {**dict(list(kept.items())[1 - LISTS_KEPT :]), key: embeds}
+        self._kept = (state, kept) if state is not None else (None, {})
+        return embeds
 
     def postprocess(
         self, model_outputs: dict[str, Answer], threshold: Threshold = None, top_k: int | None = None

@@ -19,6 +19,7 @@ from transformers.utils import TensorType
 
 from .configuration_ldvc import LDVCConfig
 from .image_processing_ldvc import LDVCImageProcessor, LDVCImageProcessorKwargs
+from .pixels_ldvc import to_rgb  # noqa: F401 - here too, for releases of the library that copy direct imports only
 
 
 DEFAULT_TEMPLATE = "a photo of a {}"

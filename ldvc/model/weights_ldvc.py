@@ -58,6 +58,8 @@ ADOPTED_FIELDS = (
     "id2label",
     "label2id",
     "class_token_ids",
+    "vocabulary_names",
+    "vocabulary_templates",
     "prompt_class_ids",
     "other_label",
     "text_fingerprint",
@@ -290,6 +292,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
         if field == "id2label" and value is not None:
             value = {int(index): name for index, name in value.items()}
         setattr(model.config, field, value)
+    model.config.adopt_names()
 
 
 __all__ = [

@@ -50,6 +50,8 @@ DERIVED_MODEL_FIELDS = (
     "clip_name_or_path",
     "prompt_token_ids",
     "class_token_ids",
+    "vocabulary_names",
+    "vocabulary_templates",
     "prompt_class_ids",
     "other_label",
     "baked_vocabulary",
