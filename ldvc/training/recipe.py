@@ -165,7 +165,7 @@ class Recipe:
         for key in ("image_scale", "ratio_range"):
             if len(getattr(self, key)) != 2:
                 raise RecipeError(f"`{key}` is {getattr(self, key)}; give two numbers.")
-        self._check_steps_and_threshold()
+        self._check_what_belongs_together()
         if (self.vocabulary is None) == (self.class_names is None):
             raise RecipeError(
                 "give either `vocabulary` or `class_names` (with `unseen_classes`), not both or neither."
@@ -173,8 +173,8 @@ class Recipe:
         if self.push_to_hub and not self.hub_model_id:
             raise RecipeError("`push_to_hub` needs `hub_model_id`, such as your-name/ldvc-vit-base-patch16-voc2012.")
 
-    def _check_steps_and_threshold(self) -> None:
-        """Check numbers that depend on each other.
+    def _check_what_belongs_together(self) -> None:
+        """Check settings that depend on each other, and numbers with bounds of their own.
 
         Raises:
             RecipeError: Names key, value and remedy.
@@ -186,6 +186,12 @@ class Recipe:
         if self.schedule_steps is not None and self.schedule_steps < self.max_steps:
             raise RecipeError(
                 f"`schedule_steps` is {self.schedule_steps}, less than `max_steps` {self.max_steps}; use that or more."
+            )
+        if self.streaming and self.num_train_images is not None:
+            raise RecipeError(
+                f"`num_train_images` is {self.num_train_images} and `streaming` is on: which pictures of a stream are "
+                "the first depends on processes and workers; leave one of the two out (--streaming false, or "
+                "--num_train_images null)."
             )
 
     def get_vocabulary(self) -> Vocabulary:

@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from ldvc.data.provenance import without_nan
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
+from ldvc.model.weights_ldvc import weights_fingerprint
 from ldvc.scoring.signatures import read_log
 from ldvc.training.recipe import Recipe, RecipeError
 
@@ -30,19 +33,24 @@ from ldvc.training.recipe import Recipe, RecipeError
 __all__ = [
     "STATE_FOLDER",
     "Log",
+    "Origin",
     "Progress",
+    "TrainedWeights",
     "check_same_run",
     "find_state",
     "keep_only_trained_weights",
+    "kept_precision",
     "load_state",
     "own_half",
     "prepare_for_shards",
     "save_state",
+    "set_aside_newer",
     "whole_model",
 ]
 
 STATE_FOLDER = "states"
-COUNTS_FILE = "counts.pt"  # progress and audit
+COUNTS_FILE = "counts.pt"  # progress, audit, origin and the fingerprint of the weights
+ASIDE = ".set_aside"  # ending of a state that a run left when it went back to an older one
 # Keys that may change when a run is continued: none of them reaches the weights.
 FREE_ON_RESUME = (
     *("output_dir", "overwrite_output_dir", "results_file", "resume_from_checkpoint", "save_every", "keep_states"),
@@ -74,6 +82,89 @@ class Progress:
         self.step, self.seconds_before = state["step"], state.get("seconds", 0.0)
 
 
+@dataclass
+class Origin:
+    """What a run is made of, beside its recipe; saved with every state, so that it goes on with nothing else.
+
+    Attributes:
+        precision: What `mixed_precision` was resolved to.
+        data: Name and fingerprint of the training pictures, see `stored_fingerprint`.
+        clip: Name and fingerprint of the frozen CLIP.
+        start: What is known of the weights that it started from, see `describe_start`; `None` for CLIP alone.
+    """
+
+    precision: str
+    data: tuple[str, str]
+    clip: tuple[str, str]
+    start: Mapping[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """To be saved with a state; the folder that the run started from may move."""
+        start = {key: value for key, value in self.start.items() if key != "checkpoint"} if self.start else None
+        return {"precision": self.precision, "data": self.data[1], "clip": self.clip[1], "start": start}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Hold the state's origin against this run's.
+
+        Raises:
+            RecipeError: If they differ; says in what.
+        """
+        now = self.state_dict()
+        remedy = "bring them back as they were, or start a new run in another output_dir."
+        for key, (name, fingerprint) in {"data": self.data, "clip": self.clip}.items():
+            if state[key] != fingerprint:
+                what = "pictures and label maps of" if key == "data" else "weights of the CLIP"
+                raise RecipeError(
+                    f"the {what} {name!r} are not those that the run began with (fingerprint {state[key]}, now "
+                    f"{fingerprint}): {remedy}"
+                )
+        if state["precision"] != self.precision:
+            raise RecipeError(f"the run began with precision {state['precision']!r}, now it is {self.precision!r}.")
+        if state["start"] != now["start"]:
+            raise RecipeError(
+                f"the run began from other weights or another audit of them than `start_from` has now: {remedy}"
+            )
+
+
+@dataclass
+class TrainedWeights:
+    """The fingerprint of the trained weights, so that a state whose weights were replaced is not continued.
+
+    Attributes:
+        accelerator: The run's.
+        model: As prepared by it.
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights that train; all processes must call this, since each may hold a part of them."""
+        plain = self.accelerator.unwrap_model(self.model)
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
+        else:
+            weights = plain.state_dict()
+        trained = [name for name, parameter in plain.named_parameters() if parameter.requires_grad]
+        return weights_fingerprint({name: weights[name] for name in trained})
+
+    def state_dict(self) -> dict[str, Any]:
+        """To be saved with a state."""
+        return {"sha256": self.fingerprint()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Hold the weights, loaded just now, against those that were saved.
+
+        Raises:
+            RecipeError: If they differ.
+        """
+        if self.fingerprint() != state["sha256"]:
+            raise RecipeError(
+                "the weights of the state are not those that it was saved with, so that its audit is not theirs; "
+                "remove this folder to continue from the one before."
+            )
+
+
 def keep_only_trained_weights(accelerator: Accelerator, model: nn.Module) -> None:
     """Save and load LDVC's own weights only in training states; CLIP's never change."""
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -101,7 +192,7 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int, cou
         folder: Output folder of the run.
         step: Steps taken.
         keep: How many states stay on disk.
-        counted: Progress and audit, written by the first process alone.
+        counted: Progress, audit, origin and weights, written by the first process alone.
 
     Raises:
         OSError: If it cannot be written; the states before stay.
@@ -113,8 +204,9 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int, cou
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(part), safe_serialization=True)
+        counts = [thing.state_dict() for thing in counted]
         if accelerator.is_main_process:
-            torch.save([thing.state_dict() for thing in counted], part / COUNTS_FILE)
+            torch.save(counts, part / COUNTS_FILE)
     except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
         raise OSError(
             f"the state of step {step} cannot be written to {part} ({error}); make room, then continue the run with "
@@ -124,9 +216,34 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int, cou
     if accelerator.is_main_process:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
-        for old in sorted(final.parent.glob("step_???????"))[:-keep]:
+        for old in states_in(folder)[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
+
+
+def states_in(folder: Path) -> list[Path]:
+    """Whole states of a run, in the order of their steps."""
+    return sorted((folder / STATE_FOLDER).glob("step_???????"))
+
+
+def set_aside_newer(folder: Path, step: int) -> list[Path]:
+    """Rename the states of a run that lie behind the one it goes on from, which otherwise would be the newest still.
+
+    Args:
+        folder: Output folder of the run.
+        step: Steps taken in the state that it goes on from.
+
+    Returns:
+        Where they are now; remove them by hand.
+    """
+    aside = []
+    for state in states_in(folder):
+        if int(state.name.removeprefix("step_")) > step:
+            place = state.with_name(state.name + ASIDE)
+            shutil.rmtree(place, ignore_errors=True)
+            os.replace(state, place)
+            aside.append(place)
+    return aside
 
 
 def prepare_for_shards(accelerator: Accelerator, model: nn.Module) -> None:
@@ -176,13 +293,35 @@ def load_state(accelerator: Accelerator, state: Path, counted: Sequence[Any] = (
         RecipeError: If a file is damaged, or the state belongs to another model.
     """
     random_states = state / f"random_states_{accelerator.process_index}.pkl"
-    try:
+    kept = _read_counts(state)
+    if len(kept) != len(counted):
+        raise RecipeError(
+            f"the state {state} was written by another version, which kept no fingerprints of data, CLIP and weights "
+            "with it; continue it with that version, or start a new run in another output_dir."
+        )
+    with _naming_damage(state):
         if random_states.is_file():
             load(random_states)  # Accelerate goes on without a damaged one, to other weights
         accelerator.load_state(str(state))
-        kept = torch.load(state / COUNTS_FILE, weights_only=True)
         for thing, values in zip(counted, kept, strict=True):
             thing.load_state_dict(values)
+
+
+def _read_counts(state: Path) -> list[dict[str, Any]]:
+    """What was counted up to a state."""
+    with _naming_damage(state):
+        return torch.load(state / COUNTS_FILE, weights_only=True)
+
+
+@contextmanager
+def _naming_damage(state: Path) -> Iterator[None]:
+    """Say which state cannot be read.
+
+    Raises:
+        RecipeError: If a file is damaged.
+    """
+    try:
+        yield
     except RecipeError:
         raise
     except Exception as error:  # torch, safetensors and Accelerate each have their own for a damaged file
@@ -190,6 +329,17 @@ def load_state(accelerator: Accelerator, state: Path, counted: Sequence[Any] = (
         raise RecipeError(
             f"the state {state} is damaged ({reason}); remove this folder to continue from the one before."
         ) from error
+
+
+def kept_precision(recipe: Recipe) -> str | None:
+    """What `mixed_precision` was resolved to in the state that a recipe resumes from; `None` without one.
+
+    Raises:
+        RecipeError: If the state cannot be read.
+    """
+    state = find_state(recipe, Path(recipe.output_dir))
+    origins = [values for values in _read_counts(state) if "precision" in values] if state else []
+    return origins[0]["precision"] if origins else None
 
 
 def find_state(recipe: Recipe, folder: Path) -> Path | None:
@@ -201,7 +351,7 @@ def find_state(recipe: Recipe, folder: Path) -> Path | None:
     if not recipe.resume_from_checkpoint:
         return None
     if recipe.resume_from_checkpoint == "latest":
-        states = sorted((folder / STATE_FOLDER).glob("step_???????"))
+        states = states_in(folder)
         return states[-1] if states else None
     state = Path(recipe.resume_from_checkpoint)
     if not (state / COUNTS_FILE).is_file():  # the progress, whatever the weights are saved as
@@ -228,7 +378,10 @@ def check_same_run(recipe: Recipe, folder: Path) -> None:
     """
     path = folder / "recipe.yaml"
     if not path.is_file():
-        return
+        raise RecipeError(
+            f"{folder} holds states but no recipe.yaml, so that nobody knows which run they are of; put it back, or "
+            "start a new run in another output_dir."
+        )
     before, now = yaml.safe_load(path.read_text()), asdict(recipe)
     for run in (before, now):  # a transductive run may move with its own first half
         if run.get("start_from") == own_half(run["output_dir"]):
@@ -262,7 +415,8 @@ class Log:
             os.replace(part, path)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add one record, which has a `step`."""
+        """Add one record, which has a `step`; a mean of nothing, NaN, is written as null."""
+        record = without_nan(record)
         self.records.append(record)
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:
