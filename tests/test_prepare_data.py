@@ -19,11 +19,11 @@ from datasets import Image, load_dataset
 from scipy.io import savemat
 
 from ldvc.commands.data import prepare as main
-from ldvc.data import prepare
-from ldvc.data import samples as samples_module
+from ldvc.data import class_lists, prepare
+from ldvc.data.class_lists import check_label_convention
 from ldvc.data.converters import find_coco_stuff, find_pascal_context, find_voc2012, voc_colours
 from ldvc.data.prepare import convert_sample, write_dataset
-from ldvc.data.samples import check_label_convention, load_split, read_sample
+from ldvc.data.samples import load_split, read_sample
 from ldvc.data.vocabularies import VOCABULARIES
 
 
@@ -971,7 +971,7 @@ def test_a_dataset_on_the_hub_is_asked_for_its_convention_too(tmp_path, monkeypa
         asked.append((dataset, name, repo_type, revision))
         return str(tmp_path / name)
 
-    monkeypatch.setattr(samples_module, "hf_hub_download", download)
+    monkeypatch.setattr(class_lists, "hf_hub_download", download)
     with pytest.raises(ValueError, match="reduce_labels is True, but the label maps of 'me/cats' were made for False"):
         check_label_convention("me/cats", ["cat", "dog"], reduce_labels=True, revision="v1")
     assert asked == [("me/cats", "classes.json", "dataset", "v1")]

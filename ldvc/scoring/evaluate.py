@@ -563,9 +563,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Load everything, score, print the table, write the result."""
     check_offsets(arguments.offsets)
     check_writable(arguments.output)
-    state, started = process_state(), time.perf_counter()
     code_version()  # as it is now, not when the result is written
-    vocabulary = choose_classes(arguments)
+    state, started, vocabulary = process_state(), time.perf_counter(), choose_classes(arguments)
     settings = InferenceSettings(arguments.short_side, arguments.window, arguments.stride, arguments.window_batch_size)
     fields = {"patch_features": arguments.patch_features} if arguments.training_free else {}
     model, processor = load_checkpoint(arguments.checkpoint, arguments.training_free, arguments.image_stats, **fields)

@@ -341,12 +341,14 @@ def _build_recipe(values: dict[str, Any]) -> Recipe:
 
 
 def _convert(key: str, value: Any, hint: Any) -> Any:
-    """Check a value's type; `2e-4`, which YAML reads as text, becomes a number where one is expected.
+    """Check a value's type; `2e-4`, which YAML reads as text, becomes a number where one is expected, `no` a word.
 
     Raises:
         RecipeError: If the type is wrong.
     """
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is False and "no" in CHOICES.get(key, ()):  # as YAML reads the word
+        value = "no"
     if isinstance(value, str) and float in allowed and str not in allowed:
         try:
             return float(value)

@@ -84,8 +84,8 @@ RUN_FILES = ("recipe.yaml", STATE_FOLDER, *FINAL_FILES)
 
 # What helps against it changes the run, so that no state of this one could go on with it.
 DIVERGED = (
-    "start the run anew with a lower --learning_rate, with --max_grad_norm 1, or with --mixed_precision no, and "
-    "--overwrite_output_dir true or another --output_dir."
+    "its states only go on with the same recipe, to the same end: start the run anew with a lower --learning_rate, "
+    "with --max_grad_norm 1, or with --mixed_precision no, and --overwrite_output_dir true or another --output_dir."
 )
 
 # ---- setting up
