@@ -126,6 +126,15 @@ def test_the_account_of_a_start_names_its_weights(train_arguments, whole_run, tm
     assert json.loads((tmp_path / "r.json").read_text())["audit"]["status"] == "matches"
 
 
+def test_a_clip_that_brings_trained_weights_along_is_none(train_arguments, whole_run, clip_folder, tmp_path, told):
+    """Else the weights of any run would pass for new ones, behind a CLIP's configuration."""
+    clip = shutil.copytree(clip_folder, tmp_path / "clip")
+    shutil.copy(whole_run(train_arguments) / "model.safetensors", clip)
+    assert train([*train_arguments, "--clip", str(clip)]) == 2
+    assert "holds weights of an LDVC beside CLIP's, first 'decoder." in told.text
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_audit_of_an_older_version_is_no_whole_one(finished_run, scenes, tmp_path, capsys):
     protocol = protocol_of(finished_run)
     for field in ("text_prompts_sha256", "clip_sha256"):
