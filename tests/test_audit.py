@@ -90,7 +90,10 @@ def test_a_run_does_not_start_from_weights_that_evaluation_refuses(
     AcceleratorState._reset_state(reset_partial_state=True)
     assert train([*train_arguments, *options, "--num_eval_images", "2"]) == 0
     assert evaluate(tmp_path / "run", scenes, "--output", str(tmp_path / "r.json")) == 0
-    assert json.loads((tmp_path / "r.json").read_text())["audit"]["status"] == "unaudited"
+    for path in (tmp_path / "r.json", tmp_path / "run" / "results.json"):
+        audit = json.loads(path.read_text())["audit"]
+        assert audit["status"] == "unaudited"
+        assert audit["findings"] == [f"it started from {str(start)!r}, of whose training no whole audit is known"]
 
 
 @pytest.mark.slow
@@ -190,11 +193,19 @@ def resume(train_arguments, *options):
     return train([*train_arguments, "--resume_from_checkpoint", "latest", "--num_eval_images", "2", *options])
 
 
-def test_a_state_whose_weights_were_replaced_is_not_continued(train_arguments, finished_run, told):
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "random_states_0.pkl"])
+def test_a_state_whose_files_were_replaced_is_not_continued(train_arguments, finished_run, told, name):
     state = cut_to(finished_run, 4)
-    add_noise(state / "model.safetensors", "text_prompts.tokens")
+    if name == "model.safetensors":
+        add_noise(state / name, "text_prompts.tokens")
+    elif name == "optimizer.bin":  # its moments are weights of the next step
+        moments = torch.load(state / name, weights_only=True)
+        moments["state"][0]["exp_avg"] += 1
+        torch.save(moments, state / name)
+    else:
+        (state / name).unlink()
     assert resume(train_arguments) == 2
-    assert "the weights of the state are not those that it was saved with" in told.text
+    assert f"is damaged ({name} is not the file that was saved with it); remove this folder to continue" in told.text
     assert not (finished_run / "protocol.json").exists()
 
 

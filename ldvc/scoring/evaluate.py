@@ -44,12 +44,12 @@ from ldvc.scoring.protocol import (
     PROTOCOL_FILE,
     SCORED_ON_TRAINING_IMAGES,
     checkpoint_fingerprints,
+    describe_audit,
     is_of_training_split,
     names_trained_with_masks,
     protocol_mismatches,
     read_protocol,
     shared_names,
-    unaudited_parts,
 )
 from ldvc.scoring.signatures import describe_signatures, find_signatures, read_log
 
@@ -436,14 +436,10 @@ def audit_checkpoint(arguments: argparse.Namespace, vocabulary: Vocabulary, mode
         )
     if protocol is None:
         return audit | {"status": "mismatch", "findings": findings} if findings else audit
-    status = "mismatch" if findings else "matches"
-    if not findings and (findings := unaudited_parts(protocol)):
-        status = "unaudited"
     return {
-        "status": status,
+        **({"status": "mismatch", "findings": findings} if findings else describe_audit(protocol)),
         "setting": arguments.setting,
         "trained": protocol["setting"],
-        "findings": findings,
         "names_trained_with_masks": names_trained_with_masks(protocol),
         "training_data_fingerprint": protocol.get("dataset_fingerprint"),
         "seed": protocol.get("seed"),

@@ -27,6 +27,7 @@ __all__ = [
     "ProtocolAudit",
     "audit_mismatches",
     "checkpoint_fingerprints",
+    "describe_audit",
     "is_of_training_split",
     "names_given_to_the_loss",
     "names_trained_with_masks",
@@ -348,6 +349,12 @@ def unaudited_parts(protocol: Mapping[str, Any]) -> list[str]:
     if not start.get("is_audited", True):
         findings.append(f"it started from {start.get('checkpoint')!r}, of whose training no whole audit is known")
     return findings
+
+
+def describe_audit(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result says of an audit that nothing contradicts: "matches", or "unaudited" with what it leaves open."""
+    findings = unaudited_parts(protocol)
+    return {"status": "unaudited" if findings else "matches", "findings": findings}
 
 
 def is_of_training_split(

@@ -51,6 +51,7 @@ from ldvc.scoring.protocol import (
     WEIGHTS_FIELD,
     ProtocolAudit,
     checkpoint_fingerprints,
+    describe_audit,
     is_of_training_split,
 )
 from ldvc.scoring.signatures import Signature, describe_signatures, find_signatures
@@ -63,7 +64,6 @@ from ldvc.training.state import (
     Log,
     Origin,
     Progress,
-    TrainedWeights,
     check_same_run,
     find_state,
     keep_only_trained_weights,
@@ -254,7 +254,6 @@ class Run:
     eval_data: Any
     labelled: dict[str, int] | None = None  # pixels of each class in `eval_data`
     origin: Origin | None = None
-    counted: tuple[Any, ...] = ()  # what is saved with a state beside model and optimiser
 
     @property
     def loss_class_names(self) -> list[str]:
@@ -362,10 +361,9 @@ def prepare_step(run: Run, progress: Progress) -> Step:
     loss = run.audit.watch(run.model, segmentation_loss)
     model, optimizer = accelerator.prepare(run.model, build_optimizer(recipe, run.model))
     keep_only_trained_weights(accelerator, run.model)
-    run.counted = (progress, run.audit, run.origin, TrainedWeights(accelerator, model))
     state = find_state(recipe, run.folder)
     if state is not None:
-        load_state(accelerator, state, run.counted)
+        load_state(accelerator, state, (progress, run.audit, run.origin))
         run.audit.keep_on_first(accelerator)
         logger.warning("resumed at step %d from %s", progress.step, state)
         aside = set_aside_newer(run.folder, progress.step) if accelerator.is_main_process else []
@@ -410,7 +408,8 @@ def train(run: Run, progress: Progress) -> tuple[Log, nn.Module]:
         if recipe.save_every and progress.step % recipe.save_every == 0:
             check_weights(run, take_step.model, progress.step)
             run.audit.bring_together(accelerator)
-            save_state(accelerator, run.folder, progress.step, recipe.keep_states, run.counted)
+            counted = (progress, run.audit, run.origin)
+            save_state(accelerator, run.folder, progress.step, recipe.keep_states, counted)
     bar.close()
     return log, take_step.model
 
@@ -587,6 +586,7 @@ def finish(run: Run, log: Log, training_seconds: float) -> dict[str, Any]:
             "recipe": asdict(recipe),
             "controls": controls,
             WEIGHTS_FIELD: protocol[WEIGHTS_FIELD],
+            "audit": describe_audit(protocol),
             "signatures": describe_signatures(signatures),
             "num_processes": accelerator.num_processes,
             "mixed_precision": accelerator.mixed_precision,
@@ -610,6 +610,8 @@ def finish(run: Run, log: Log, training_seconds: float) -> dict[str, Any]:
 def notes_on_scores(run: Run, result: dict[str, Any], protocol: dict[str, Any]) -> list[str]:
     """Lines that a reader of the numbers must know."""
     lines = [missing_labels(run.labelled, run.vocabulary)]
+    if findings := result["audit"]["findings"]:
+        lines.append(f"UNAUDITED: {'; '.join(findings)}")
     if result["scored_on_training_images"]:
         lines.append(SCORED_ON_TRAINING_IMAGES)
     expected = set(run.model.config.seen_classes)

@@ -4,6 +4,7 @@ A state is written aside and renamed, so that a kill in the middle of a save lea
 """
 
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, load
+from accelerate.utils import DistributedType
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -25,7 +26,6 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from ldvc.data.provenance import without_nan
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
-from ldvc.model.weights_ldvc import weights_fingerprint
 from ldvc.scoring.signatures import read_log
 from ldvc.training.recipe import Recipe, RecipeError
 
@@ -35,7 +35,6 @@ __all__ = [
     "Log",
     "Origin",
     "Progress",
-    "TrainedWeights",
     "check_same_run",
     "find_state",
     "keep_only_trained_weights",
@@ -49,7 +48,7 @@ __all__ = [
 ]
 
 STATE_FOLDER = "states"
-COUNTS_FILE = "counts.pt"  # progress, audit, origin and the fingerprint of the weights
+COUNTS_FILE = "counts.pt"  # progress, audit, origin, and SHA-256 of the other files
 ASIDE = ".set_aside"  # ending of a state that a run left when it went back to an older one
 # Keys that may change when a run is continued: none of them reaches the weights.
 FREE_ON_RESUME = (
@@ -126,45 +125,6 @@ class Origin:
             )
 
 
-@dataclass
-class TrainedWeights:
-    """The fingerprint of the trained weights, so that a state whose weights were replaced is not continued.
-
-    Attributes:
-        accelerator: The run's.
-        model: As prepared by it.
-    """
-
-    accelerator: Accelerator
-    model: nn.Module
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the weights that train; all processes must call this, since each may hold a part of them."""
-        plain = self.accelerator.unwrap_model(self.model)
-        if self.accelerator.distributed_type == DistributedType.FSDP:
-            weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
-        else:
-            weights = plain.state_dict()
-        trained = [name for name, parameter in plain.named_parameters() if parameter.requires_grad]
-        return weights_fingerprint({name: weights[name] for name in trained})
-
-    def state_dict(self) -> dict[str, Any]:
-        """To be saved with a state."""
-        return {"sha256": self.fingerprint()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Hold the weights, loaded just now, against those that were saved.
-
-        Raises:
-            RecipeError: If they differ.
-        """
-        if self.fingerprint() != state["sha256"]:
-            raise RecipeError(
-                "the weights of the state are not those that it was saved with, so that its audit is not theirs; "
-                "remove this folder to continue from the one before."
-            )
-
-
 def keep_only_trained_weights(accelerator: Accelerator, model: nn.Module) -> None:
     """Save and load LDVC's own weights only in training states; CLIP's never change."""
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -192,7 +152,7 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int, cou
         folder: Output folder of the run.
         step: Steps taken.
         keep: How many states stay on disk.
-        counted: Progress, audit, origin and weights, written by the first process alone.
+        counted: Progress, audit and origin, written by the first process alone.
 
     Raises:
         OSError: If it cannot be written; the states before stay.
@@ -204,9 +164,9 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int, cou
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(part), safe_serialization=True)
-        counts = [thing.state_dict() for thing in counted]
+        accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            torch.save(counts, part / COUNTS_FILE)
+            torch.save([*(thing.state_dict() for thing in counted), hash_files(part)], part / COUNTS_FILE)
     except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
         raise OSError(
             f"the state of step {step} cannot be written to {part} ({error}); make room, then continue the run with "
@@ -219,6 +179,16 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int, cou
         for old in states_in(folder)[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
+
+
+def hash_files(state: Path) -> dict[str, str]:
+    """SHA-256 of the files that Accelerate wrote into a state, so that counts and weights stay those of one run."""
+    hashes = {}
+    for path in sorted(state.rglob("*")):
+        if path.is_file() and path.name != COUNTS_FILE:
+            with path.open("rb") as file:
+                hashes[path.relative_to(state).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
 
 
 def states_in(folder: Path) -> list[Path]:
@@ -290,21 +260,34 @@ def load_state(accelerator: Accelerator, state: Path, counted: Sequence[Any] = (
         counted: As `save_state` had them.
 
     Raises:
-        RecipeError: If a file is damaged, or the state belongs to another model.
+        RecipeError: If a file is damaged or replaced, or the state belongs to another model or to other data.
     """
-    random_states = state / f"random_states_{accelerator.process_index}.pkl"
     kept = _read_counts(state)
-    if len(kept) != len(counted):
+    if len(kept) != len(counted) + 1:
         raise RecipeError(
             f"the state {state} was written by another version, which kept no fingerprints of data, CLIP and weights "
             "with it; continue it with that version, or start a new run in another output_dir."
         )
+    _check_files(state, kept[-1])
     with _naming_damage(state):
-        if random_states.is_file():
-            load(random_states)  # Accelerate goes on without a damaged one, to other weights
         accelerator.load_state(str(state))
-        for thing, values in zip(counted, kept, strict=True):
+        for thing, values in zip(counted, kept, strict=False):
             thing.load_state_dict(values)
+
+
+def _check_files(state: Path, kept: Mapping[str, str]) -> None:
+    """Hold a state's files against those that were saved: with others, weights would go on that nobody counted.
+
+    Raises:
+        RecipeError: Names the first file that is another one, missing or new.
+    """
+    with _naming_damage(state):
+        found = hash_files(state)
+    if other := [name for name in sorted(kept | found) if kept.get(name) != found.get(name)]:
+        raise RecipeError(
+            f"the state {state} is damaged ({other[0]} is not the file that was saved with it); remove this folder to "
+            "continue from the one before."
+        )
 
 
 def _read_counts(state: Path) -> list[dict[str, Any]]:
