@@ -87,14 +87,11 @@ def stored_fingerprint(dataset: Any) -> str:
         for column in ("image", "label"):
             stored = dataset.select_columns(column).cast_column(column, Image(decode=False))
             for batch in stored.with_format("arrow").iter(1000):
-                cells = batch[column].combine_chunks()
-                lengths = pyarrow.compute.binary_length(cells.field("bytes")).to_pylist()
-                paths = cells.field("path").to_pylist()
-                sizes = [
-                    Path(path).stat().st_size if length is None else length
-                    for path, length in zip(paths, lengths, strict=True)
-                ]
-                digest.update(str(sizes).encode())
+                for cells in batch[column].chunks:
+                    lengths = pyarrow.compute.binary_length(cells.field("bytes")).to_pylist()
+                    files = zip(cells.field("path").to_pylist(), lengths, strict=True)
+                    sizes = [Path(path).stat().st_size if length is None else length for path, length in files]
+                    digest.update("".join(f"{size} " for size in sizes).encode())
             for row in spread_rows(len(stored)):
                 digest.update(stored_bytes(stored[row][column]))
     return digest.hexdigest()[:16]

@@ -154,6 +154,12 @@ def images_per_batch(recipe: Recipe, accelerator: Accelerator) -> int:
 
 def load_data(recipe: Recipe, split: str, num_images: int | None, streaming: bool) -> Any:
     """Load a split as the recipe says; whatever the seed, the picture book is scored on the same pages."""
+    check_label_convention(
+        recipe.dataset,
+        recipe.get_vocabulary().class_names,
+        reduce_labels=recipe.reduce_labels,
+        revision=recipe.dataset_revision,
+    )
     return load_split(
         recipe.dataset,
         split,
@@ -293,12 +299,6 @@ def set_up(recipe: Recipe, accelerator: Accelerator) -> Run:
     check_writable(recipe.results_file)
     images_per_batch(recipe, accelerator)
     vocabulary = recipe.get_vocabulary()
-    check_label_convention(
-        recipe.dataset,
-        vocabulary.class_names,
-        reduce_labels=recipe.reduce_labels,
-        revision=recipe.dataset_revision,
-    )
     start = describe_start(recipe, vocabulary)
     with accelerator.main_process_first():
         train_data = load_data(recipe, recipe.train_split, recipe.num_train_images, recipe.streaming)

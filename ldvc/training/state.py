@@ -391,7 +391,7 @@ class Log:
         self.path, self.accelerator = path, accelerator
         self.records: list[dict[str, Any]] = []
         if accelerator.is_main_process:
-            kept = read_log(path, first_step) if first_step else []
+            kept = without_nan(read_log(path, first_step)) if first_step else []
             self.records = [record for record in kept if record["step"] < max_steps or "lr" in record]
             part = path.with_name(path.name + ".part")
             part.write_text("".join(json.dumps(record) + "\n" for record in self.records))
