@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries read it
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, register_random, settings
 from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
@@ -21,6 +22,21 @@ from ldvc.model.processing_ldvc import LDVCProcessor
 
 
 torch.set_num_threads(1)
+
+
+class TorchRandom:
+    """PyTorch's random numbers, which Hypothesis then seeds alike for every draw: what it prints repeats all of it."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+TORCH_RANDOM = TorchRandom()  # Hypothesis holds it weakly
+register_random(TORCH_RANDOM)
+# A failing draw is printed with the line that repeats it; a busy machine is no failure.
+settings.register_profile("ldvc", print_blob=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ldvc")
 
 # Single tokens of the tiny tokenizer; every other text falls back to characters.
 WORDS = ("photo", "of", "cat", "dog", "sofa", "grass", "sky")

@@ -295,7 +295,7 @@ def test_thresholds_by_name_leave_other_names_alone(model, tiny_processor):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     source=st.tuples(st.integers(1, 20), st.integers(1, 20)),
     target=st.tuples(st.integers(1, 30), st.integers(1, 30)),

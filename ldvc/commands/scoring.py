@@ -21,7 +21,12 @@ from the probability of seen classes, as the literature does.
 
 A checkpoint is scored under a setting (default: inductive) only if protocol.json, the audit of its training, agrees:
 same weights, classes and split, no mask of an unseen class. `--allow_protocol_mismatch` scores it all the same and
-says in the result what does not fit. A checkpoint without an audit is scored and marked "unaudited".
+says in the result what does not fit. A checkpoint without a whole audit is scored and marked "unaudited". What the
+audit covers, and what it cannot know (docs/audit.md): nothing but protocol.json changed by hand makes it say
+"matches" of weights that another protocol trained.
+
+The label maps are read before anything is scored. Classes that no labelled pixel shows are named under the table; a
+group without any, seen or unseen, has no score.
 
 With `--predictions FOLDER` the label maps stay on disk, and an evaluation that was stopped goes on from them.
 """

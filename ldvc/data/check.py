@@ -16,9 +16,10 @@ import yaml
 from datasets import Dataset, Image, IterableDataset, disable_progress_bars
 from tqdm import tqdm
 
+from ldvc.data.class_lists import check_label_convention
 from ldvc.data.folders import find_folder_splits, read_class_names
 from ldvc.data.provenance import write_json
-from ldvc.data.samples import IGNORE_INDEX, check_label_convention, load_split
+from ldvc.data.samples import IGNORE_INDEX, load_split
 from ldvc.data.vocabularies import Vocabulary, get_vocabulary
 from ldvc.model.image_processing_ldvc import to_rgb
 
@@ -615,7 +616,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     check_label_convention(
         arguments.dataset,
-        len(vocabulary.class_names),
+        vocabulary.class_names,
         reduce_labels=arguments.reduce_labels,
         revision=arguments.dataset_revision,
     )

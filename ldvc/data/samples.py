@@ -9,11 +9,9 @@ successor is under the AGPL.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +20,6 @@ import PIL.ImageOps
 import torch
 from datasets import Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
-from huggingface_hub import hf_hub_download
 
 from ldvc.data.pseudo_labels import withhold_labels
 from ldvc.data.rows import open_split
@@ -35,11 +32,12 @@ __all__ = [
     "StreamingTrainingSet",
     "TrainingCollator",
     "TrainingSet",
-    "check_label_convention",
     "dataset_fingerprint",
     "load_split",
     "map_labels",
+    "read_labelled",
     "read_sample",
+    "spread_rows",
     "to_label_map",
     "training_targets",
 ]
@@ -132,40 +130,6 @@ def _keep_columns(
     return loaded
 
 
-def check_label_convention(
-    dataset: str, num_classes: int, *, reduce_labels: bool, revision: str | None = None
-) -> None:
-    """Compare settings with the `classes.json` that `ldvc prepare` leaves in a dataset, pushed or not; others pass.
-
-    The ids alone may not tell: class ids 0 to 58 read with `reduce_labels` are all in range and all off by one.
-
-    Args:
-        dataset: As for `load_split`.
-        num_classes: Length of the class list.
-        reduce_labels: See `map_labels`.
-        revision: Git revision of a Hub dataset.
-
-    Raises:
-        ValueError: If the folder was made for another number of classes or the other value of `reduce_labels`.
-    """
-    path = Path(dataset).expanduser() / "classes.json"
-    if "/" in dataset and not path.parent.exists():
-        try:
-            path = Path(hf_hub_download(dataset, path.name, repo_type="dataset", revision=revision))
-        except (OSError, ValueError):  # it has none, or there is no such dataset: loading it will tell
-            return
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if not isinstance(summary, dict) or "reduce_labels" not in summary:
-        return
-    made_for = {"num_classes": len(summary["class_names"]), "reduce_labels": summary["reduce_labels"]}
-    for field, value in {"num_classes": num_classes, "reduce_labels": reduce_labels}.items():
-        if value != made_for[field]:
-            raise ValueError(
-                f"{field} is {value}, but the label maps of '{dataset}' were made for {made_for[field]} ({path}): set "
-                "it so, or convert the dataset anew."
-            )
-
-
 def read_sample(dataset: Dataset, index: int) -> tuple[PIL.Image.Image, np.ndarray]:
     """Decode one image and its label map.
 
@@ -181,6 +145,28 @@ def read_sample(dataset: Dataset, index: int) -> tuple[PIL.Image.Image, np.ndarr
     """
     with _naming_sample(f"Sample {index}"):
         return _decode(dataset[index])
+
+
+def read_labelled(
+    dataset: Dataset, index: int, num_classes: int, reduce_labels: bool = False
+) -> tuple[PIL.Image.Image, np.ndarray]:
+    """Decode one image and its label map, as class ids.
+
+    Args:
+        dataset: A split as given by `load_split`.
+        index: Row, from 0.
+        num_classes: Length of the class list.
+        reduce_labels: See `map_labels`.
+
+    Returns:
+        The RGB image, and its label map (height, width) int64, 0 to num_classes - 1 or 255.
+
+    Raises:
+        ValueError: As of `read_sample`, or if an id lies outside the class list; the message names the row.
+    """
+    with _naming_sample(f"Sample {index}"):
+        image, label_map = _decode(dataset[index])
+        return image, map_labels(label_map, num_classes, reduce_labels=reduce_labels)
 
 
 def _decode(sample: Mapping[str, Any]) -> tuple[PIL.Image.Image, np.ndarray]:
@@ -222,8 +208,7 @@ def dataset_fingerprint(dataset: Dataset | IterableDataset) -> str:
     """
     labels = dataset.select_columns("label")
     if isinstance(dataset, Dataset):
-        rows = np.linspace(0, max(len(dataset) - 1, 0), min(len(dataset), FINGERPRINT_LABEL_MAPS)).astype(int)
-        size, samples = str(len(dataset)), (labels[int(row)] for row in rows)
+        size, samples = str(len(dataset)), (labels[row] for row in spread_rows(len(dataset)))
     else:
         size, samples = "stream", iter(labels.take(FINGERPRINT_LABEL_MAPS))
     digest = hashlib.sha256(size.encode())
@@ -231,6 +216,11 @@ def dataset_fingerprint(dataset: Dataset | IterableDataset) -> str:
         label_map = to_label_map(sample["label"])
         digest.update(f"{label_map.shape}".encode() + label_map.astype("<i8").tobytes())
     return digest.hexdigest()[:16]
+
+
+def spread_rows(num_rows: int, most: int = FINGERPRINT_LABEL_MAPS) -> list[int]:
+    """At most so many rows, spread evenly from the first to the last."""
+    return np.linspace(0, max(num_rows - 1, 0), min(num_rows, most)).astype(int).tolist()
 
 
 # ---- images and label maps
@@ -524,9 +514,7 @@ class TrainingSet(torch.utils.data.Dataset):
             order = np.random.default_rng((self.seed, _ORDER_STREAM, epoch)).permutation(len(self.dataset))
             self._epoch, self._order = epoch, order
         index = int(self._order[position])
-        with _naming_sample(f"Sample {index}"):
-            image, label_map = _decode(self.dataset[index])
-            label_map = map_labels(label_map, self.num_classes, reduce_labels=self.reduce_labels)
+        image, label_map = read_labelled(self.dataset, index, self.num_classes, self.reduce_labels)
         rng = np.random.default_rng((self.seed, _DRAW_STREAM, draw))
         image, label_map = self.augmentation(image, label_map, rng)
         return {"image": image, "label_map": label_map}

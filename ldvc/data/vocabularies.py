@@ -15,6 +15,7 @@ __all__ = [
     "VOCABULARIES",
     "Vocabulary",
     "get_vocabulary",
+    "letters",
     "register_vocabulary",
 ]
 
@@ -83,6 +84,11 @@ def get_vocabulary(name: str) -> Vocabulary:
 def register_vocabulary(vocabulary: Vocabulary) -> None:
     """Make the vocabulary of a drawn world known by its name."""
     _OF_WORLDS[vocabulary.name] = vocabulary
+
+
+def letters(name: str) -> str:
+    """What a name is compared by where spelling is free: letters and digits, in lower case ("potted plant")."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _suggest(name: str, known: tuple[str, ...]) -> str:

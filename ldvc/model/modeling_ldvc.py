@@ -279,8 +279,9 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
                 model, info = cls.from_pretrained(
                     clip, config=config, output_loading_info=True, **{"dtype": torch.float32, **options}
                 )
-            check_clip_is_complete(clip, info["missing_keys"])
         model.newly_initialized = tuple(name for name in model.state_dict() if not name.startswith("clip."))
+        if not isinstance(clip, nn.Module):
+            check_clip_is_complete(clip, info["missing_keys"], model.newly_initialized)
         if model.text_prompts is not None and config.text_prompt_init == "handcrafted":
             model.initialize_text_prompts()
         return model.eval()

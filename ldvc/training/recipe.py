@@ -167,7 +167,7 @@ class Recipe:
         for key in ("image_scale", "ratio_range"):
             if len(getattr(self, key)) != 2:
                 raise RecipeError(f"`{key}` is {getattr(self, key)}; give two numbers.")
-        self._check_steps_and_threshold()
+        self._check_what_belongs_together()
         if (self.vocabulary is None) == (self.class_names is None):
             raise RecipeError(
                 "give either `vocabulary` or `class_names` (with `unseen_classes`), not both or neither."
@@ -175,8 +175,8 @@ class Recipe:
         if self.push_to_hub and not self.hub_model_id:
             raise RecipeError("`push_to_hub` needs `hub_model_id`, such as your-name/ldvc-vit-base-patch16-voc2012.")
 
-    def _check_steps_and_threshold(self) -> None:
-        """Check numbers that depend on each other.
+    def _check_what_belongs_together(self) -> None:
+        """Check settings that depend on each other, and numbers with bounds of their own.
 
         Raises:
             RecipeError: Names key, value and remedy.
@@ -188,6 +188,12 @@ class Recipe:
         if self.schedule_steps is not None and self.schedule_steps < self.max_steps:
             raise RecipeError(
                 f"`schedule_steps` is {self.schedule_steps}, less than `max_steps` {self.max_steps}; use that or more."
+            )
+        if self.streaming and self.num_train_images is not None:
+            raise RecipeError(
+                f"`num_train_images` is {self.num_train_images} and `streaming` is on: which pictures of a stream are "
+                "the first depends on processes and workers; leave one of the two out (--streaming false, or "
+                "--num_train_images null)."
             )
 
     def get_vocabulary(self) -> Vocabulary:
@@ -337,12 +343,14 @@ def _build_recipe(values: dict[str, Any]) -> Recipe:
 
 
 def _convert(key: str, value: Any, hint: Any) -> Any:
-    """Check a value's type; `2e-4`, which YAML reads as text, becomes a number where one is expected.
+    """Check a value's type; `2e-4`, which YAML reads as text, becomes a number where one is expected, `no` a word.
 
     Raises:
         RecipeError: If the type is wrong.
     """
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is False and "no" in CHOICES.get(key, ()):  # as YAML reads the word
+        value = "no"
     if isinstance(value, str) and float in allowed and str not in allowed:
         try:
             return float(value)
