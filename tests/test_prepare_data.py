@@ -21,7 +21,8 @@ from scipy.io import savemat
 from ldvc.commands.data import prepare as main
 from ldvc.data import class_lists, prepare
 from ldvc.data.class_lists import check_label_convention
-from ldvc.data.converters import find_coco_stuff, find_pascal_context, find_voc2012, voc_colours
+from ldvc.data.converters import find_coco_stuff, find_pascal_context, find_voc2012
+from ldvc.data.label_maps import voc_colours
 from ldvc.data.prepare import convert_sample, write_dataset
 from ldvc.data.samples import load_split, read_sample
 from ldvc.data.vocabularies import VOCABULARIES
@@ -154,7 +155,7 @@ def test_the_official_archive_of_sbd_is_read_beside_voc(voc, tmp_path, levels_up
     assert ids_of(conversion.splits["train"]) == [*TRAIN_IDS, SBD_IDS[0]]
     sample = conversion.splits["train"][-1]
     assert sample.label_path.suffix == ".mat"
-    row, pixels = convert_sample(sample, conversion)
+    row, pixels, _ = convert_sample(sample, conversion)
     written = np.asarray(PIL.Image.open(io.BytesIO(row["label"]["bytes"])))
     expected = np.asarray(PIL.Image.open(voc / "png" / f"{SBD_IDS[0]}.png"))
     assert np.array_equal(written, expected)
@@ -468,9 +469,9 @@ def write_grey(path, ids):
 
 
 def coco_ids(seed):
-    """Some raw ids of COCO-Stuff, another selection for each seed, the last id of the list among them."""
+    """Some raw ids of COCO-Stuff, another selection for each seed, the last id of the list and 255 among them."""
     ids = np.random.default_rng(seed).choice([*RAW_COCO_IDS, 255], (6, 9))
-    ids[0, 0] = 181
+    ids[0, 0], ids[0, 1] = 181, 255
     return ids
 
 

@@ -1,12 +1,11 @@
 """A class list held against what lies beside the label maps, before anything is read with it."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
-from ldvc.data.folders import read_class_names
+from ldvc.data.lists import read_class_file, read_class_names
 from ldvc.data.vocabularies import letters
 
 
@@ -31,18 +30,20 @@ def check_label_convention(
         ValueError: If the folder was made for another class list or the other value of `reduce_labels`.
     """
     path = Path(dataset).expanduser() / "classes.json"
-    listed = read_class_names(dataset)
     if "/" in dataset and not path.parent.exists():
         try:
             path = Path(hf_hub_download(dataset, path.name, repo_type="dataset", revision=revision))
         except (OSError, ValueError):  # it has none, or there is no such dataset: loading it will tell
             return
+    try:
+        was_reduced = read_class_file(path)[1] if path.is_file() else None
         listed = read_class_names(path.parent)
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if isinstance(summary, dict) and summary.get("reduce_labels", reduce_labels) != reduce_labels:
+    except ValueError:  # another program's: who needs names of it, for want of a class list, is told
+        return
+    if was_reduced not in (None, reduce_labels):
         raise ValueError(
-            f"reduce_labels is {reduce_labels}, but the label maps of '{dataset}' were made for "
-            f"{summary['reduce_labels']} ({path}): set it so, or convert the dataset anew."
+            f"reduce_labels is {reduce_labels}, but the label maps of '{dataset}' were made for {was_reduced} "
+            f"({path}): set it so, or convert the dataset anew."
         )
     if listed is not None:
         _check_same_names(class_names, listed, dataset)

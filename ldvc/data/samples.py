@@ -12,19 +12,22 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
-from datasets import Dataset, Image, IterableDataset
+from datasets import ClassLabel, Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
+from ldvc.data.folders import LAYOUTS
+from ldvc.data.label_maps import LabelImage, check_palettes, to_label_map
 from ldvc.data.pseudo_labels import withhold_labels
-from ldvc.data.rows import open_split
+from ldvc.data.rows import holds_pictures, open_split
 from ldvc.data.worlds import WORLDS
-from ldvc.model.image_processing_ldvc import load_pixels, nearest_indices, to_rgb
+from ldvc.model.image_processing_ldvc import nearest_indices, to_rgb
 
 
 __all__ = [
@@ -68,6 +71,7 @@ def load_split(
     revision: str | None = None,
     num_images: int | None = None,
     seed: int = 0,
+    compare_palettes: bool = True,
 ) -> Dataset | IterableDataset:
     """Load one split of a segmentation dataset with exactly the columns `image` and `label`.
 
@@ -82,14 +86,17 @@ def load_split(
         revision: Git revision of a Hub dataset.
         num_images: Keep only the first so many images; a drawn world needs it.
         seed: Edition of a drawn world; no other dataset uses it.
+        compare_palettes: Refuse label maps whose palettes contradict each other, see `label_maps`; `ldvc check` leaves
+            it out, as it compares all and reports them with everything else.
 
     Returns:
         The split; both columns decode to PIL images in the mode of their files.
 
     Raises:
         FileNotFoundError: If there is no such folder or Hub dataset.
-        ValueError: If the split, the configuration or a column does not exist, a column holds no images, or
-            `num_images` is below 1 or left out for a drawn world.
+        ValueError: If the split, the configuration or a column does not exist, a column holds no images or is named
+            for both, label maps have palettes that contradict each other, or `num_images` is below 1 or left out for
+            a drawn world.
     """
     if num_images is not None and num_images < 1:
         raise ValueError(f"num_images is {num_images}: ask for at least 1, or leave it out for all images.")
@@ -102,7 +109,11 @@ def load_split(
     if streaming and isinstance(loaded, Dataset):
         loaded = loaded.to_iterable_dataset()
     loaded = _keep_columns(loaded, dataset, {"image": image_column, "label": label_column})
-    return loaded if num_images is None else loaded.take(num_images)
+    loaded = loaded if num_images is None else loaded.take(num_images)
+    if compare_palettes and isinstance(loaded, Dataset) and dataset not in WORLDS:
+        with _naming_sample(f"Dataset '{dataset}', split '{split}'"):
+            check_palettes(loaded)
+    return loaded
 
 
 def _keep_columns(
@@ -110,13 +121,23 @@ def _keep_columns(
 ) -> Dataset | IterableDataset:
     # `columns` is {new name: name in the dataset}
     features = loaded.features or {}
+    if columns["image"] == columns["label"]:
+        others = sorted(set(features) - {columns["image"]})
+        raise ValueError(
+            f"Column '{columns['image']}' of dataset '{dataset}' cannot be both the pictures and their label maps; "
+            f"its other columns are {others}: name one with image_column or label_column, or add the label maps."
+        )
     for name, column in columns.items():
         if column not in features:
             raise ValueError(
                 f"Dataset '{dataset}' has no column '{column}'; it has {sorted(features)}. "
                 f"Name the right one with {name}_column."
             )
-        if not isinstance(features[column], Image):
+        if isinstance(features[column], ClassLabel) and Path(dataset).expanduser().is_dir():  # the library's own guess
+            raise ValueError(
+                f"Folder '{dataset}' has no layout that tells pictures from label maps: lay them out as {LAYOUTS}."
+            )
+        if not holds_pictures(features[column]):
             raise ValueError(
                 f"Column '{column}' of dataset '{dataset}' holds no images but {features[column]}. "
                 f"Name an image column with {name}_column."
@@ -125,8 +146,8 @@ def _keep_columns(
         loaded = loaded.cast_column(column, Image(decode=False))
     loaded = loaded.select_columns(list(columns.values()))
     loaded = loaded.rename_columns({old: new for new, old in columns.items() if new != old})
-    for name in columns:
-        loaded = loaded.cast_column(name, Image())  # files in their own mode: any conversion destroys label ids
+    for name, feature in (("image", Image()), ("label", LabelImage())):  # files in their own mode, see label_maps
+        loaded = loaded.cast_column(name, feature)
     return loaded
 
 
@@ -224,30 +245,6 @@ def spread_rows(num_rows: int, most: int = FINGERPRINT_LABEL_MAPS) -> list[int]:
 
 
 # ---- images and label maps
-
-
-def to_label_map(label: PIL.Image.Image | np.ndarray) -> np.ndarray:
-    """Read the class ids out of a label image, without any conversion of its mode.
-
-    Args:
-        label: PIL image of mode P, L, I, I;16 or 1, or an integer array (height, width).
-
-    Returns:
-        (height, width) int64 ids as stored.
-
-    Raises:
-        ValueError: If the label image has colours instead of ids, or its file is damaged.
-    """
-    ids = np.asarray(load_pixels(label) if isinstance(label, PIL.Image.Image) else label)
-    mode = getattr(label, "mode", f"array {ids.shape} of {ids.dtype}")
-    if ids.ndim != 2:
-        raise ValueError(
-            f"a label map must have one id per pixel, got {mode}. If it shows classes as colours, store it as a "
-            "palette PNG (mode P) or grey PNG (mode L) whose pixel values are the ids."
-        )
-    if ids.dtype.kind not in "iub":
-        raise ValueError(f"a label map must hold integers, got {mode}: store ids in mode P, L or I.")
-    return ids.astype(np.int64)
 
 
 def map_labels(
