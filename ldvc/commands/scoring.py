@@ -92,7 +92,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
     parser.add_argument("--permute_unseen_names", action="store_true", help="control: every unseen name is wrong")
     parser.add_argument("--training_free", action="store_true", help="score a CLIP without training")
     parser.add_argument("--image_stats", default="imagenet", help="pixel statistics of --training_free")
-    parser.add_argument("--patch_features", default="value", choices=("value", "tokens"), help="of a CLIP")
+    parser.add_argument("--method", default="value", help="of --training_free: naclip, sclip, ...; default: value")
     parser.add_argument("--floor", help="result of --training_free on the same images, for the failure signatures")
     parser.add_argument("--output", help="JSON file for the result")
     parser.add_argument("--predictions", help="folder to keep label maps in; a stopped run goes on from what is there")
