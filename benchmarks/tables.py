@@ -16,6 +16,8 @@ Result = Mapping[str, Any]
 GOAL_ROWS = (
     ("tower", "time", "LDVC with cached class embeddings / bare `CLIPVisionModel`, 512 x 512, 20 classes"),
     ("tower", "multiply_adds", "the same, multiply-adds"),
+    ("training_free", "naclip", "training-free CLIP (NACLIP) / bare `CLIPVisionModel`, 512 x 512, 20 classes"),
+    ("training_free", "multiply_adds", "the same, multiply-adds"),
     ("clipseg", "20", "`CLIPSegForImageSegmentation` / LDVC, 352 x 352, 20 labels"),
     ("classes", "171", "171 classes / 20, cached embeddings"),
     ("classes", "1000", "1,000 classes / 20"),
