@@ -76,7 +76,9 @@ def test_a_checkpoint_with_any_weight_replaced_is_refused(finished_run, scenes, 
     assert f"its weights are not those that the audit was written for ({part} differ)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["decoder.layers.0.cross_attn.q_proj.weight", "text_prompts.tokens"])
+@pytest.mark.parametrize(
+    "name", ["text_prompts.tokens", pytest.param("decoder.layers.0.cross_attn.q_proj.weight", marks=pytest.mark.slow)]
+)
 def test_a_run_does_not_start_from_weights_that_evaluation_refuses(
     train_arguments, whole_run, tmp_path, told, scenes, name
 ):
@@ -223,6 +225,7 @@ def test_a_state_of_an_older_version_is_not_continued(train_arguments, finished_
     assert "was written by another version, which kept no fingerprints of data, CLIP and weights" in told.text
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_clip_at_the_same_place(train_arguments, clip_folder, tmp_path, told):
     clip = shutil.copytree(clip_folder, tmp_path / "clip")
     options = ["--clip", str(clip), "--num_eval_images", "2"]
@@ -248,6 +251,7 @@ def write_folder(root, names):
         )
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_pictures(train_arguments, tmp_path, told):
     data = tmp_path / "data"
     write_folder(data, [f"{index:02}" for index in range(11)])
