@@ -177,6 +177,24 @@ def test_the_audit_of_the_embedded_checkpoint_covers_all_its_weights():
     assert {field: protocol[field] for field in protocol if field.endswith("sha256")} == checkpoint_fingerprints(model)
 
 
+@pytest.mark.slow
+def test_an_adapter_is_audited_with_the_clip_that_it_is_put_on(train_arguments, clip_folder, tmp_path, scenes, capsys):
+    clip = shutil.copytree(clip_folder, tmp_path / "clip")
+    options = ["--clip", str(clip), "--save_adapter_only", "true", "--max_steps", "1", "--num_eval_images", "2"]
+    assert train([*train_arguments, *options]) == 0
+    assert evaluate(tmp_path / "run", scenes, "--output", str(tmp_path / "r.json")) == 0
+    assert json.loads((tmp_path / "r.json").read_text())["audit"]["status"] == "matches"
+    path = tmp_path / "run" / "ldvc_adapter.safetensors"
+    kept = path.read_bytes()
+    add_noise(path, "text_prompts.tokens")
+    assert evaluate(tmp_path / "run", scenes) == 2
+    assert "(text prompts differ)" in capsys.readouterr().err
+    path.write_bytes(kept)
+    add_noise(clip / "model.safetensors", "text_projection.weight")
+    assert evaluate(tmp_path / "run", scenes) == 2
+    assert "belongs to the CLIP" in capsys.readouterr().err
+
+
 # ---- states
 
 
