@@ -330,6 +330,12 @@ def test_a_run_does_not_go_on_with_another_start_or_precision():
 # ---- scored on training pictures
 
 
+@pytest.mark.parametrize(("split", "is_marked"), [("train", True), ("validation", False)])
+def test_an_evaluation_on_a_part_of_the_training_split_is_marked(finished_run, scenes, tmp_path, split, is_marked):
+    assert evaluate(finished_run, scenes, "--split", split, "--output", str(tmp_path / "r.json")) == 0
+    assert json.loads((tmp_path / "r.json").read_text())["scored_on_training_images"] == is_marked
+
+
 def test_a_part_of_the_training_split_is_known_by_its_name():
     protocol = {"dataset": "data/own", "train_split": "train", "dataset_fingerprint": "f", "seed": 1}
     assert is_of_training_split(protocol, "data/other", "validation", "f")
