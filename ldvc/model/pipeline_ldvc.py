@@ -129,7 +129,7 @@ def read_labels(candidate_labels: Any) -> Labels | None:
 
 def as_classes(labels: Labels) -> dict[str, list[str]]:
     """Name -> words of checked labels."""
-    if isinstance(labels, DefaultVocabulary):
+    if not isinstance(labels, tuple):  # the default vocabulary, whose class may come from another copy of its file
         return {name: [name] for name in labels.class_names}
     return {name: words for name, *words in labels}
 
@@ -373,7 +373,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
     def _class_embeds(self, labels: Labels) -> Tensor:
         """(num_classes, projection_dim) embeddings of a label list, kept while text weights and templates stay."""
-        if isinstance(labels, DefaultVocabulary):
+        if not isinstance(labels, tuple):
             return self.model.vocabulary_embeds(labels)  # kept by the model
         check_text_tower(self.model)
         state, key = self.model._vocabulary_state(), (labels, tuple(self.processor.prompt_templates))

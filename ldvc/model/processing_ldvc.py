@@ -15,6 +15,7 @@ from transformers.utils import TensorType
 
 from .configuration_ldvc import LDVCConfig
 from .image_processing_ldvc import LDVCImageProcessor, LDVCImageProcessorKwargs
+from .options_ldvc import OTHER_NAMES, check_options, loading_options
 from .pixels_ldvc import to_rgb  # noqa: F401 - here too, for releases of the library that copy direct imports only
 
 
@@ -24,6 +25,18 @@ CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 Classes = dict[str, list[str]]
+
+# Options of the tokenizer that a prompt may have; others would cut it, or return what no model reads.
+TEXT_OPTIONS = (
+    *("add_special_tokens", "max_length", "pad_to_multiple_of", "padding", "padding_side", "return_tensors"),
+    *("truncation", "verbose"),
+)
+PROCESSOR_NAMES = OTHER_NAMES | dict.fromkeys(
+    ("candidate_labels", "class_labels", "classes", "queries", "text_labels", "text_queries", "texts"), "class_names"
+)
+PROCESSOR_NAMES |= dict.fromkeys(
+    ("hypothesis_template", "prompt_template", "template", "templates"), "prompt_templates"
+)
 
 
 class LDVCProcessorKwargs(ProcessingKwargs, total=False):
@@ -164,6 +177,16 @@ class LDVCProcessor(ProcessorMixin):
             getattr(tokenizer, "init_kwargs", {}).pop(name, None)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "LDVCProcessor":
+        """As the library's; an argument that nothing knows is an error.
+
+        Raises:
+            TypeError: If there is one.
+        """
+        kwargs = loading_options(kwargs, LDVCImageProcessorKwargs.__annotations__, cls.__name__)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def from_clip_pretrained(
         cls,
         clip: str | os.PathLike,
@@ -230,8 +253,9 @@ class LDVCProcessor(ProcessorMixin):
         Raises:
             ValueError: If nothing was given, both `text` and `class_names`, bad names or templates, a prompt is longer
                 than the text tower, or lists and images differ in number.
-            TypeError: If names or prompts are no strings.
+            TypeError: If names or prompts are no strings, or an option is unknown.
         """
+        self._check_options(kwargs)
         if images is None and text is None and class_names is None:
             raise ValueError("give `images`, `class_names` or `text`.")
         if text is not None and class_names is not None:
@@ -253,6 +277,20 @@ class LDVCProcessor(ProcessorMixin):
             num_images = len(data["pixel_values"]) if images is not None else None
             data |= self._encode_classes(class_names, templates, num_images, options["text_kwargs"])
         return BatchFeature(data, tensor_type=TensorType(return_tensors) if return_tensors else None)
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        """Check the names of options of a call, also of those that are given by part.
+
+        Raises:
+            TypeError: If one is unknown.
+        """
+        parts = {"images_kwargs": LDVCImageProcessorKwargs.__annotations__, "text_kwargs": TEXT_OPTIONS}
+        parts["common_kwargs"] = ["return_tensors"]
+        known = [name for names in parts.values() for name in names]
+        owner = type(self).__name__
+        check_options(options, [*known, *parts], owner, PROCESSOR_NAMES)
+        for part, names in parts.items():
+            check_options(options.get(part) or (), names, f"{owner}'s `{part}`", PROCESSOR_NAMES)
 
     def _encode_classes(
         self, class_names: Any, templates: list[str], num_images: int | None, text_options: dict[str, Any]
@@ -297,8 +335,10 @@ class LDVCProcessor(ProcessorMixin):
         Raises:
             ValueError: If a prompt does not fit the text tower; none is ever cut off.
         """
-        encoded = self.tokenizer(prompts, **options)
         limit = self.tokenizer.model_max_length
+        if options.pop("truncation", False):
+            limit = min(limit, options.get("max_length") or limit)
+        encoded = self.tokenizer(prompts, **options, return_attention_mask=True)
         for prompt, mask in zip(prompts, encoded["attention_mask"], strict=True):
             if sum(mask) > limit:
                 raise ValueError(
