@@ -3,7 +3,7 @@
 
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -291,6 +291,28 @@ def check_threshold(threshold: float | Sequence[float] | Tensor, num_classes: in
         value = threshold if values.dim() == 0 else values[is_wrong][0].item()
         raise ValueError(f"`threshold` is {value}; it is a probability, 0 to 1.")
     return values
+
+
+def read_outputs(outputs: Any) -> tuple[Tensor, Tensor | None]:
+    """The (batch_size, num_classes, height, width) logits of a model's output, and what it takes from probabilities.
+
+    Raises:
+        TypeError: If it is no output.
+        ValueError: If its logits have another shape.
+    """
+    if not isinstance(outputs, Mapping):
+        raise TypeError(
+            f"`outputs` is a {type(outputs).__name__}; pass the model's whole output, which also says what "
+            "`seen_score_offset` takes from probabilities (not .logits, and no tuple of return_dict=False), or "
+            '{"logits": logits}.'
+        )
+    logits = outputs.get("logits")
+    if not isinstance(logits, Tensor) or logits.dim() != 4:
+        shape = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"type {type(logits).__name__}"
+        raise ValueError(
+            f"the `logits` of `outputs` have {shape}; they are a tensor (batch_size, num_classes, height, width)."
+        )
+    return logits, outputs.get("class_score_offsets")
 
 
 def best_classes(scores: Tensor, size: tuple[int, int]) -> Tensor:
@@ -600,9 +622,9 @@ class LDVCImageProcessor(PilBackend):
         Raises:
             ValueError: If sizes and images differ in number, a size is none, the threshold is no probability or not
                 one per class, or `top_k` is not positive.
-            TypeError: If `other_label` is no integer.
+            TypeError: If `other_label` is no integer, or `outputs` no output of a model.
         """
-        logits, offsets = outputs["logits"], outputs.get("class_score_offsets")
+        logits, offsets = read_outputs(outputs)
         if target_sizes is None:
             target_sizes = [logits.shape[-2:]] * len(logits)
         if len(target_sizes) != len(logits):

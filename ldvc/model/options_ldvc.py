@@ -56,8 +56,9 @@ def check_options(
     for name in given:
         if name not in known and not name.startswith("_"):
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"it is called {other_names[name]} here" if name in other_names else "leave it out"
-            hint = f"did you mean `{near[0]}`?" if near and name not in other_names else f"{hint}."
+            hint = f"did you mean `{near[0]}`?" if near else "leave it out."
+            if other := other_names.get(name):
+                hint = f"it is called {other if ' ' in other else f'`{other}`'} here."
             raise TypeError(f"`{name}` is no option of {owner}; {hint}")
 
 

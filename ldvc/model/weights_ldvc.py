@@ -305,7 +305,8 @@ def _is_altered(module: nn.Module) -> bool:
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     # the library's own, which record hidden states, change nothing
     is_hooked = any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
-    return is_hooked or any(callable(value) and hasattr(type(module), name) for name, value in vars(module).items())
+    methods = (name for name, value in vars(module).items() if callable(value) and hasattr(type(module), name))
+    return is_hooked or any(name != "extra_repr" for name in methods)
 
 
 def text_modules(model: nn.Module) -> dict[str, nn.Module]:
