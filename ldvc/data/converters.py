@@ -382,8 +382,8 @@ def _find_context_from_0(images: Mapping[int, int], num_images: int) -> str:
         return ""
     return (
         f"of {num_images:,} label maps {images[IGNORE_INDEX]:,} hold 255 and none holds 59: maps with ids 0 to 58 and "
-        "255 for background look so, and every class would be taken for the one before it. Take maps of MMSegmentation's "
-        "pascal_context.py, with 0 for background, or the original MAT files."
+        "255 for background look so, and every class would be taken for the one before it. Take maps of "
+        "MMSegmentation's pascal_context.py, with 0 for background, or the original MAT files."
     )
 
 
@@ -504,8 +504,9 @@ def read_label_file(path: Path) -> tuple[np.ndarray, PIL.Image.Image | None]:
         label = PIL.Image.open(path)
         return to_label_map(label), label
     except LabelMapError as error:
-        remedy = "" if LABEL_PROBLEMS[error.kind].advice else " Take the label maps of the official archive."
-        raise ValueError(_name_file(path, error) + remedy) from error
+        problem = LABEL_PROBLEMS[error.kind]
+        of_archive = f"{error.detail}: it is one of the {problem.text}: take the label maps of the official archive."
+        raise ValueError(f"{path}: {error if problem.advice else of_archive}") from error
     except (OSError, ValueError) as error:
         raise ValueError(_name_file(path, error)) from error
 
