@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from ldvc.data.label_maps import LABEL_PROBLEMS, LabelMapError, PaletteLedger, to_label_map, voc_colours
+from ldvc.data.label_maps import WRITE_ANEW, LabelMapError, PaletteLedger, to_label_map, voc_colours
 from ldvc.data.lists import read_image_ids
 from ldvc.data.samples import IGNORE_INDEX
 from ldvc.data.vocabularies import VOCABULARIES
@@ -153,9 +153,7 @@ def find_voc2012(source: Path) -> Conversion:
     sbd += [(place / "benchmark_RELEASE" / "dataset" / "cls", ".mat") for place in dict.fromkeys(places)]
     sbd = [(folder, suffix) for folder, suffix in sbd if any(folder.glob(f"[!.]*{suffix}"))]
     if augmented.is_dir() and not sbd:
-        raise FileNotFoundError(
-            f"{augmented} holds no .png files: unpack SegmentationClassAug.zip there, or remove it."
-        )
+        raise FileNotFoundError(f"{augmented} holds no .png files: unpack its archive there, or remove it.")
     is_augmented = has_list or bool(sbd)
     if sbd and not has_list:
         masks = {path.stem for folder, suffix in sbd for path in folder.glob(f"[!.]*{suffix}")}
@@ -504,9 +502,8 @@ def read_label_file(path: Path) -> tuple[np.ndarray, PIL.Image.Image | None]:
         label = PIL.Image.open(path)
         return to_label_map(label), label
     except LabelMapError as error:
-        problem = LABEL_PROBLEMS[error.kind]
-        of_archive = f"{error.detail}: it is one of the {problem.text}: take the label maps of the official archive."
-        raise ValueError(f"{path}: {error if problem.advice else of_archive}") from error
+        of_archive = str(error).replace(WRITE_ANEW, "take the label maps of the official archive")
+        raise ValueError(f"{path}: {of_archive}") from error
     except (OSError, ValueError) as error:
         raise ValueError(_name_file(path, error)) from error
 
