@@ -219,6 +219,19 @@ def test_metadata_of_the_library_and_files_of_other_endings_are_said_not_to_be_r
     )
 
 
+@pytest.mark.parametrize("place", ["images", "images/extra", "more/train/images"])
+def test_pictures_that_belong_to_no_split_are_counted(tmp_path, place):
+    lay(tmp_path / "own", "images/{s}/{i}.jpg", "masks/{s}/{i}.png")
+    write_pair(tmp_path / "own" / place / "5.jpg", tmp_path / "own" / "masks" / "val" / "5.png", seed=9)
+    (tmp_path / "own" / "masks" / "val" / "5.png").unlink()
+    arguments = ["--class_names", str(NAMES), "--json", str(tmp_path / "check.json"), "--patch_size", "4"]
+    assert main([str(tmp_path / "own"), *arguments]) == 0
+    findings = json.loads((tmp_path / "check.json").read_text())["findings"]
+    (finding,) = [finding for finding in findings if finding["severity"] == "warning"]
+    assert finding["text"] == "pictures in the folder that belong to no split, and are not read: 1"
+    assert finding["examples"] == [str(tmp_path / "own" / place / "5.jpg")]
+
+
 @pytest.mark.parametrize(
     ("image", "label"),
     [("img_dir/{s}/{i}.jpg", "ann_dir/{s}/{i}.png"), ("{s}/{i}.jpg", "{s}/{i}_mask.png")],
