@@ -292,7 +292,7 @@ def test_synonyms_with_commas_are_one_name(tmp_path):
         ),
         (b"0: cat\n2: dog\n", "gives no name to id 1"),
         (b"0: cat\n0: dog\n", "or two names to one id"),
-        (b"caf\xe9\n", r"is no text in UTF-8 \(.*\): save it again as UTF-8"),
+        (b"gr\xe4s\n", r"is no text in UTF-8 \(.*\): save it again as UTF-8"),
     ],
 )
 def test_a_list_whose_names_would_be_shifted_is_refused(tmp_path, text, message):

@@ -312,10 +312,9 @@ def check_folder(dataset: str, splits: Sequence[str], max_examples: int) -> list
         text = f"pictures in the folder that belong to no split, and are not read: {len(outside)}"
         examples = [str(path) for path in outside[:max_examples]]
         findings.append(Finding(WARNING, text, f"move those that are meant, as {LAYOUTS}", examples))
-    metadata = sorted(
-        path for path in Path(dataset).expanduser().rglob("metadata.*") if path.suffix in METADATA_ENDINGS
-    )
-    if found and metadata:
+    root = Path(dataset).expanduser()
+    metadata = sorted(path for path in root.rglob("metadata.*") if path.suffix in METADATA_ENDINGS) if found else []
+    if metadata:
         text = f"{metadata[0]} is not read: label maps belong to the pictures of the same name"
         remedy = "the library datasets follows it instead; if its pairs are others, rename the files"
         findings.append(Finding(WARNING, text, remedy))
