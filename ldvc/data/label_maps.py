@@ -49,6 +49,7 @@ LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")  # compressions, as Pillow calls them
 ID_MODES = ("P", "L", "1", "I", "I;16", "I;16B", "I;16L")
 NUM_PALETTES_COMPARED = 32  # label maps of a split; a palette of its own in each file shows in the first two
 NUM_COLOURS_LISTED = 8
+WRITE_ANEW = "ldvc check says how to write such files anew"
 
 
 class LabelProblem(NamedTuple):
@@ -117,7 +118,7 @@ class LabelMapError(ValueError):
 
     def __init__(self, kind: str, detail: str, message: str = ""):
         problem = LABEL_PROBLEMS[kind]
-        remedy = problem.advice or "ldvc check says how to write such files anew"
+        remedy = problem.advice or WRITE_ANEW
         self.kind, self.detail = kind, detail
         super().__init__(message or f"{detail}: it is one of the {problem.text}: {remedy}.")
 
@@ -406,7 +407,7 @@ def check_palettes(dataset: Dataset, column: str = "label") -> None:
             continue
         if conflict := ledger.add(palette_of(label), used, f"sample {row}"):
             problem = LABEL_PROBLEMS["palette of its own"]
-            message = f"{conflict}: they are {problem.text}; ldvc check says how to write such files anew."
+            message = f"{conflict}: they are {problem.text}; {WRITE_ANEW}."
             raise LabelMapError("palette of its own", conflict, message)
 
 

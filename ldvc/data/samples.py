@@ -145,7 +145,11 @@ def _keep_columns(
     for column in columns.values():  # undecoded, or a stream decodes to rename and shuffles decoded images
         loaded = loaded.cast_column(column, Image(decode=False))
     loaded = loaded.select_columns(list(columns.values()))
-    loaded = loaded.rename_columns({old: new for new, old in columns.items() if new != old})
+    renamed = {old: new for new, old in columns.items() if new != old}
+    if renamed.keys() & columns.keys():  # a stream renames one after the other, and the second name is taken
+        loaded = loaded.rename_columns({old: f"{new} of {dataset}" for old, new in renamed.items()})
+        renamed = {f"{new} of {dataset}": new for new in renamed.values()}
+    loaded = loaded.rename_columns(renamed)
     for name, feature in (("image", Image()), ("label", LabelImage())):  # files in their own mode, see label_maps
         loaded = loaded.cast_column(name, feature)
     return loaded
