@@ -51,7 +51,15 @@ FACTS = {  # of tests/probe.py -> head of its column
 }
 # A difference that is the library's -> what it says there, and why.
 EXPLAINED = {"AutoImageProcessor requires the Torchvision library": "needs torchvision"}
-FAST_TESTS = ("configuration_ldvc", "modeling_ldvc", "processing_ldvc", "pipeline", "remote_code", "conformance")
+FAST_TESTS = (
+    "configuration_ldvc",
+    "modeling_ldvc",
+    "processing_ldvc",
+    "pipeline",
+    "remote_code",
+    "conformance",
+    "versions",
+)
 
 
 def find_distribution(name: str, folder: Path) -> Distribution | None:

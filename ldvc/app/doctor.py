@@ -88,11 +88,11 @@ def check_transformers() -> Check:
     """Whether this release of Transformers is in the range, was tested, and has no known hole that concerns LDVC."""
     number, name = version("transformers"), "this Transformers"
     try:
-        compat = importlib.import_module("ldvc.model.compat_ldvc")
+        from ldvc.model.compat_ldvc import read_version
     except ImportError as error:  # its one sentence ends with the remedy
         said, _, remedy = str(error).rpartition(": ")
         return Check(name, said, remedy.rstrip("."), is_failure=True)
-    if compat.read_version(number) < (5, 10):
+    if read_version(number) < (5, 10):
         remedy = "pip install --upgrade transformers: before 5.10 saving a stranger's processor may write anywhere"
     else:
         remedy = ""
