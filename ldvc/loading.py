@@ -130,10 +130,10 @@ def check_is_ldvc(model: str | Path) -> None:
         raise ValueError(f"{str(model)!r} is no LDVC model: it has no config.json; {remedy}")
     if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) != 2 or str(model).startswith(".")):
         raise ValueError(f"{str(model)!r}: no such folder; {remedy}")
-    from transformers.configuration_utils import PreTrainedConfig
+    from ldvc.model.configuration_ldvc import LDVCConfig
 
     try:
-        kind = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
+        kind = LDVCConfig.get_config_dict(model)[0].get("model_type")
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(model)!r} is no LDVC model ({one_line(error)}); {remedy}") from error
     if kind != "ldvc":
