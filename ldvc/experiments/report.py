@@ -153,8 +153,8 @@ def picturebook_training_free() -> str:
     note = (
         f"Percent; {record['num_images']} pages of the test split, settings chosen by hIoU on "
         f"{record['num_tuning_images']} pages of the tuning split ({record['num_smoothing_images']} for smoothing), "
-        f"template {record['prompt_templates'][0]!r}, whole pages. Fragments: connected components per predicted class "
-        f"and image (labels: {reference:.2f}). Code: {record['commit'][:7] + record['commit'][40:]}."
+        f"template {record['prompt_templates'][0]!r}, whole pages. Fragments: connected components per predicted "
+        f"class and image (labels: {reference:.2f}). Code: {record['commit'][:7] + record['commit'][40:]}."
     )
     return "\n".join([*lines, "", note])
 
