@@ -14,18 +14,21 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "InferenceSettings": "inference_ldvc",
-    "LDVCConfig": "configuration_ldvc",
-    "LDVCForSemanticSegmentation": "modeling_ldvc",
-    "LDVCImageFeatures": "modeling_ldvc",
-    "LDVCImageProcessor": "image_processing_ldvc",
-    "LDVCProcessor": "processing_ldvc",
-    "LDVCSemanticSegmenterOutput": "modeling_ldvc",
-    "LDVCVocabulary": "vocabulary_ldvc",
-    "Segmentation": "inference_ldvc",
-    "ZeroShotImageSegmentationPipeline": "pipeline_ldvc",
-    "segment": "inference_ldvc",
-    "segmentation_loss": "loss_ldvc",
+    "CLIPSegSegmenter": "segmenters.clipseg",
+    "InferenceSettings": "model.inference_ldvc",
+    "LDVCConfig": "model.configuration_ldvc",
+    "LDVCForSemanticSegmentation": "model.modeling_ldvc",
+    "LDVCImageFeatures": "model.modeling_ldvc",
+    "LDVCImageProcessor": "model.image_processing_ldvc",
+    "LDVCProcessor": "model.processing_ldvc",
+    "LDVCSemanticSegmenterOutput": "model.modeling_ldvc",
+    "LDVCVocabulary": "model.vocabulary_ldvc",
+    "Segmentation": "model.inference_ldvc",
+    "TrainingFreeCLIP": "segmenters.training_free",
+    "ZeroShotImageSegmentationPipeline": "segmenters.pipeline",
+    "load": "loading",
+    "segment": "model.inference_ldvc",
+    "segmentation_loss": "model.loss_ldvc",
 }
 __all__ = sorted(_HOMES)
 
@@ -38,7 +41,7 @@ def __getattr__(name: str) -> Any:
     """
     if name not in _HOMES:
         raise AttributeError(f"module 'ldvc' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"ldvc.model.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"ldvc.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -53,22 +54,28 @@ CSS = """
 CLICK_HIDDEN_DOWNLOAD = "() => setTimeout(() => document.querySelector('#masks_file').click(), 100)"
 
 
-def build_demo(model_folder: str | Path = EMBEDDED_CHECKPOINT) -> gr.Blocks:
+def build_demo(model_folder: str | Path = EMBEDDED_CHECKPOINT, **settings: Any) -> gr.Blocks:
     """Build the page; `launch` gives it its looks and its limits, and starts it.
 
     Served in another way, nobody deletes visitors' files: `launch` does.
 
     Args:
-        model_folder: LDVC checkpoint: a folder or Hub id.
+        model_folder: What `ldvc.load` takes: a folder or Hub id.
+        settings: Of `ldvc.load`.
 
     Raises:
-        ValueError: If it is no LDVC checkpoint.
+        ValueError: If it cannot segment by names.
     """
-    return Page(Segmenter(model_folder)).blocks
+    return Page(Segmenter(model_folder, **settings)).blocks
 
 
 def launch(
-    model_folder: str | Path = EMBEDDED_CHECKPOINT, host: str = "127.0.0.1", port: int = 7860, *, block: bool = True
+    model_folder: str | Path = EMBEDDED_CHECKPOINT,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    *,
+    block: bool = True,
+    **settings: Any,
 ) -> gr.Blocks:
     """Serve the page until interrupted.
 
@@ -77,9 +84,10 @@ def launch(
         host: Address to listen on; the default answers this machine only.
         port: TCP port, 1 to 65,535.
         block: Wait for Ctrl+C; otherwise return at once, `close()` of the result stops the page.
+        settings: Of `ldvc.load`.
 
     Raises:
-        ValueError: If the model is no LDVC checkpoint, or the port is no port.
+        ValueError: If the model cannot segment by names, or the port is no port.
         OSError: If the port cannot be used.
     """
     check_port(host, port)
@@ -88,7 +96,7 @@ def launch(
         Path(given).mkdir(parents=True, exist_ok=True)
     folder = TemporaryDirectory(prefix="ldvc_demo_", dir=given, ignore_cleanup_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = folder.name  # for all that is uploaded or made; Gradio asks again and again
-    blocks = build_demo(model_folder)
+    blocks = build_demo(model_folder, **settings)
     own = set(Path(folder.name).rglob("*"))  # the example
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning(f"the page listens on {host}: everyone who reaches this machine can use it.")
@@ -288,7 +296,7 @@ class Page:
             shown["choices"],
             value=shown["value"],
             label="Classes, with their share of the picture",
-            info="★ trained without a single mask" if self.segmenter.model.config.seen_classes else None,
+            info="★ trained without a single mask" if self.segmenter.knows_seen_classes else None,
             elem_id="classes",
         )
         self.download = gr.Button("Download masks and overlay (zip)", elem_id="download")

@@ -9,6 +9,7 @@ import warnings
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +17,14 @@ from PIL import Image, UnidentifiedImageError
 
 from ldvc.app.explain import PixelExplanation, explain_pixel
 from ldvc.app.labels import as_classes
-from ldvc.loading import EMBEDDED_CHECKPOINT, load_checkpoint, one_line, unseen_names
+from ldvc.loading import EMBEDDED_CHECKPOINT, load, one_line, unseen_names
 from ldvc.masks.drawing import draw_overlay, save_label_map
 from ldvc.masks.formats import describe_names
 from ldvc.model.image_processing_ldvc import to_rgb
 from ldvc.model.inference_ldvc import encode_classes
-from ldvc.model.modeling_ldvc import LDVCImageFeatures, LDVCSemanticSegmenterOutput
+from ldvc.model.modeling_ldvc import LDVCSemanticSegmenterOutput
 from ldvc.model.processing_ldvc import Classes
+from ldvc.model.segmenter_ldvc import ask, own_names, seen_class_mask
 from ldvc.places import shipped
 
 
@@ -48,12 +50,12 @@ class Scene:
     Attributes:
         preview: RGB, as the page shows it.
         picture_size: (height, width) of the picture itself in pixels.
-        features: What the decoder needs.
+        features: What the decoder needs, of the model's own kind.
     """
 
     preview: Image.Image
     picture_size: tuple[int, int]
-    features: LDVCImageFeatures
+    features: Any
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Answer:
         scene: The picture.
         classes: Name -> words, in the order of the class axis.
         class_embeds: (num_classes, projection_dim).
-        outputs: The decoder's answer on the token grid.
+        outputs: The model's answer on the token grid.
         threshold: Probability below which a pixel is "other"; 0 for none.
         point: (row, column) of the pixel of the preview that is explained.
         hidden: Classes that are switched off.
@@ -101,17 +103,27 @@ class Segmenter:
     """A model that is asked about pictures; knows nothing of visitors, so that all of them can share it.
 
     Args:
-        model_folder: LDVC checkpoint: a folder or Hub id.
+        model_folder: What `ldvc.load` takes: a folder or Hub id.
+        settings: Of `ldvc.load`.
 
     Raises:
-        ValueError: If it is no LDVC checkpoint.
+        ValueError: If it cannot segment by names.
     """
 
-    def __init__(self, model_folder: str | Path = EMBEDDED_CHECKPOINT):
-        self.model, self.processor = load_checkpoint(model_folder)
+    def __init__(self, model_folder: str | Path = EMBEDDED_CHECKPOINT, **settings: Any):
+        self.model, self.processor = load(model_folder, **settings)
         self.name = Path(model_folder).name
-        config = self.model.config
-        self.vocabulary = config.default_class_names
+        self.vocabulary = own_names(self.model)
+
+    @property
+    def has_text_tower(self) -> bool:
+        """Whether it can encode names that it does not know."""
+        return getattr(self.model, "baked_vocabulary", None) is None
+
+    @property
+    def knows_seen_classes(self) -> bool:
+        """Whether it knows which classes trained with masks."""
+        return bool(getattr(self.model.config, "seen_classes", None))
 
     def start(self) -> tuple[Visit, str]:
         """Return the first visit and its label text: an example where the checkpoint knows the embedded world."""
@@ -151,15 +163,13 @@ class Segmenter:
         classes, before = self.read_classes(label_text), visit.answer
         if before is not None and before.classes == classes:
             class_embeds = before.class_embeds
-        elif self.model.baked_vocabulary is not None:
+        elif not self.has_text_tower:
             class_embeds = self.model.baked_vocabulary()[[self.vocabulary.index(name) for name in classes]]
         else:
             _, class_embeds = encode_classes(self.model, self.processor, classes)
-        outputs = self.model(
-            image_features=visit.scene.features,
-            class_embeds=class_embeds,
-            seen_class_mask=self.model.seen_class_mask(classes),
-        )
+        seen = seen_class_mask(self.model, classes)
+        logits, offsets = ask(self.model, class_embeds, seen, image_features=visit.scene.features)
+        outputs = LDVCSemanticSegmenterOutput(logits=logits, class_score_offsets=offsets)
         preview = visit.scene.preview
         is_same_picture = before is not None and before.scene is visit.scene
         point = before.point if is_same_picture else (preview.height // 2, preview.width // 2)
@@ -178,7 +188,7 @@ class Segmenter:
         if OTHER in classes:
             raise ValueError(f"{OTHER!r} is what pixels below the threshold are called; leave it out of the names.")
         unknown = [name for name in classes if name not in self.vocabulary]
-        if self.model.baked_vocabulary is not None and unknown:
+        if unknown and not self.has_text_tower:
             raise ValueError(
                 f"this checkpoint has a baked vocabulary without {unknown[0]!r}; choose among: "
                 + ", ".join(self.vocabulary[:MAX_LABELS])

@@ -8,7 +8,7 @@ list go through the model in one pass per picture, and without names the model's
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import AutoModelForSemanticSegmentation, Pipeline
+from transformers import AutoModelForSemanticSegmentation, CLIPProcessor, CLIPSegProcessor, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .image_processing_ldvc import check_threshold
@@ -31,7 +31,8 @@ from .inference_ldvc import (
     segment,
     threshold_per_class,
 )
-from .processing_ldvc import check_distinct, read_classes
+from .processing_ldvc import LDVCProcessor, check_distinct, read_classes
+from .segmenter_ldvc import Rivals, ask, check_segmenter, own_names, read_rivals, seen_queries, text_state
 
 
 TASK = "zero-shot-image-segmentation"
@@ -52,6 +53,7 @@ class Question:
         pixel_values: (3, height, width) for the model, or `None` where windows are to be cut from `picture`.
         picture: Upright RGB, or `None`.
         has_own_labels: Whether they are this picture's own, so that the call may name classes of other pictures.
+        rivals: What competes with the classes.
     """
 
     labels: Labels
@@ -60,6 +62,12 @@ class Question:
     pixel_values: Tensor | None = None
     picture: Image.Image | None = None
     has_own_labels: bool = False
+    rivals: Rivals = field(default_factory=lambda: Rivals({}))
+
+    @property
+    def asked(self) -> tuple:
+        """Equal where questions have the same classes and rivals."""
+        return self.labels, as_labels(self.rivals.words), self.rivals.num_background
 
 
 @dataclass
@@ -74,6 +82,7 @@ class Answer:
         offsets: (1, num_classes), what the model takes from probabilities, or `None`.
         label_map: (height, width) int64.
         best_scores: (height, width) float32.
+        class_ids: (num_channels,) where logits have other channels than the classes, see [`Rivals`].
     """
 
     class_names: list[str]
@@ -83,6 +92,7 @@ class Answer:
     offsets: Tensor | None = None
     label_map: Tensor | None = None
     best_scores: Tensor | None = None
+    class_ids: Tensor | None = None
 
 
 class Rows(Dataset):
@@ -124,7 +134,12 @@ def read_labels(candidate_labels: Any) -> Labels:
         raise ValueError(
             "`candidate_labels` is empty; give at least one label, or leave it out for the model's own vocabulary."
         )
-    return tuple((name, *words) for name, words in read_classes(candidate_labels).items())
+    return as_labels(read_classes(candidate_labels))
+
+
+def as_labels(classes: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """Checked names and words, hashable."""
+    return tuple((name, *words) for name, words in classes.items())
 
 
 def as_classes(labels: tuple[tuple[str, ...], ...]) -> dict[str, list[str]]:
@@ -212,6 +227,17 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         self._kept_embeds: OrderedDict[tuple, Tensor] = OrderedDict()
         self._kept_for: tuple | None = None  # the state of the text weights
         super().__init__(*args, **kwargs)
+        check_segmenter(self.model)
+        if isinstance(self.processor, (CLIPProcessor, CLIPSegProcessor)):  # of a checkpoint that is none of LDVC's
+            settings, is_clipseg = (
+                self.processor.image_processor.to_dict(),
+                isinstance(self.processor, CLIPSegProcessor),
+            )
+            self.processor = LDVCProcessor.from_preprocessing(self.processor.tokenizer, settings, is_clipseg)
+            self.tokenizer, self.image_processor = self.processor.tokenizer, self.processor.image_processor
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}, {self.model.dtype}, {self.device})"
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts without kept embeddings: what they are kept for are places of these very weights."""
@@ -228,6 +254,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                 lists or dicts, one per picture. `None` is the model's default vocabulary.
             kwargs: Any of these, here or at construction.
 
+                - `negative_labels`: As `candidate_labels`: names that compete with them and get no mask.
+                - `background`: A list of words that are one class together, "background".
                 - `threshold`: A probability, or one per class: a list in order, or a dict by name. `None` is none.
                 - `top_k`: Return at most so many masks, the best.
                 - `window`: Side in pixels of windows that slide over large pictures; 0 takes pictures whole, at the
@@ -259,6 +287,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     def _sanitize_parameters(
         self,
         candidate_labels: Any = None,
+        negative_labels: Any = None,
+        background: Sequence[str] | None = None,
         timeout: float | None = None,
         threshold: Threshold = None,
         top_k: int | None = None,
@@ -270,13 +300,20 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         """Sort options into those of the three steps; called at construction and by every call."""
         check_top_k(top_k)
         preprocess = {"labels": read_labels(candidate_labels), "timeout": timeout, "window": window}
+        preprocess |= {"negative_labels": read_labels(negative_labels), "background": background}
         forward = {"window": window, "stride": stride, "short_side": short_side, "show_progress": show_progress}
         postprocess = {"threshold": threshold, "top_k": top_k}
         steps = (preprocess, forward, postprocess)
         return tuple({name: value for name, value in step.items() if value is not None} for step in steps)
 
     def preprocess(
-        self, inputs: Any, labels: Labels = None, timeout: float | None = None, window: int | None = None
+        self,
+        inputs: Any,
+        labels: Labels = None,
+        timeout: float | None = None,
+        window: int | None = None,
+        negative_labels: Labels = None,
+        background: Sequence[str] | None = None,
     ) -> dict[str, Question]:
         """Open a picture and bring it to the processor's size, or leave it as it is where windows will be cut.
 
@@ -298,7 +335,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         else:
             names, _, _ = resolve_classes(self.model, self.processor, None, None)
         picture = self.processor.image_processor.load_rgb(image, timeout)
-        question = Question(labels, names, (picture.height, picture.width), has_own_labels=has_own_labels)
+        negative = None if negative_labels is None else as_classes(negative_labels)
+        rivals = read_rivals(names if labels is None else as_classes(labels), negative, background)
+        size = (picture.height, picture.width)
+        question = Question(labels, rivals.names(names), size, has_own_labels=has_own_labels, rivals=rivals)
         if window:
             question.picture = picture
         else:
@@ -337,35 +377,51 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         for _, members in grouped(question.pixel_values.shape for question in batch):
             pixel_values = torch.stack([batch[member].pixel_values for member in members]).to(self.device)
             features = self.model.get_image_features(pixel_values)
-            for labels, places in grouped(batch[member].labels for member in members):
-                outputs = self.model(
-                    image_features=features.select(places),
-                    class_embeds=self._class_embeds(labels),
-                    seen_class_mask=None if labels is None else self.model.seen_class_mask(as_classes(labels)),
-                )
-                logits, offsets = outputs.logits.float().cpu(), outputs.class_score_offsets
+            for _, places in grouped(batch[member].asked for member in members):
+                question = batch[members[places[0]]]
+                names = None if question.labels is None else as_classes(question.labels)
+                seen = seen_queries(self.model, names, own_names(self.model), question.rivals)
+                chosen = features.select(places)
+                logits, offsets = ask(self.model, self._embeds(question), seen, image_features=chosen)
+                logits = logits.float().cpu()
                 for row, place in enumerate(places):
-                    question = batch[members[place]]
                     own = None if offsets is None else offsets[row : row + 1].float().cpu()
-                    identity = (question.class_names, question.size, question.has_own_labels)
-                    answers[members[place]] = Answer(*identity, logits[row : row + 1], own)
+                    answers[members[place]] = self._answer(
+                        batch[members[place]], logits=logits[row : row + 1], offsets=own
+                    )
         return [answers[index] for index in range(len(batch))]
 
     def _answer_by_windows(self, question: Question, settings: InferenceSettings, show_progress: bool) -> Answer:
         """Slide windows over one picture."""
-        embeds = self._class_embeds(question.labels)
-        names = None if embeds is None else as_classes(question.labels)
+        names = None if question.labels is None else as_classes(question.labels)
+        rivals, embeds = question.rivals, self._embeds(question)
+        words = list(rivals.words)
         options = {"settings": settings, "top_k": 1, "show_progress": show_progress}
+        options["negative_labels"] = {name: rivals.words[name] for name in words[rivals.num_background :]} or None
+        options["background"] = words[: rivals.num_background] or None
         found = segment(self.model, self.processor, question.picture, names, class_embeds=embeds, **options)
+        return self._answer(question, label_map=found.label_map, best_scores=found.top_scores[0])
+
+    @staticmethod
+    def _answer(question: Question, **found: Tensor | None) -> Answer:
+        """Put what was found beside what it is an answer to."""
+        num_named = len(question.class_names) - (question.rivals.num_background > 0)
         identity = (question.class_names, question.size, question.has_own_labels)
-        return Answer(*identity, label_map=found.label_map, best_scores=found.top_scores[0])
+        return Answer(*identity, class_ids=question.rivals.class_ids(num_named), **found)
+
+    def _embeds(self, question: Question) -> Tensor | None:
+        """(num_channels, projection_dim) embeddings of a question's classes and rivals, as `_class_embeds`."""
+        if not question.rivals.words:
+            return self._class_embeds(question.labels)
+        own = self.model._default_class_embeds() if question.labels is None else self._class_embeds(question.labels)
+        return torch.cat([own, self._class_embeds(as_labels(question.rivals.words))])
 
     def _class_embeds(self, labels: Labels) -> Tensor | None:
         """(num_classes, projection_dim) embeddings of a label list, kept while text weights and templates stay."""
         if labels is None:
             return None  # the model keeps those of its default vocabulary itself
         check_text_tower(self.model)
-        state = self.model._vocabulary_state()
+        state = text_state(self.model)
         if state is None or state != self._kept_for:
             self._kept_embeds.clear()
             self._kept_for = state
@@ -386,14 +442,14 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         if answer.logits is not None:
             outputs = {"logits": answer.logits, "class_score_offsets": answer.offsets}
             post_process = self.processor.image_processor.post_process_semantic_segmentation
-            (found,) = post_process(outputs, target_sizes=[answer.size], top_k=1)
+            (found,) = post_process(outputs, target_sizes=[answer.size], top_k=1, class_ids=answer.class_ids)
             label_map, best_scores = found["segmentation"], found["top_scores"][0]
         num_classes = len(answer.class_names)
         if threshold is not None:
             if isinstance(threshold, Mapping) and answer.has_own_labels:  # it may name classes of other pictures
                 threshold = {name: value for name, value in threshold.items() if name in answer.class_names}
             limits = check_threshold(threshold_per_class(threshold, answer.class_names), num_classes)
-            limits = limits if limits.dim() == 0 else limits[label_map]
+            limits = limits if limits.dim() == 0 else torch.cat([limits, limits.new_zeros(1)])[label_map]
             label_map = label_map.masked_fill((best_scores < limits) & (limits > 0), num_classes)
         sums = torch.bincount(label_map.flatten(), best_scores.flatten().double(), minlength=num_classes + 1)
         counts = torch.bincount(label_map.flatten(), minlength=num_classes + 1)

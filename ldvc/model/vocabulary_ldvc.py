@@ -213,6 +213,23 @@ def text_fingerprint(model: nn.Module) -> str:
     return hashlib.sha256(f"{weights_fingerprint(weights)} {shape}".encode()).hexdigest()
 
 
+def text_weights_state(weights: Sequence[Tensor]) -> tuple | None:
+    """Weights by place, version, dtype and samples of their values; `None` where they cannot be compared.
+
+    That is away by offloading, or without versions (inference tensors). A write through `.data` changes no version;
+    samples of every weight notice it, unless it is to single numbers.
+
+    Args:
+        weights: Of any shape.
+    """
+    if any(weight.is_meta or weight.is_inference() for weight in weights):
+        return None
+    # An address alone would be given to another tensor once this one is freed; a weak reference holds it.
+    places = tuple((StorageWeakRef(w.untyped_storage()), w.data_ptr(), w._version, w.dtype) for w in weights)
+    samples = [w.detach().flatten()[:: max(1, w.numel() // SAMPLES_PER_WEIGHT)].float().sum() for w in weights]
+    return places, torch.stack(samples).cpu().numpy().tobytes()
+
+
 # ---- the vocabulary of a model
 
 
@@ -511,24 +528,18 @@ class LDVCVocabularyMixin:
         return self.get_class_embeds(self._pad_rows(rows), prompt_class_ids=class_ids)
 
     def _vocabulary_state(self) -> tuple | None:
-        """Everything the kept embeddings depend on: names, and the weights by place, version and (prompts) value.
+        """Everything the kept embeddings depend on: names, the weights, and the prompts by value.
 
-        `None` where the weights cannot be compared: away by offloading, or without versions (inference tensors). A
-        write through `.data` changes no version; samples of every weight notice it, unless it is to single numbers.
+        `None` where the weights cannot be compared, see `text_weights_state`.
         """
         weights = [*self.clip.text_model.parameters(), *self.clip.text_projection.parameters()]
         prompts = None if self.text_prompts is None else self.text_prompts.tokens.detach()
-        if any(weight.is_meta or weight.is_inference() for weight in weights) or (
-            prompts is not None and prompts.is_meta
-        ):
+        state = None if prompts is not None and prompts.is_meta else text_weights_state(weights)
+        if state is None:
             return None
-        # An address alone would be given to another tensor once this one is freed; a weak reference holds it.
-        places = tuple((StorageWeakRef(w.untyped_storage()), w.data_ptr(), w._version, w.dtype) for w in weights)
-        samples = [w.detach().flatten()[:: max(1, w.numel() // SAMPLES_PER_WEIGHT)].float().sum() for w in weights]
-        samples = torch.stack(samples).cpu().numpy().tobytes()
         prompt_values = None if prompts is None else prompts.float().cpu().numpy().tobytes()
         names = (str(self.config.class_token_ids), str(self.config.prompt_class_ids))
-        return *names, places, samples, prompt_values, torch.is_autocast_enabled(self._input_device.type)
+        return *names, *state, prompt_values, torch.is_autocast_enabled(self._input_device.type)
 
     def seen_class_mask(self, class_names: Sequence[str] | Classes) -> Tensor | None:
         """Tell by name which classes trained with masks, for the argument `seen_class_mask` of a call.
@@ -554,4 +565,4 @@ class LDVCVocabularyMixin:
         return mask if mask is None or class_index is None else mask.to(class_index.device)[class_index]
 
 
-__all__ = ["LDVCBakedVocabulary", "LDVCVocabulary", "LDVCVocabularyMixin", "text_fingerprint"]
+__all__ = ["LDVCBakedVocabulary", "LDVCVocabulary", "LDVCVocabularyMixin", "text_fingerprint", "text_weights_state"]
