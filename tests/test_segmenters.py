@@ -1,21 +1,38 @@
 """What segments by names beside LDVC: each kind is asked the same, and CLIPSeg gives the library's own logits."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import IMAGE_SIZE, build_tokenizer
+from PIL import Image
 from transformers import (
     CLIPSegConfig,
     CLIPSegForImageSegmentation,
     CLIPSegProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    SiglipConfig,
+    ViTConfig,
     ViTImageProcessor,
     pipeline,
 )
 
 import ldvc as package
+from ldvc.app.doctor import check_itself
+from ldvc.app.explain import cross_attention_maps, describe, draw_routing, explain_pixel
+from ldvc.data.vocabularies import WORD_LISTS, find_list
+from ldvc.export import write_sizes, write_vocabulary
 from ldvc.loading import find_kind, load
 from ldvc.model.inference_ldvc import InferenceSettings, encode_classes, prepare_picture, segment, segment_batch
+from ldvc.model.segmenter_ldvc import BACKGROUND, Rivals, read_rivals
 from ldvc.segmenters.clipseg import CLIPSegSegmenter
+from ldvc.segmenters.exported import ExportedSegmenter, ExportedSizes
 
 
 KINDS = ["ldvc", "clip", "clipseg"]
@@ -287,3 +304,381 @@ def test_a_pipeline_refuses_a_model_that_cannot_segment_by_names(library, clipse
     processor = CLIPSegProcessor.from_pretrained(clipseg_folder)
     with pytest.raises(ValueError, match=r"CLIPSegForImageSegmentation cannot segment by names; .* ldvc.load"):
         pipeline("zero-shot-image-segmentation", model=library, processor=processor, device="cpu")
+
+
+# ---- what competes
+
+
+def test_negative_labels_compete_and_come_back_as_other(loaded, picture):
+    for kind in KINDS:
+        model, processor = loaded[kind]
+        everything = segment(model, processor, picture, [*NAMES, "sky", "grass"], return_scores=True)
+        found = segment(
+            model, processor, picture, NAMES, negative_labels=["sky", "grass"], return_scores=True, top_k=5
+        )
+        assert found.class_names == [*NAMES, "other"]
+        assert torch.equal(found.label_map, everything.label_map.clamp(max=3)), kind
+        torch.testing.assert_close(found.scores, everything.scores[:3])
+        assert len(found.top_ids) == 3, "negative labels are never among the best classes"
+
+
+def test_a_background_of_words_is_one_class_and_leaves_out_what_is_named(loaded, picture):
+    model, processor = loaded["clipseg"]
+    words = ["sky", "grass", "Dog"]
+    found = segment(model, processor, picture, NAMES, background=words, return_scores=True, top_k=4)
+    assert found.class_names == [*NAMES, BACKGROUND]
+    everything = segment(model, processor, picture, [*NAMES, "sky", "grass"], return_scores=True)
+    assert torch.equal(found.label_map, everything.label_map.clamp(max=3))
+    torch.testing.assert_close(found.scores[3], everything.scores[3:].amax(0))
+    assert torch.equal(found.top_ids[0], found.label_map)
+
+
+def test_rivals_are_the_same_by_windows_with_embeddings_and_in_the_pipeline(loaded, picture):
+    model, processor = loaded["clip"]
+    options = {"negative_labels": ["sky"], "background": ["grass", "photo"]}
+    found = segment(model, processor, picture, NAMES, threshold={"dog": 0.5}, **options)
+    assert found.class_names == [*NAMES, BACKGROUND, "other"]
+    _, embeds = encode_classes(model, processor, [*NAMES, "grass", "photo", "sky"])
+    again = segment(model, processor, picture, NAMES, class_embeds=embeds, threshold={"dog": 0.5}, **options)
+    assert torch.equal(found.label_map, again.label_map)
+    segmenter = pipeline("zero-shot-image-segmentation", model=model, processor=processor, device="cpu")
+    for windows in ({}, {"window": 24}):
+        settings = InferenceSettings(0, 24) if windows else None
+        label_map = segment(model, processor, picture, NAMES, settings=settings, **options).label_map.numpy()
+        masks = segmenter(picture, candidate_labels=NAMES, **options, **windows)
+        assert "other" not in {mask["label"] for mask in masks}
+        inside = {mask["label"]: np.asarray(mask["mask"]) == 255 for mask in masks}
+        for index, name in enumerate([*NAMES, BACKGROUND]):
+            assert np.array_equal(inside.get(name, np.zeros_like(label_map, bool)), label_map == index)
+    limits = {"cat": 0.5}
+    first = segmenter(picture, candidate_labels=NAMES, negative_labels="sky, grass", threshold=limits)
+    assert {mask["label"] for mask in first} <= set(NAMES)
+
+
+def test_rivals_of_the_default_vocabulary_stand_beside_its_embeddings(loaded, picture):
+    model, processor = loaded["ldvc"]
+    named = segment(model, processor, picture, NAMES, negative_labels={"sky": ["sky", "heaven"]})
+    own = segment(model, processor, picture, negative_labels={"sky": ["sky", "heaven"]})
+    assert own.class_names == [*NAMES, "other"]
+    assert torch.equal(named.label_map, own.label_map)
+    segmenter = pipeline("zero-shot-image-segmentation", model=model, processor=processor, device="cpu")
+    masks = segmenter(picture, negative_labels={"sky": ["sky", "heaven"]})
+    assert {mask["label"] for mask in masks} == {NAMES[index] for index in own.label_map.unique() if index < 3}
+
+
+def test_the_offset_of_seen_classes_lowers_rivals_that_trained_with_masks(make_model, tiny_processor, picture):
+    model = make_model(seen_classes=["cat", "sky"], seen_score_offset=0.9)
+    plain = make_model()
+    lowered = segment(model, tiny_processor, picture, ["cat", "dog"], negative_labels=["sky"], return_scores=True)
+    as_is = segment(plain, tiny_processor, picture, ["cat", "dog", "sky"], return_scores=True)
+    torch.testing.assert_close(lowered.scores[0], as_is.scores[0] - 0.9)
+    torch.testing.assert_close(lowered.scores[1], as_is.scores[1])
+    assert not (lowered.label_map == 2).any(), "sky lost 0.9"
+
+
+BAD_RIVALS = [
+    ({"negative_labels": ["cat"]}, "'cat' is a class of this call and a negative label too; a word is one of them"),
+    ({"negative_labels": ["Cat"]}, "'Cat' is given twice"),
+    ({"negative_labels": []}, "empty"),
+    ({"background": ["CAT", "dog"]}, "every word of the background is named in this call by itself"),
+    ({"background": ["sky", "sky"]}, "'sky' is given twice"),
+    ({"background": ["sky"], "negative_labels": ["background"]}, "'background' is named in this call"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_RIVALS, ids=str)
+def test_rivals_that_contradict_the_classes_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        read_rivals({"cat": "cat", "dog": ["dog", "puppy"]}, **options)
+
+
+def test_channels_of_rivals_follow_those_of_the_classes():
+    assert read_rivals(["a", "b"]) == Rivals({})
+    assert Rivals({}).class_ids(2) is None
+    rivals = read_rivals(["a", "b"], ["x", "y"], ["p", "q", "r"])
+    assert list(rivals.words) == ["p", "q", "r", "x", "y"]
+    assert rivals.class_ids(2).tolist() == [0, 1, 2, 2, 2, -1, -1]
+    assert (rivals.names(["a", "b"]), rivals.has_other) == (["a", "b", BACKGROUND], True)
+
+
+# ---- explanations
+
+
+@pytest.mark.parametrize("kind", ["clip", "clipseg"])
+def test_a_pixel_of_another_kind_is_explained_without_routes(loaded, picture, kind):
+    model, processor = loaded[kind]
+    explanation = explain_pixel(model, processor, picture, NAMES, (20, 30))
+    found = segment(model, processor, picture, NAMES, top_k=3)
+    assert [best.name for best in explanation.top_classes] == [NAMES[index] for index in found.top_ids[:, 20, 30]]
+    assert explanation.top_classes[0].probability == pytest.approx(found.top_scores[0, 20, 30].item(), abs=1e-4)
+    assert explanation.region.top <= 20 < explanation.region.bottom
+    reason = f"{type(model).__name__} has none of LDVC's decoder layers"
+    assert reason in describe(explanation)
+    with pytest.raises(ValueError, match=f"there are no routes to draw: {reason}"):
+        draw_routing(picture, explanation)
+    with pytest.raises(ValueError, match=f"{reason}, so no cross-attention"):
+        cross_attention_maps(model, processor, picture, NAMES)
+
+
+# ---- exported programs
+
+
+class FakeProgram:
+    """Stands for a program's runtime: the logits of the model that it was exported from."""
+
+    def __init__(self, folder):
+        self.sizes = ExportedSizes(**json.loads(Path(folder, "ldvc_export.json").read_text()))
+
+    def __call__(self, pixel_values, class_embeds):
+        self.sizes.check(pixel_values, class_embeds)
+        return self.model(pixel_values=pixel_values, class_embeds=class_embeds).logits
+
+
+@pytest.fixture
+def exported(checkpoint, tmp_path, monkeypatch):
+    """Return a folder as `ldvc export` writes it; its program is the checkpoint itself."""
+    model, processor = load(checkpoint, "cpu")
+    write_sizes(model.config, tmp_path, "onnx", "model.onnx")
+    write_vocabulary(model, processor, tmp_path)
+    processor.save_pretrained(tmp_path)
+    monkeypatch.setattr(FakeProgram, "model", model, raising=False)
+    monkeypatch.setattr("ldvc.segmenters.exported.ExportedLDVC", FakeProgram)
+    return tmp_path
+
+
+def test_an_exported_program_answers_for_its_own_names_as_its_checkpoint(exported, checkpoint, picture):
+    model, processor = load(exported)
+    assert isinstance(model, ExportedSegmenter)
+    expected = segment(*load(checkpoint, "cpu"), picture)
+    found = segment(model, processor, picture)
+    assert found.class_names == expected.class_names == NAMES
+    assert torch.equal(found.label_map, expected.label_map)
+    segmenter = pipeline("zero-shot-image-segmentation", model=model, processor=processor, device="cpu")
+    assert {mask["label"] for mask in segmenter(picture)} == {NAMES[index] for index in found.label_map.unique()}
+
+
+def test_what_an_exported_program_cannot_do_is_said_in_a_line(exported, picture):
+    model, processor = load(exported)
+    with pytest.raises(ValueError, match="no text tower"):
+        segment(model, processor, picture, ["cat"])
+    with pytest.raises(ValueError, match=r"an exported program has no text tower; give `class_embeds`"):
+        model.get_class_embeds(torch.ones(1, 4))
+    with pytest.raises(ValueError, match="multiples of 16"):
+        segment(model, processor, picture, settings=InferenceSettings(0, 0))
+    with pytest.raises(ValueError, match="it runs on the CPU, in the numbers it was written in"):
+        load(exported, dtype="bfloat16")
+    with pytest.raises(ValueError, match="is an exported program, which has no setting 'method'"):
+        load(exported, method="value")
+
+
+# ---- through the command
+
+
+@pytest.fixture
+def picture_file(picture, tmp_path):
+    picture.save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def read_map(folder):
+    return np.asarray(Image.open(folder / "picture.png"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_command_segments_with_every_kind(ldvc, folders, loaded, picture, picture_file, tmp_path, kind):
+    call = ["segment", picture_file, "-m", folders[kind], "-o", tmp_path / "out", "-f", "png", "--device", "cpu"]
+    done = ldvc(*call, "-l", "cat, dog|puppy, sofa", "--not", "sky", "--background", "grass, dog")
+    assert done.exit_code == 0, done.output
+    classes = {"cat": ["cat"], "dog": ["dog", "puppy"], "sofa": ["sofa"]}
+    expected = segment(*loaded[kind], picture, classes, negative_labels=["sky"], background=["grass", "dog"])
+    assert np.array_equal(read_map(tmp_path / "out"), expected.label_map.numpy())
+    names = json.loads((tmp_path / "out" / "names.json").read_text())
+    assert list(names["names"].values()) == [*NAMES, BACKGROUND, "other"]
+    assert names["negative_labels"] == {"sky": ["sky"]}
+    assert names["background"] == ["grass", "dog"]
+
+
+def test_names_of_vocabularies_stand_for_their_classes(ldvc, clip_folder, picture_file, tmp_path):
+    call = ["segment", picture_file, "-m", clip_folder, "-o", tmp_path / "out", "-f", "png"]
+    assert ldvc(*call, "-l", "voc2012", "--background", "stuff", "--method", "value").exit_code == 0
+    names = json.loads((tmp_path / "out" / "names.json").read_text())
+    assert list(names["names"].values()) == [*find_list("voc2012"), BACKGROUND]
+    assert names["background"] == list(WORD_LISTS["stuff"])
+    assert names["settings"] == {"method": "value"}
+    checked = json.loads(ldvc("labels", "check", "voc2012", "-m", clip_folder, "--json").stdout)
+    assert checked["labels"] == list(find_list("voc2012"))
+
+
+def test_results_of_another_method_are_not_taken_for_those_of_this_one(ldvc, clip_folder, picture_file, tmp_path):
+    call = ["segment", picture_file, "-m", clip_folder, "-o", tmp_path / "out", "-f", "png", "-l", "cat, dog"]
+    assert ldvc(*call, "--method", "value").exit_code == 0
+    assert ldvc(*call, "--method", "tokens", "--skip-existing").exit_code == 2
+
+
+@pytest.mark.parametrize("kind", ["clip", "clipseg"])
+def test_labels_bench_and_doctor_take_every_kind(ldvc, folders, kind):
+    done = ldvc("labels", "check", "cat, dog, sofa", "-m", folders[kind])
+    assert done.exit_code == 0, done.output
+    assert "| cosine |" in done.stdout
+    values = [float(cell) for line in done.stdout.splitlines() for cell in line.split("|")[2:5] if "1.00" in line]
+    assert max(values) == 1.0, "cosines, whatever the length of the embeddings"
+    done = ldvc("bench", "-m", folders[kind], "--classes", "2", "--batches", "1", "--repeats", "1", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert not [check for check in check_itself(folders[kind]) if check.is_failure]
+
+
+def test_bench_says_that_a_program_has_no_tower(ldvc, exported):
+    done = ldvc("bench", "-m", exported, "--classes", "2", "--batches", "1", "--repeats", "1")
+    assert done.exit_code == 2
+    assert "no vision tower of its own" in done.stderr
+
+
+NEGATIONS = ["person without helmet", "no entry sign", "NOT a cat", "non-smoker", "everything except sky"]
+
+
+@pytest.mark.parametrize("label", NEGATIONS)
+def test_the_label_check_warns_of_negations(ldvc, checkpoint, label):
+    found = json.loads(ldvc("labels", "check", label, "-m", checkpoint, "--json").stdout)["findings"]
+    (finding,) = [finding for finding in found if finding["kind"] == "negation"]
+    assert finding["level"] == "warning"
+    assert "which CLIP reads past" in finding["message"]
+    assert "--not" in finding["message"]
+
+
+@pytest.mark.parametrize("label", ["notebook", "nothing", "snow", "piano", "canon"])
+def test_words_that_only_look_like_negations_are_left_alone(ldvc, checkpoint, label):
+    found = json.loads(ldvc("labels", "check", label, "-m", checkpoint, "--json").stdout)["findings"]
+    assert not [finding for finding in found if finding["kind"] == "negation"]
+
+
+# ---- what cannot be used is one line
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory, clip_folder, clipseg_folder):
+    """Return folders that cannot segment by names."""
+    folder = tmp_path_factory.mktemp("strangers")
+    SiglipConfig().save_pretrained(folder / "siglip")
+    ViTConfig().save_pretrained(folder / "vit")
+    (folder / "bert").mkdir()
+    (folder / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    tiny = CLIPVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1)
+    CLIPVisionModel(tiny).save_pretrained(folder / "tower")
+    for source, name in ((clip_folder, "no_tokenizer"), (clipseg_folder, "no_weights")):
+        (folder / name).mkdir()
+        for file in source.iterdir():
+            if "token" not in file.name if name == "no_tokenizer" else file.suffix != ".safetensors":
+                (folder / name / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "mentions"),
+    [
+        ("siglip", ("it holds a 'siglip' model", "'clip'", "'clipseg'")),
+        ("vit", ("it holds a 'vit' model",)),
+        ("bert", ("it holds a 'bert' model",)),
+        ("tower", ("one of CLIP's towers alone ('clip_vision_model')", "give the whole CLIPModel")),
+        ("no_tokenizer", ("cannot be loaded", "no tokenizer", "vocab.json")),
+        ("no_weights", ("cannot be loaded",)),
+    ],
+)
+def test_a_model_that_cannot_segment_by_names_is_one_line(ldvc, strangers, picture_file, name, mentions):
+    assert_one_line(ldvc("segment", picture_file, "-m", strangers / name, "-l", "cat"), *mentions)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "mentions"),
+    [
+        ("clip", ["--method", "valeu"], ("`method` is 'valeu'", "'value'")),
+        ("clip", ["--method", "value", "--setting", "no_such_setting=3"], ("no_such_setting",)),
+        ("clip", ["--setting", "method"], ("--setting 'method' has no value", "NAME=VALUE")),
+        ("clip", ["--method", "value", "--setting", "method=tokens"], ("sets 'method' a second time",)),
+        ("clipseg", ["--method", "value"], ("is CLIPSeg, which has no setting 'method'",)),
+        ("ldvc", ["--method", "value"], ("`method` is neither a field of LDVCConfig",)),
+        ("clip", ["--seen-score-offset", "0.1"], ("seen_score_offset",)),
+        ("clip", ["--not", "cat"], ("'cat' is a class of this call and a negative label too",)),
+        ("clip", ["--background", "cat"], ("every word of the background",)),
+        ("clip", ["--not", "sky", "--other", "cat"], ("'cat' is one of the classes", "--other")),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_are_one_line(ldvc, folders, picture_file, kind, options, mentions):
+    assert_one_line(ldvc("segment", picture_file, "-m", folders[kind], "-l", "cat", *options), *mentions)
+
+
+@pytest.mark.parametrize("kind", ["clip", "clipseg"])
+def test_without_labels_a_model_without_classes_of_its_own_asks_for_them(ldvc, folders, picture_file, kind):
+    assert_one_line(ldvc("segment", picture_file, "-m", folders[kind]), "name the classes with --labels")
+    segmenter = pipeline("zero-shot-image-segmentation", model=str(folders[kind]), device="cpu")
+    with pytest.raises(ValueError, match="the call names no classes"):
+        segmenter(picture_file)
+
+
+def test_a_size_that_clipseg_cannot_take_is_named(ldvc, clipseg_folder, picture_file, tmp_path):
+    done = ldvc("segment", picture_file, "-m", clipseg_folder, "-l", "cat", "-o", tmp_path / "out", "--window", "5")
+    assert done.exit_code == 1
+    assert "is 5 x 5 pixels, less than one patch of this CLIPSeg (8)" in done.stderr
+
+
+def assert_one_line(done, *mentions):
+    assert done.exit_code == 2, done.output
+    assert done.stderr.count("\n") == 1
+    for mention in mentions:
+        assert mention in done.stderr
+
+
+# ---- by id, from a cache that the test lays out
+
+
+@pytest.fixture(scope="module")
+def hub_cache(tmp_path_factory, clip_folder, clipseg_folder):
+    """Return a cache of the Hub as a download leaves it, with a CLIP and a CLIPSeg under ids."""
+    cache, commit = tmp_path_factory.mktemp("hub"), "0" * 40
+    for name, source in (("lab--clip", clip_folder), ("lab--clipseg", clipseg_folder)):
+        snapshot = cache / f"models--{name}" / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (cache / f"models--{name}" / "refs").mkdir()
+        (cache / f"models--{name}" / "refs" / "main").write_text(commit)
+        for file in source.iterdir():
+            (snapshot / file.name).write_bytes(file.read_bytes())
+    return cache
+
+
+BY_ID = """
+import sys
+from transformers import pipeline
+import ldvc
+for name in ("lab/clip", "lab/clipseg"):
+    model, processor = ldvc.load(name, "cpu")
+    found = ldvc.segment(model, processor, sys.argv[1], ["cat", "dog"])
+    segmenter = pipeline("zero-shot-image-segmentation", model=name, device="cpu")
+    masks = segmenter(sys.argv[1], candidate_labels="cat, dog")
+    print(type(model).__name__, tuple(found.label_map.shape), sorted(mask["label"] for mask in masks) != [])
+try:
+    ldvc.load("lab/nowhere")
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_ids_are_loaded_from_the_cache_and_a_missing_one_is_one_line(hub_cache, picture_file):
+    environment = os.environ | {"HF_HUB_CACHE": str(hub_cache), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", BY_ID, str(picture_file)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "TrainingFreeCLIP (40, 56) True",
+        "CLIPSegSegmenter (40, 56) True",
+        "'lab/nowhere' is not in this machine's cache, and the Hub is not asked (HF_HUB_OFFLINE is set); fetch it "
+        "once with: hf download lab/nowhere",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "ldvc", "segment", str(picture_file), "-m", "lab/nowhere", "-l", "cat"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "'lab/nowhere' is not in this machine's cache" in done.stderr

@@ -212,7 +212,15 @@ class LDVCProcessor(ProcessorMixin):
             tokenizer: CLIP's.
             preprocessing: Content of `preprocessor_config.json`, or of the image processor's `to_dict`.
             is_clipseg: Whose they are.
+
+        Raises:
+            ValueError: If the tokenizer knows no word, which is what the library makes where there is no file of one.
         """
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise ValueError(
+                "there is no tokenizer beside the weights (tokenizer.json, or vocab.json and merges.txt), which class "
+                "names need; fetch those files too."
+            )
         size = preprocessing.get("size") if is_clipseg else preprocessing.get("crop_size")
         default, mean, std = (
             (352, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if is_clipseg else (224, CLIP_MEAN, CLIP_STD)

@@ -27,7 +27,8 @@ from ldvc.model.weights_ldvc import quiet_loading
 __all__ = ["CLIPSegImageFeatures", "CLIPSegOutput", "CLIPSegSegmenter"]
 
 PROMPTS_PER_PASS = 256  # of the text tower, so that memory does not grow with the number of names
-LABELS_PER_PASS = 8  # of the decoder: 30 MB of its widest layer at 352 x 352, which processors keep near
+LABELS_PER_PASS = 8  # of the decoder
+TOKENS_PER_PASS = 256  # of its feed-forward network: 2 MB between its two layers, which processors keep near
 
 
 @dataclass
@@ -229,6 +230,17 @@ class CLIPSegSegmenter(nn.Module):
                 own.copy_(F.pad(decoded[None], (0, right, 0, bottom), mode="replicate")[0])
         return CLIPSegOutput(logits=logits)
 
+    @staticmethod
+    def _feed_forward(mlp: nn.Module, states: Tensor) -> Tensor:
+        """The decoder's feed-forward network, in pieces: 32 times as wide as its input, it is most of the work.
+
+        Args:
+            mlp: The library's.
+            states: (num_classes, tokens, reduce_dim), as the result.
+        """
+        rows = states.flatten(0, 1).split(TOKENS_PER_PASS)
+        return torch.cat([mlp.fc2(mlp.fc1(some).relu_()) for some in rows]).view_as(states)
+
     def _logits_side(self, pixels: int) -> int:
         """Height or width of the logits that cover so many pixels: with patches of 16, so many."""
         layers = (
@@ -254,7 +266,39 @@ class CLIPSegSegmenter(nn.Module):
             states = activation[None] + states  # (1 until the text comes in, then num_classes, tokens, reduce_dim)
             if index == decoder.conditional_layer:
                 states = scale * states + shift
-            states = layer(states, attention_mask=None)
+            states = layer.layer_norm1(states + layer.self_attn(states, attention_mask=None)[0])
+            states = layer.layer_norm2(states + self._feed_forward(layer.mlp, states))
         # (num_classes, tokens, reduce_dim) -> (num_classes, reduce_dim, grid_height, grid_width), class token left out
         tokens = states[:, 1:].transpose(1, 2).unflatten(-1, grid_size)
-        return decoder.transposed_convolution(tokens).squeeze(1)
+        return self._upsample(tokens)
+
+    def _upsample(self, tokens: Tensor) -> Tensor:
+        """The decoder's transposed convolutions, whose kernels do not overlap: a matrix product per token each.
+
+        Pixels are put in their places once, at the end, where there is one number for each.
+
+        Args:
+            tokens: (num_classes, reduce_dim, grid_height, grid_width).
+
+        Returns:
+            (num_classes, height, width).
+        """
+        layers, sides = self.clipseg.decoder.transposed_convolution, []
+        if isinstance(layers, nn.Sequential):
+            tokens, layers = layers[1](layers[0](tokens)), [layers[2], layers[4]]
+        else:
+            layers = [layers]
+        # (num_classes, reduce_dim, grid_height, grid_width) -> (num_classes, grid_height, grid_width, 1, reduce_dim)
+        parts = tokens.permute(0, 2, 3, 1).unsqueeze(-2)
+        for layer in layers:
+            parts = parts.relu_() if sides else parts
+            sides.append(layer.kernel_size[0])
+            # (in, out, side, side) -> (side * side * out, in)
+            weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)
+            parts = F.linear(parts, weight, layer.bias.repeat(sides[-1] ** 2))
+            parts = parts.unflatten(-1, (sides[-1] ** 2, -1)).flatten(-3, -2)
+        # rows and columns of each step, one by one -> rows of all, columns of all
+        pixels = parts.unflatten(3, [side for side in sides for _ in range(2)]).squeeze(-1)
+        rows, columns = range(3, pixels.dim(), 2), range(4, pixels.dim(), 2)
+        pixels = pixels.permute(0, 1, *rows, 2, *columns)
+        return pixels.reshape(len(tokens), tokens.shape[2] * math.prod(sides), -1)
