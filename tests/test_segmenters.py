@@ -9,17 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGE_SIZE, build_tokenizer
+from conftest import IMAGE_SIZE, build_clipseg
 from PIL import Image
 from transformers import (
-    CLIPSegConfig,
-    CLIPSegForImageSegmentation,
     CLIPSegProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
     SiglipConfig,
     ViTConfig,
-    ViTImageProcessor,
     pipeline,
 )
 
@@ -37,42 +34,6 @@ from ldvc.segmenters.exported import ExportedSegmenter, ExportedSizes
 
 KINDS = ["ldvc", "clip", "clipseg"]
 NAMES = ["cat", "dog", "sofa"]
-SIDE = 24  # of the tiny CLIPSeg's pictures: no multiple of it is its training size
-
-
-def build_clipseg(seed=0, **fields):
-    """A random CLIPSeg of three layers per tower, two of which its decoder reads."""
-    tokenizer = build_tokenizer()
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
-    text = {**tower, "vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
-    text |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    options = {"projection_dim": 32, "reduce_dim": 16, "extract_layers": [0, 1], "decoder_intermediate_size": 48}
-    config = CLIPSegConfig(
-        text_config=text,
-        vision_config={**tower, "image_size": IMAGE_SIZE, "patch_size": 8},
-        initializer_factor=0.05,  # the decoder's published start saturates every probability
-        **{**options, **fields},
-    )
-    torch.manual_seed(seed)
-    model = CLIPSegForImageSegmentation(config).eval()
-    with torch.no_grad():  # names must matter more than rounding
-        for module in (model.clip.text_projection, model.decoder.film_mul, model.decoder.film_add):
-            module.weight.mul_(8)
-    return model
-
-
-@pytest.fixture(scope="module")
-def library():
-    return build_clipseg()
-
-
-@pytest.fixture(scope="module")
-def clipseg_folder(tmp_path_factory, library):
-    folder = tmp_path_factory.mktemp("clipseg")
-    library.save_pretrained(folder)
-    images = ViTImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=[0.4, 0.5, 0.6], image_std=[0.3] * 3)
-    CLIPSegProcessor(images, build_tokenizer()).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +60,11 @@ def prompts_of(names, tokenizer):
 
 @pytest.mark.parametrize("num_labels", [1, 2, 19])  # 19: two whole blocks and a part
 @pytest.mark.parametrize("side", [8, 16, 32, 40, 56])
-def test_clipseg_gives_the_librarys_logits(library, tokenizer, side, num_labels):
+def test_clipseg_gives_the_librarys_logits(clipseg_model, tokenizer, side, num_labels):
     names = [f"{['cat', 'dog', 'sofa', 'sky'][index % 4]} {index}" for index in range(num_labels)]
     inputs, pixels = prompts_of(names, tokenizer), torch.randn(1, 3, side, side)
-    expected = library(pixel_values=pixels.expand(num_labels, -1, -1, -1), **inputs).logits
-    logits = CLIPSegSegmenter(library)(pixel_values=pixels, **inputs).logits
+    expected = clipseg_model(pixel_values=pixels.expand(num_labels, -1, -1, -1), **inputs).logits
+    logits = CLIPSegSegmenter(clipseg_model)(pixel_values=pixels, **inputs).logits
     assert logits.shape == (1, num_labels, side, side)
     torch.testing.assert_close(logits[0], expected.view(num_labels, side, side), atol=1e-4, rtol=0)
     if num_labels > 1:
@@ -127,17 +88,17 @@ def test_every_decoder_gives_the_librarys_logits(tokenizer, fields):
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
-def test_what_the_library_leaves_out_of_a_picture_continues_its_border(library, tokenizer):
+def test_what_the_library_leaves_out_of_a_picture_continues_its_border(clipseg_model, tokenizer):
     inputs, pixels = prompts_of(["cat"], tokenizer), torch.randn(1, 3, 37, 37)
-    expected = library(pixel_values=pixels, **inputs).logits
-    logits = CLIPSegSegmenter(library)(pixel_values=pixels, **inputs).logits[0, 0]
+    expected = clipseg_model(pixel_values=pixels, **inputs).logits
+    logits = CLIPSegSegmenter(clipseg_model)(pixel_values=pixels, **inputs).logits[0, 0]
     assert logits.shape == (37, 37)
     torch.testing.assert_close(logits[:32, :32], expected.view(32, 32), atol=1e-4, rtol=0)
     assert torch.equal(logits[32:, :32], logits[31:32, :32].expand(5, -1))
 
 
-def test_a_picture_that_is_not_square_is_segmented_upright_and_turned(library, tokenizer):
-    model = CLIPSegSegmenter(library)
+def test_a_picture_that_is_not_square_is_segmented_upright_and_turned(clipseg_model, tokenizer):
+    model = CLIPSegSegmenter(clipseg_model)
     embeds = model.get_class_embeds(**prompts_of(NAMES, tokenizer))
     for size in ((16, 40), (40, 16), (21, 50)):  # 2 x 8 tokens are no square of 4 x 4, as the library takes them for
         assert model(pixel_values=torch.randn(1, 3, *size), class_embeds=embeds).logits.shape == (1, 3, *size)
@@ -145,17 +106,17 @@ def test_a_picture_that_is_not_square_is_segmented_upright_and_turned(library, t
 
 @torch.no_grad()
 def test_the_vision_tower_runs_once_for_any_number_of_labels_and_no_further_than_it_is_read(
-    library, tokenizer, monkeypatch
+    clipseg_model, tokenizer, monkeypatch
 ):
     calls = [0, 0, 0]
-    for index, layer in enumerate(library.clip.vision_model.encoder.layers):
+    for index, layer in enumerate(clipseg_model.clip.vision_model.encoder.layers):
 
         def count(module, inputs, index=index):
             calls[index] += 1
 
         monkeypatch.setattr(layer, "_forward_pre_hooks", type(layer._forward_pre_hooks)())
         layer.register_forward_pre_hook(count)
-    model = CLIPSegSegmenter(library)
+    model = CLIPSegSegmenter(clipseg_model)
     embeds = model.get_class_embeds(**prompts_of([f"cat {index}" for index in range(40)], tokenizer))
     features = model.get_image_features(torch.randn(2, 3, 32, 32))
     logits = model(image_features=features, class_embeds=embeds).logits
@@ -164,8 +125,8 @@ def test_the_vision_tower_runs_once_for_any_number_of_labels_and_no_further_than
     torch.testing.assert_close(alone[0, 0], logits[1, 7], atol=1e-4, rtol=0)
 
 
-def test_several_prompts_of_a_class_are_mixed_as_clipseg_was_trained(library, tokenizer):
-    model, inputs = CLIPSegSegmenter(library), prompts_of(["cat", "dog", "sky"], tokenizer)
+def test_several_prompts_of_a_class_are_mixed_as_clipseg_was_trained(clipseg_model, tokenizer):
+    model, inputs = CLIPSegSegmenter(clipseg_model), prompts_of(["cat", "dog", "sky"], tokenizer)
     embeds = model.get_class_embeds(**inputs)
     mixed = model.get_class_embeds(**inputs, prompt_class_ids=torch.tensor([0, 0, 1]))
     torch.testing.assert_close(mixed, torch.stack([(embeds[0] + embeds[1]) / 2, embeds[2]]))
@@ -192,10 +153,10 @@ CALLS = {
 
 
 @pytest.mark.parametrize("case", CALLS)
-def test_bad_calls_of_clipseg_are_refused(library, case):
+def test_bad_calls_of_clipseg_are_refused(clipseg_model, case):
     arguments, message = CALLS[case]
     with pytest.raises(ValueError, match=message):
-        CLIPSegSegmenter(library)(**arguments)
+        CLIPSegSegmenter(clipseg_model)(**arguments)
 
 
 # ---- one call loads any kind
@@ -300,10 +261,10 @@ def test_a_pipeline_takes_a_model_in_memory_and_keeps_its_embeddings(loaded, pic
             ]
 
 
-def test_a_pipeline_refuses_a_model_that_cannot_segment_by_names(library, clipseg_folder):
+def test_a_pipeline_refuses_a_model_that_cannot_segment_by_names(clipseg_model, clipseg_folder):
     processor = CLIPSegProcessor.from_pretrained(clipseg_folder)
     with pytest.raises(ValueError, match=r"CLIPSegForImageSegmentation cannot segment by names; .* ldvc.load"):
-        pipeline("zero-shot-image-segmentation", model=library, processor=processor, device="cpu")
+        pipeline("zero-shot-image-segmentation", model=clipseg_model, processor=processor, device="cpu")
 
 
 # ---- what competes

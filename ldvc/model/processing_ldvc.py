@@ -350,10 +350,11 @@ class LDVCProcessor(ProcessorMixin):
         other_label: int | None = None,
         return_segmentation_scores: bool = False,
         top_k: int | None = None,
+        class_ids: Tensor | None = None,
     ) -> list:
         """As [`LDVCImageProcessor.post_process_semantic_segmentation`]."""
         return self.image_processor.post_process_semantic_segmentation(
-            outputs, target_sizes, threshold, other_label, return_segmentation_scores, top_k
+            outputs, target_sizes, threshold, other_label, return_segmentation_scores, top_k, class_ids
         )
 
     @property
