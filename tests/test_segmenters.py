@@ -643,3 +643,18 @@ def test_ids_are_loaded_from_the_cache_and_a_missing_one_is_one_line(hub_cache, 
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "'lab/nowhere' is not in this machine's cache" in done.stderr
+
+
+# ---- evaluation
+
+
+def test_a_clipseg_is_scored_by_the_protocol_of_all_and_marked_as_unaudited(clipseg_folder, scenes, tmp_path, capsys):
+    from ldvc.commands.scoring import evaluate
+
+    arguments = [str(clipseg_folder), "--dataset", str(scenes), "--class_names", "[cat, dog, sofa, grass]"]
+    arguments += ["--unseen_classes", "[sofa]", "--short_side", "24", "--window", "0", "--num_images", "2"]
+    assert evaluate([*arguments, "--output", str(tmp_path / "result.json")]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["audit"]["status"] == "unaudited"
+    assert len(result["scores"]["0.0"]["per_class_iou"]) == 4
+    assert "UNAUDITED" in capsys.readouterr().out
