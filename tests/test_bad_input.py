@@ -5,13 +5,12 @@ import pickle
 import re
 import resource
 import shutil
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import png_of
 from fuzz import at_most
 from PIL import Image
 from typer.testing import CliRunner
@@ -644,15 +643,6 @@ def cut(folder, suffix):
 
 def change_json(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def png_of(width, height):
-    """A PNG of a few bytes that says it has so many pixels."""
-    content = b"\x89PNG\r\n\x1a\n"
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")):
-        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    return content
 
 
 def damaged_copy(doors, tmp_path, damage):

@@ -144,7 +144,7 @@ def test_permuted_names_move_every_unseen_name_and_no_seen_one():
 
 
 def test_groups_are_averaged_apart():
-    table = group_scores([0.1, 0.2, float("nan"), 0.6], [1, 3], {"things": [0, 1], "stuff": [2, 3]})
+    table = group_scores([0.1, 0.2, float("nan"), 0.6], [1, 3], {"things": [0, 1], "stuff": [2, 3]}, [0, 1, 3])
     assert table == {"things_seen": 0.1, "things_unseen": 0.2, "stuff_seen": None, "stuff_unseen": 0.6}
 
 

@@ -152,21 +152,21 @@ def wait_for_save(folder, rng, longest=10.0):
 def train_through_kills(commands, train_arguments, tmp_path, num_kills, max_steps):
     """Train once straight, once with kills, and compare; returns where the kills fell."""
     options = ["--max_steps", str(max_steps), "--save_every", "1", "--num_workers", "0"]
-    commands.must_end_well("train", [*train_arguments, *options, "--output_dir", tmp_path / "whole"])
+    commands.must_end_well(["train", *train_arguments, *options, "--output_dir", tmp_path / "whole"])
     rng, killed = random.Random(0), tmp_path / "killed"
-    resume = [*train_arguments, *options, "--output_dir", killed, "--resume_from_checkpoint", "latest"]
+    resume = ["train", *train_arguments, *options, "--output_dir", killed, "--resume_from_checkpoint", "latest"]
     kills = {"in a save": 0, "elsewhere": 0}
     while sum(kills.values()) < num_kills:
         in_save = sum(kills.values()) % 2 == 0
         seconds = rng.uniform(0.05, 0.9)
         wait = (lambda: wait_for_save(killed, rng)) if in_save else (lambda seconds=seconds: time.sleep(seconds))
         start = time.time()
-        code = commands.run("train", resume, wait)
+        code = commands.run(resume, wait)
         assert code in (-signal.SIGKILL, 0), commands.output.read_text()
         if code == 0:
             break  # the run was done before its last kills
         kills["in a save" if is_saving(killed, start) else "elsewhere"] += 1
-    commands.must_end_well("train", resume)
+    commands.must_end_well(resume)
     assert_same_run(tmp_path / "whole", killed)
     assert not list(killed.glob("*.part")), "nothing half-written is left beside the checkpoint"
     return kills

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import HIDE_LDVC
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -433,21 +434,9 @@ def test_a_saved_pipeline_keeps_its_processor(make_model, clip_folder, tmp_path)
     assert_same(again(PICTURES[0], candidate_labels=NAMES), pipe(PICTURES[0], candidate_labels=NAMES))
 
 
-REMOTE = """
-import json, sys
-import torch
-
-torch.set_num_threads(1)
-
-
-class NotInstalled:
-    def find_spec(self, name, path=None, target=None):
-        if path is None and name.endswith("ldvc"):
-            raise ModuleNotFoundError(f"{name} is hidden")
-
-
-sys.meta_path.insert(0, NotInstalled())
-
+REMOTE = (
+    HIDE_LDVC
+    + """
 import numpy as np
 from transformers import pipeline
 
@@ -463,6 +452,7 @@ for name, place, task in (("published", folder, None), ("again", again, "zero-sh
     pipe.save_pretrained(again)
 print(json.dumps(found))
 """
+)
 
 
 @pytest.mark.slow

@@ -19,11 +19,12 @@ from datasets import Image, load_dataset
 from scipy.io import savemat
 
 from ldvc.commands.data import prepare as main
-from ldvc.data import prepare
-from ldvc.data import samples as samples_module
-from ldvc.data.converters import find_coco_stuff, find_pascal_context, find_voc2012, voc_colours
+from ldvc.data import class_lists, prepare
+from ldvc.data.class_lists import check_label_convention
+from ldvc.data.converters import find_coco_stuff, find_pascal_context, find_voc2012
+from ldvc.data.label_maps import voc_colours
 from ldvc.data.prepare import convert_sample, write_dataset
-from ldvc.data.samples import check_label_convention, load_split, read_sample
+from ldvc.data.samples import load_split, read_sample
 from ldvc.data.vocabularies import VOCABULARIES
 
 
@@ -154,7 +155,7 @@ def test_the_official_archive_of_sbd_is_read_beside_voc(voc, tmp_path, levels_up
     assert ids_of(conversion.splits["train"]) == [*TRAIN_IDS, SBD_IDS[0]]
     sample = conversion.splits["train"][-1]
     assert sample.label_path.suffix == ".mat"
-    row, pixels = convert_sample(sample, conversion)
+    row, pixels, _ = convert_sample(sample, conversion)
     written = np.asarray(PIL.Image.open(io.BytesIO(row["label"]["bytes"])))
     expected = np.asarray(PIL.Image.open(voc / "png" / f"{SBD_IDS[0]}.png"))
     assert np.array_equal(written, expected)
@@ -468,9 +469,9 @@ def write_grey(path, ids):
 
 
 def coco_ids(seed):
-    """Some raw ids of COCO-Stuff, another selection for each seed, the last id of the list among them."""
+    """Some raw ids of COCO-Stuff, another selection for each seed, the last id of the list and 255 among them."""
     ids = np.random.default_rng(seed).choice([*RAW_COCO_IDS, 255], (6, 9))
-    ids[0, 0] = 181
+    ids[0, 0], ids[0, 1] = 181, 255
     return ids
 
 
@@ -928,22 +929,39 @@ def test_overwrite_leaves_a_folder_with_someone_elses_classes_json(voc, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("num_classes", "reduce_labels", "message"),
-    [(59, True, "reduce_labels is True, .* made for False"), (60, False, "num_classes is 60, .* made for 59")],
+    ("change", "reduce_labels", "message"),
+    [
+        (lambda names: names, True, "reduce_labels is True, .* made for False"),
+        (lambda names: [*names, "zebra"], False, "num_classes is 60, .* made for 59"),
+        (lambda names: names[:-1], False, "num_classes is 58, .* made for 59"),
+        (lambda names: ["aeroplane", *names[2:], "bag"], False, "class 1 is 'bed', there it is 'bag'"),
+    ],
 )
 def test_settings_of_another_convention_than_the_folders_are_refused(
-    context, tmp_path, num_classes, reduce_labels, message
+    context, tmp_path, change, reduce_labels, message
 ):
     convert_context(context, tmp_path / "out")
-    check_label_convention(str(tmp_path / "out"), 59, reduce_labels=False)
+    names = list(VOCABULARIES["pascal_context"].class_names)
+    check_label_convention(str(tmp_path / "out"), names, reduce_labels=False)
     with pytest.raises(ValueError, match=message):
-        check_label_convention(str(tmp_path / "out"), num_classes, reduce_labels=reduce_labels)
+        check_label_convention(str(tmp_path / "out"), change(names), reduce_labels=reduce_labels)
+
+
+def test_a_class_list_of_another_spelling_is_the_folders_own(tmp_path):
+    (tmp_path / "classes.txt").write_text("traffic_light\npottedplant\n")
+    check_label_convention(str(tmp_path), ["Traffic light", "potted-plant"], reduce_labels=False)
+    with pytest.raises(
+        ValueError, match=r"class 1 is 'plant', there it is 'pottedplant'; .* correct its classes\.txt"
+    ):
+        check_label_convention(str(tmp_path), ["traffic light", "plant"], reduce_labels=False)
+    (tmp_path / "classes.txt").write_text("traffic light\nplant\n")  # the remedy
+    check_label_convention(str(tmp_path), ["traffic light", "plant"], reduce_labels=False)
 
 
 def test_a_dataset_without_our_classes_json_has_no_convention_to_check(tmp_path):
-    (tmp_path / "classes.json").write_text('{"class_names": ["cat"]}')
+    (tmp_path / "classes.json").write_text('{"of": "another program"}')
     for dataset in (str(tmp_path), str(tmp_path / "nowhere"), "someone/dataset"):
-        check_label_convention(dataset, 7, reduce_labels=True)
+        check_label_convention(dataset, ["cat"], reduce_labels=True)
 
 
 def test_a_dataset_on_the_hub_is_asked_for_its_convention_too(tmp_path, monkeypatch):
@@ -954,9 +972,9 @@ def test_a_dataset_on_the_hub_is_asked_for_its_convention_too(tmp_path, monkeypa
         asked.append((dataset, name, repo_type, revision))
         return str(tmp_path / name)
 
-    monkeypatch.setattr(samples_module, "hf_hub_download", download)
+    monkeypatch.setattr(class_lists, "hf_hub_download", download)
     with pytest.raises(ValueError, match="reduce_labels is True, but the label maps of 'me/cats' were made for False"):
-        check_label_convention("me/cats", 2, reduce_labels=True, revision="v1")
+        check_label_convention("me/cats", ["cat", "dog"], reduce_labels=True, revision="v1")
     assert asked == [("me/cats", "classes.json", "dataset", "v1")]
 
 

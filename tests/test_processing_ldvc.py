@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # until 5.16 the other is no class
 
 from ldvc.model.image_processing_ldvc import LDVCImageProcessor, to_rgb
 from ldvc.model.modeling_ldvc import LDVCSemanticSegmenterOutput

@@ -551,7 +551,7 @@ def test_a_model_that_cannot_segment_by_names_is_one_line(ldvc, strangers, pictu
 @pytest.mark.parametrize(
     ("kind", "options", "mentions"),
     [
-        ("clip", ["--method", "valeu"], ("`method` is 'valeu'", "'value'")),
+        ("clip", ["--method", "values"], ("`method` is 'values'", "'value'")),
         ("clip", ["--method", "value", "--setting", "no_such_setting=3"], ("no_such_setting",)),
         ("clip", ["--setting", "method"], ("--setting 'method' has no value", "NAME=VALUE")),
         ("clip", ["--method", "value", "--setting", "method=tokens"], ("sets 'method' a second time",)),
@@ -648,6 +648,7 @@ def test_ids_are_loaded_from_the_cache_and_a_missing_one_is_one_line(hub_cache, 
 # ---- evaluation
 
 
+@pytest.mark.slow
 def test_a_clipseg_is_scored_by_the_protocol_of_all_and_marked_as_unaudited(clipseg_folder, scenes, tmp_path, capsys):
     from ldvc.commands.scoring import evaluate
 
@@ -658,3 +659,11 @@ def test_a_clipseg_is_scored_by_the_protocol_of_all_and_marked_as_unaudited(clip
     assert result["audit"]["status"] == "unaudited"
     assert len(result["scores"]["0.0"]["per_class_iou"]) == 4
     assert "UNAUDITED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["clip", "clipseg"])
+def test_what_is_no_ldvc_is_not_exported(folders, tmp_path, capsys, kind):
+    from ldvc.commands.export import export
+
+    assert export([str(folders[kind]), "--output", str(tmp_path / "out")]) == 2
+    assert f"is no LDVC model: it holds a '{kind}' model" in capsys.readouterr().err

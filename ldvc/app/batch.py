@@ -33,6 +33,7 @@ from ldvc.model.inference_ldvc import (
     resolve_queries,
     segment_batch,
 )
+from ldvc.model.pixels_ldvc import check_value_range
 from ldvc.model.segmenter_ldvc import read_rivals
 from ldvc.model.vocabulary_ldvc import LDVCVocabulary
 from ldvc.model.weights_ldvc import weights_fingerprint
@@ -61,6 +62,20 @@ def make_settings(short_side: int | None, window: int | None, stride: int | None
     if short_side is None and not window:
         return None
     return InferenceSettings(short_side or 0, window or 0, stride)
+
+
+def parse_value_range(text: str) -> tuple[float, float]:
+    """Read "0,4095": the values of pictures that are black and white.
+
+    Raises:
+        ValueError: If it is no such pair.
+    """
+    try:
+        return check_value_range([float(part) for part in text.split(",")])
+    except ValueError as error:
+        raise ValueError(
+            f"--value-range {text!r} is no pair of numbers, the first below the second: 0,4095."
+        ) from error
 
 
 def parse_threshold(text: str) -> tuple[float, dict[str, float]]:
@@ -137,9 +152,10 @@ class Segmenter:
         negative: Name -> synonyms of what competes and comes back as "other".
         background: Words that are one class together.
         load_settings: Of `ldvc.load`, such as the method of a CLIP without training.
+        value_range: See `parse_value_range`; `None` is what each picture says itself.
 
     Raises:
-        ValueError: If the checkpoint, the classes, the threshold or the offset cannot be used.
+        ValueError: If the checkpoint, the classes, the threshold, the range or the offset cannot be used.
     """
 
     def __init__(
@@ -158,7 +174,9 @@ class Segmenter:
         negative: dict[str, list[str]] | None = None,
         background: list[str] | None = None,
         load_settings: dict[str, Any] | None = None,
+        value_range: str | None = None,
     ):
+        self.value_range = [] if value_range is None else [parse_value_range(value_range)]
         parsed = None if threshold is None else parse_threshold(threshold)
         if other is not None and parsed is None and not negative:
             raise ValueError(f"--other {other!r} names pixels below a threshold; give --threshold too, or --not.")
@@ -183,22 +201,19 @@ class Segmenter:
         self.model_name = str(Path(model).resolve()) if Path(model).exists() else model
         if settings is not None and batch_size is not None:
             settings = replace(settings, window_batch_size=batch_size)
-        self.settings, self.classes, self.class_embeds = settings, classes, None
-        self.batch_size = batch_size or 1
-        names = default_names(self.model) if classes is None else classes
-        self.rivals = read_rivals(names, negative, background)
-        asked = resolve_queries(self.model, self.processor, classes, None, self.rivals, sys.stderr.isatty())
-        self.class_embeds, default_other = asked[1:]
-        self.names = self.rivals.names(list(names))
+        self.settings, self.classes, self.batch_size = settings, classes, batch_size or 1
         self.negative, self.background = negative, background
+        self.rivals = read_rivals(default_names(self.model) if classes is None else classes, negative, background)
+        asked = resolve_queries(self.model, self.processor, classes, None, self.rivals, sys.stderr.isatty())
+        self.named, self.class_embeds, default_other = asked
+        self.names = self.rivals.names(self.named)
         self.other = other or default_other if parsed is not None or self.rivals.has_other else None
         if self.other in self.names:
             raise ValueError(f"{self.other!r} is one of the classes; name what is none of them with --other.")
         self.thresholds: list[float] | None = None
         if parsed is not None:
-            general, single = parsed
-            check_known(single, self.names)
-            self.thresholds = [single.get(name, general) for name in self.names]
+            check_known(parsed[1], self.names)
+            self.thresholds = [parsed[1].get(name, parsed[0]) for name in self.names]
         self.threshold = None if parsed is None else {"all": parsed[0], **parsed[1]}
         self.keeps_scores, self.top_k = keeps_scores, 1 if keeps_best_scores else None
 
@@ -208,7 +223,7 @@ class Segmenter:
         Raises:
             ValueError: If the scores of so many classes would not fit into memory.
         """
-        job.image = job.picture.read(max_pixels)
+        job.image = job.picture.read(max_pixels, *self.value_range)
         size = 4 * len(self.names) * job.image.width * job.image.height
         if self.keeps_scores and size > MAX_SCORE_BYTES:
             raise ValueError(
@@ -256,7 +271,7 @@ class Segmenter:
             self.model,
             self.processor,
             pictures,
-            default_names(self.model) if self.classes is None and self.rivals.words else self.classes,
+            self.classes or self.named,
             class_embeds=self.class_embeds,
             settings=self.settings,
             threshold=self.thresholds,
@@ -294,6 +309,7 @@ class Segmenter:
         for name in ("_name_or_path", "transformers_version"):  # a checkpoint that is moved or saved anew is the same
             config.pop(name, None)
         parts = (config, self.processor.image_processor.to_json_string(), self.processor.prompt_templates)
+        parts += tuple(self.value_range)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def unseen_names(self) -> list[str]:

@@ -216,6 +216,12 @@ BatchOption = Annotated[
     int | None,
     typer.Option(min=1, help="Pictures, or windows, per call of the model; by default 1 picture, or 4 windows."),
 ]
+ValueRangeOption = Annotated[
+    str | None,
+    typer.Option(
+        help='Values that are black and white, "0,4095", in pictures of more than 8 bits.', metavar="LOW,HIGH"
+    ),
+]
 MaxPixelsOption = Annotated[int, typer.Option(min=1, help="Refuse larger pictures, which may be decompression bombs.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
 SkipOption = Annotated[bool, typer.Option("--skip-existing", help="Make only what is missing or damaged: resume.")]
@@ -248,6 +254,7 @@ def segment_command(
     stride: StrideOption = None,
     batch_size: BatchOption = None,
     device: DeviceOption = "auto",
+    value_range: ValueRangeOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     overwrite: OverwriteOption = False,
     skip_existing: SkipOption = False,
@@ -267,12 +274,10 @@ def segment_command(
     settings, share = batch.make_settings(short_side, window, stride), join_processes()
     segmenter = batch.Segmenter(
         *(model, share.device if device == "auto" and share.device else device, classes, vocabulary, settings),
-        *(threshold, other, scores, Format.COCO_RLE in formats, batch_size, seen_score_offset),
-        *(rivals, words and [word for own in words.values() for word in own], read_settings(method, setting)),
+        *(threshold, other, scores, Format.COCO_RLE in formats, batch_size, seen_score_offset, rivals),
+        *(words and [word for own in words.values() for word in own], read_settings(method, setting), value_range),
     )
-    description = segmenter.describe()
-    if dataset is not None and id_column is None:  # names are row numbers, which every split has
-        description["rows"] = describe_rows(dataset, split, dataset_config, len(found.pictures))
+    description = segmenter.describe() | describe_rows(dataset, id_column, split, dataset_config, len(found.pictures))
     folder = OutputFolder(
         output, formats, description, num_classes=len(segmenter.names), unseen_names=segmenter.unseen_names()
     )
@@ -283,10 +288,14 @@ def segment_command(
     return finish_batch(found, len(pictures), failures, folder, share)
 
 
-def describe_rows(dataset: str, split: str | None, dataset_config: str | None, num_rows: int) -> list[Any]:
-    """What numbers of rows refer to."""
+def describe_rows(
+    dataset: str | None, id_column: str | None, split: str | None, dataset_config: str | None, num_rows: int
+) -> dict[str, list[Any]]:
+    """What numbers of rows refer to, where results are named by these, which every split has."""
+    if dataset is None or id_column is not None:
+        return {}
     place = str(Path(dataset).resolve()) if Path(dataset).exists() else dataset
-    return [place, split or DATASET_DEFAULTS["--split"], dataset_config, num_rows]
+    return {"rows": [place, split or DATASET_DEFAULTS["--split"], dataset_config, num_rows]}
 
 
 def find_source(

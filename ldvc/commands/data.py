@@ -6,6 +6,8 @@ from pathlib import Path
 from ldvc.commands import end_in_one_line, make_parser
 
 
+MENDS = ("first_channel", "shown_greys", "indices", "whole_numbers", "white_is_1", "colours", "first_bands")
+MENDS += ("stored_pixels", "from_10_bits", "from_12_bits", "from_14_bits")  # those of ldvc/data/mend.py
 ARCHIVES = ("voc2012", "coco_stuff", "pascal_context")
 
 PREPARE = """\
@@ -63,7 +65,7 @@ def check(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("dataset", help="a folder, a Hub id, or 'picturebook'")
     parser.add_argument("--class_names", help='names in the order of the ids: "[cat, dog]"')
     parser.add_argument("--unseen_classes", help="those of them whose masks must not train")
-    parser.add_argument("--vocabulary", help="a class list of vocabularies.py, such as voc2012")
+    parser.add_argument("--vocabulary", help="a known class list, such as voc2012")
     parser.add_argument("--reduce_labels", action="store_true", help="label maps count from 1, 0 is background")
     parser.add_argument("--split", nargs="+", default=["train", "validation"], help="the first one trains")
     parser.add_argument("--dataset_config", help="configuration of a dataset that has several")
@@ -76,6 +78,9 @@ def check(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max_examples", type=int, default=5, help="samples named per problem; all are counted")
     parser.add_argument("--num_workers", type=int, default=2, help="threads")
     parser.add_argument("--strict", action="store_true", help="exit code 1 if there are warnings")
+    parser.add_argument("--mend", choices=MENDS, help="write the dataset anew, as a finding says; see --output")
+    parser.add_argument("--output", help="with --mend: the plain folder to make; nothing is overwritten")
+    parser.add_argument("--colours", help='with --mend colours: "{0: [0, 0, 0], 1: [220, 20, 60]}"')
     parser.add_argument("--json", help="write everything to this file too")
     arguments = parser.parse_args(argv)
 

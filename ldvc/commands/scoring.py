@@ -21,7 +21,12 @@ from the probability of seen classes, as the literature does.
 
 A checkpoint is scored under a setting (default: inductive) only if protocol.json, the audit of its training, agrees:
 same weights, classes and split, no mask of an unseen class. `--allow_protocol_mismatch` scores it all the same and
-says in the result what does not fit. A checkpoint without an audit is scored and marked "unaudited".
+says in the result what does not fit. A checkpoint without a whole audit is scored and marked "unaudited". What the
+audit covers, and what it cannot know (docs/audit.md): nothing but protocol.json changed by hand makes it say
+"matches" of weights that another protocol trained.
+
+The label maps are read before anything is scored. Classes that no labelled pixel shows are named under the table; a
+group without any, seen or unseen, has no score.
 
 With `--predictions FOLDER` the label maps stay on disk, and an evaluation that was stopped goes on from them.
 """
@@ -127,10 +132,10 @@ def forgetting_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", required=True, help="labelled pictures of the fine-tuned classes")
     parser.add_argument("--class_names", help="its names, in id order; default: classes.txt, or AFTER's")
     parser.add_argument("--unseen_classes", help="those of them that no mask trained, checked against AFTER")
-    parser.add_argument("--vocabulary", help="a class list of vocabularies.py, in place of --class_names")
+    parser.add_argument("--vocabulary", help="a known class list such as voc2012, in place of --class_names")
     parser.add_argument("--old_dataset", help="labelled pictures of the classes that BEFORE knew")
     parser.add_argument("--old_class_names", help="their names, in id order; default: classes.txt, or BEFORE's")
-    parser.add_argument("--old_vocabulary", help="a class list of vocabularies.py, in place of --old_class_names")
+    parser.add_argument("--old_vocabulary", help="a known class list such as voc2012, in place of --old_class_names")
     parser.add_argument("--absent_names", help="further names of things that no picture of either dataset shows")
     parser.add_argument("--absent_dataset", help="pictures that show nothing of all these names")
     parser.add_argument("--dataset_config", help="configuration of a dataset that has several")

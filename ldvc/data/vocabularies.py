@@ -17,6 +17,7 @@ __all__ = [
     "Vocabulary",
     "find_list",
     "get_vocabulary",
+    "letters",
     "register_vocabulary",
 ]
 
@@ -93,6 +94,11 @@ def find_list(name: str) -> tuple[str, ...] | None:
 def register_vocabulary(vocabulary: Vocabulary) -> None:
     """Make the vocabulary of a drawn world known by its name."""
     _OF_WORLDS[vocabulary.name] = vocabulary
+
+
+def letters(name: str) -> str:
+    """What a name is compared by where spelling is free: letters and digits, in lower case ("potted plant")."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _suggest(name: str, known: tuple[str, ...]) -> str:

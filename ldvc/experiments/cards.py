@@ -18,7 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ldvc.experiments.ledger import REPORTED, read_results, settings_of
 from ldvc.places import ROOT
-from ldvc.scoring.protocol import is_wholly_audited, names_trained_with_masks
+from ldvc.scoring.protocol import WEIGHTS_FIELD, names_trained_with_masks, uncovered_weights
 from ldvc.training.recipe import Recipe, read_recipe
 
 
@@ -133,7 +133,7 @@ def read_cards(folder: Path = CARDS) -> list[Card]:
 def is_of_checkpoint(run: Mapping[str, Any], recipe: Mapping[str, Any], protocol: Mapping[str, Any]) -> bool:
     """Whether a result was scored with a checkpoint's weights, trained by its recipe."""
     is_same = run["seed"] == recipe["seed"] and settings_of(run["recipe"]) == settings_of(recipe)
-    return is_same and run.get("weights_sha256") == protocol.get("weights_sha256")
+    return is_same and run.get(WEIGHTS_FIELD) == protocol.get(WEIGHTS_FIELD)
 
 
 def make_card(
@@ -329,7 +329,7 @@ def describe_training(card: Card) -> str:
     if card.protocol is not None:
         start = card.protocol.get("start")
         if start and recipe.setting != "transductive":
-            known = "" if is_wholly_audited(card.protocol) else ", of whose own training no whole audit is known"
+            known = "" if start.get("is_audited", True) else ", of whose own training no whole audit is known"
             text += f" It started from the weights of {Path(start['checkpoint']).name}{known}."
         kept = "kept" if card.protocol["keeps_setting"] else "NOT kept"
         text += (
@@ -337,6 +337,8 @@ def describe_training(card: Card) -> str:
             f"{card.protocol['unseen_mask_pixels_in_the_loss']:,} mask pixels of unseen classes in the loss; the "
             f"setting was {kept}."
         )
+        if missing := uncovered_weights(card.protocol):
+            text += f" The audit is of an older version and does not cover {' and '.join(missing)}."
     if card.result:
         text += (
             f" {card.result['trainable_parameters'] / 1e6:.2f} M parameters trained in "

@@ -15,7 +15,13 @@ from ldvc.experiments.cards import check_card, make_card, read_words, render_car
 from ldvc.experiments.ledger import differences, load_result, settings_of
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 from ldvc.places import ROOT
-from ldvc.scoring.protocol import PROTOCOL_FILE, protocol_mismatches, read_protocol, trained_weights_fingerprint
+from ldvc.scoring.protocol import (
+    PROTOCOL_FILE,
+    WEIGHTS_FIELD,
+    checkpoint_fingerprints,
+    protocol_mismatches,
+    read_protocol,
+)
 from ldvc.training.recipe import Recipe, read_recipe
 
 
@@ -58,7 +64,7 @@ def read_checkpoint(folder: Path, results: Path | None) -> tuple[Recipe, dict[st
     if changed:
         raise PublishError(f"{results} is of another run than {folder / RECIPE_FILE}: {'; '.join(changed)}.")
     protocol = read_protocol(str(folder))
-    if "weights_sha256" in result and result["weights_sha256"] != protocol.get("weights_sha256"):
+    if WEIGHTS_FIELD in result and result[WEIGHTS_FIELD] != protocol.get(WEIGHTS_FIELD):
         raise PublishError(f"{results} is of other weights than {folder / PROTOCOL_FILE}; give those of the same run.")
     return recipe, protocol, result
 
@@ -69,8 +75,8 @@ def check_audit(protocol: Mapping[str, Any], recipe: Recipe, model: LDVCForSeman
     Raises:
         PublishError: Names every mismatch.
     """
-    seen_classes, weights = model.config.seen_classes, trained_weights_fingerprint(model)
-    findings = protocol_mismatches(protocol, recipe.setting, recipe.get_vocabulary(), seen_classes, weights)
+    seen_classes, fingerprints = model.config.seen_classes, checkpoint_fingerprints(model)
+    findings = protocol_mismatches(protocol, recipe.setting, recipe.get_vocabulary(), seen_classes, fingerprints)
     if findings:
         raise PublishError(f"the checkpoint's {PROTOCOL_FILE} does not fit it: {'; '.join(findings)}; train again.")
 

@@ -26,7 +26,7 @@ FIGURE = ROOT / "assets" / "decoder_swap.png"
 SPEED_FIGURE = ROOT / "assets" / "speed.png"
 CARDS = ROOT / "model_cards"
 DOCUMENTS = (
-    *("README.md", "picturebook/README.md", "docs/experiments.md", "docs/speed.md"),
+    *("README.md", "picturebook/README.md", "docs/experiments.md", "docs/speed.md", "docs/segmenters.md"),
     "model_cards/ldvc-picturebook.md",
 )
 MARKER = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)

@@ -53,9 +53,9 @@ class Picture:
     path: Path
     name: PurePath
 
-    def read(self, max_pixels: int) -> Image.Image:
+    def read(self, max_pixels: int, value_range: Sequence[float] | None = None) -> Image.Image:
         """Decode it, under a `pixel_limit`; see `decode_picture`."""
-        return decode_picture(self.path, max_pixels)
+        return decode_picture(self.path, max_pixels, value_range)
 
 
 @dataclass
@@ -219,21 +219,24 @@ def open_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return decode_picture(path, max_pixels)
 
 
-def decode_picture(source: Path | IO[bytes], max_pixels: int) -> Image.Image:
+def decode_picture(
+    source: Path | IO[bytes], max_pixels: int, value_range: Sequence[float] | None = None
+) -> Image.Image:
     """Decode a picture under a `pixel_limit` that is set already; otherwise as `open_picture`.
 
     Args:
         source: File, or its open content.
         max_pixels: That of the limit, for the message.
+        value_range: The values that are black and white, where it has no 8 bits.
 
     Raises:
-        ValueError: If it is no picture, is damaged or over the limit.
+        ValueError: If it is no picture, is damaged or over the limit, or nothing says what its values mean.
     """
     from ldvc.model.image_processing_ldvc import to_rgb
 
     try:
         with Image.open(source) as image:
-            return to_rgb(image)
+            return to_rgb(image, value_range)
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"more than {max_pixels:,} pixels, perhaps a decompression bomb; raise --max-pixels if you trust the file."

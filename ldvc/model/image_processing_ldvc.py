@@ -9,28 +9,41 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import urlopen
 
+from .compat_ldvc import ImageBackend, SemanticSegmentationPostProcessorOutput
+
+
+# isort: split
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
     ChannelDimension,
     PILImageResampling,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real one: see compat_ldvc
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
 from .configuration_ldvc import LDVCConfig
+from .pixels_ldvc import (
+    NUMBERS_OF_CHANNELS,
+    ValueRange,
+    array_to_rgb,
+    channels_last,
+    load_pixels,
+    to_8_bits,
+    to_array,
+    to_rgb,
+)
 
 
 # Post-processing works on this many scores at a time, whatever the size of the picture.
 SCORES_PER_BLOCK = 2**22
+SORTED_FROM = 8  # best classes per pixel, from which on one sort of all takes less time than a maximum for each
 
 
 class LDVCImageProcessorKwargs(ImagesKwargs, total=False):
@@ -40,76 +53,33 @@ class LDVCImageProcessorKwargs(ImagesKwargs, total=False):
         Label maps count from 1 with 0 for background: 0 becomes `ignore_index`, every other id one less.
     ignore_index (`int`, *optional*, defaults to 255):
         The label of unlabelled pixels.
+    value_range (pair of `float`, *optional*):
+        The values that are black and white, where images are no 8 bits; what lies beyond is cut off.
     """
 
     reduce_labels: bool
     ignore_index: int
+    value_range: tuple | list | None
 
 
-def load_pixels(image: Image.Image) -> Image.Image:
-    """Read the pixels of a picture now, so that a damaged file is known by its name.
-
-    Raises:
-        ValueError: If the file behind the picture cannot be read.
-    """
-    try:
-        image.load()
-    except Exception as error:  # decoders raise nearly anything at damaged files
-        name = getattr(image, "filename", "") or "the image"
-        raise ValueError(f"{name} cannot be decoded ({error}); it is truncated or damaged, copy it again.") from error
-    return image
+def with_channel_axis(image: Any) -> Any:
+    """Give a (height, width) array its one channel, on the side where its shape leaves no doubt; others pass."""
+    if getattr(image, "ndim", 3) != 2:
+        return image
+    return image[None] if image.shape[1] not in NUMBERS_OF_CHANNELS else image[..., None]
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Bring a picture of any mode to upright 8-bit RGB.
-
-    Args:
-        image: Any PIL image: L, LA, P, RGBA, CMYK, 16-bit, float, ...
-
-    Returns:
-        A picture in mode RGB, EXIF orientation applied, transparency on white; modes of more than 8 bits are scaled by
-        the range of their format (16-bit: 65,535), not by their content.
+def check_fractions(array: np.ndarray, name: str) -> None:
+    """Check that an image that is to be normalised but not rescaled holds values from 0 to 1.
 
     Raises:
-        ValueError: If the file behind the picture cannot be read.
+        ValueError: If not.
     """
-    image = ImageOps.exif_transpose(load_pixels(image))
-    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        peak = 65535 if image.mode != "F" else (255 if values.max(initial=0) > 1 else 1)
-        image = Image.fromarray((np.clip(values / peak, 0, 1) * 255).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")  # `exif_transpose` has made a copy
-
-
-def to_8_bits_with_alpha(array: np.ndarray, input_data_format: str | ChannelDimension | None = None) -> np.ndarray:
-    """Bring the arrays that the library misreads to a form that it knows.
-
-    Args:
-        array: Any image array; 16-bit values are scaled as in `to_rgb`, and two channels, as in mode LA, become four.
-        input_data_format: Where the channels are, if known.
-    """
-    if array.dtype == np.uint16:
-        array = (array * (255 / 65535)).round().astype(np.uint8)
-    ends = (array.shape[0], array.shape[-1]) if array.ndim == 3 else ()
-    if 2 in ends and not {1, 3, 4}.intersection(ends):
-        is_first = input_data_format == ChannelDimension.FIRST or ends[-1] != 2
-        array = array.take([0, 0, 0, 1], axis=0 if is_first else -1)
-    return array
-
-
-def check_range(array: np.ndarray, index: int) -> None:
-    """Check that an image that will be divided by 255 was not divided before.
-
-    Raises:
-        ValueError: If it holds floats from 0 to 1.
-    """
-    if array.dtype.kind == "f" and array.any() and array.max() <= 1:
+    if array.min() < 0 or array.max() > 1:
         raise ValueError(
-            f"image {index} holds floats from {array.min():.3g} to {array.max():.3g}, which `do_rescale` would divide "
-            "by 255 once more; pass do_rescale=False, or values from 0 to 255."
+            f"{name} holds values from {array.min():.5g} to {array.max():.5g}, but do_rescale=False says that all lie "
+            "between 0 and 1; leave it out, pass value_range=(0, 1) in its place to cut them off, or "
+            "do_normalize=False where they are normalised already."
         )
 
 
@@ -204,6 +174,33 @@ def upsampled_rows(scores: Tensor, size: tuple[int, int]) -> Iterator[tuple[slic
         yield rows, upsampled_part(scores, size, rows, slice(0, width))
 
 
+def best_scores(block: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The highest scores of every pixel and their classes, best first; of equal scores the lower id comes first.
+
+    `topk` leaves open which of equals it takes, so that the best class would depend on how many are asked for.
+
+    Args:
+        block: (num_classes, rows, columns) floats.
+        count: 1 to num_classes.
+
+    Returns:
+        Two tensors, (count, rows, columns): scores, and int64 ids.
+    """
+    if count > SORTED_FROM:
+        scores, ids = block.sort(dim=0, descending=True, stable=True)
+        return scores[:count], ids[:count]
+    # With classes as neighbours in memory, a maximum over many of them takes a quarter of the time.
+    rest, found = block.flatten(1).T.contiguous(), []
+    if count > 1:
+        rest = rest.clamp(min=torch.finfo(rest.dtype).min)  # what was taken is lower still
+    for rank in range(count):
+        found.append(rest.max(dim=1))  # the first of equals
+        if rank < count - 1:
+            rest.scatter_(1, found[-1].indices[:, None], -torch.inf)
+    scores, ids = (torch.stack(tensors) for tensors in zip(*found, strict=True))
+    return scores.view(count, *block.shape[1:]), ids.view(count, *block.shape[1:])
+
+
 class PixelClasses:
     """Label map, best classes and scores of one picture, filled block by block from the scores of its classes.
 
@@ -276,11 +273,7 @@ class PixelClasses:
         rival = None
         if self.class_ids is not None:
             block, rival = best_channels(block, self.class_ids.to(block.device), self.num_classes)
-        if self.top_ids is None or len(self.top_ids) == 1:
-            # With classes as neighbours in memory, a maximum over many of them takes a quarter of the time.
-            best, labels = (found.view(1, *block.shape[1:]) for found in block.flatten(1).T.contiguous().max(dim=1))
-        else:
-            best, labels = block.topk(len(self.top_ids), dim=0)
+        best, labels = best_scores(block, 1 if self.top_ids is None else len(self.top_ids))
         is_other = None if rival is None else (rival > best[0]).to(self.label_map.device)
         if to_probabilities is not None and not (self.threshold is None and self.top_ids is None):
             best = to_probabilities(best)
@@ -391,7 +384,7 @@ def best_classes(scores: Tensor, size: tuple[int, int]) -> Tensor:
     return pixels.label_map
 
 
-class LDVCImageProcessor(PilBackend):
+class LDVCImageProcessor(ImageBackend):
     """Images to normalised tensors of one size, label maps beside them, and logits back to label maps.
 
     Images are resized to `size`; by default a square of 512 pixels, aspect not kept, so that an image gives the same
@@ -419,23 +412,26 @@ class LDVCImageProcessor(PilBackend):
     rescale_factor = 1 / 255
     reduce_labels = False
     ignore_index = 255
+    value_range = None
 
     def preprocess(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
         """Prepare images, and label maps beside them.
 
         Args:
-            images: An image or a list: PIL, array or tensor (channels first or last, 0-255; uint16: 0-65,535), path or
-                URL; any mode. Floats from 0 to 1 need `do_rescale=False`.
+            images: An image or a list: PIL, array or tensor (channels first or last), path or URL; any mode. Values
+                are 8 bits, whole numbers from 0 to 255 or full 16 bits; others need `value_range`, or
+                `do_rescale=False` for floats from 0 to 1.
             segmentation_maps: Label maps of the same sizes: PIL (P, L, I; not RGB) or integer arrays (height, width).
-            kwargs: `size`, `reduce_labels`, `ignore_index`, `return_tensors` and the library's usual options.
+            kwargs: `size`, `value_range`, `reduce_labels`, `ignore_index`, `return_tensors` and the library's usual
+                options.
 
         Returns:
             `pixel_values` (batch_size, 3, height, width) float32 and, with maps, `labels` (batch_size, height, width)
             int64; resized by nearest neighbour only.
 
         Raises:
-            ValueError: If a picture cannot be read or is empty, floats from 0 to 1 would be rescaled, a map is no
-                integer map or not of its image's size, or sizes differ after resizing and tensors were asked for.
+            ValueError: If a picture cannot be read or is empty, nothing says what its values mean, a map is no integer
+                map or not of its image's size, or sizes differ after resizing and tensors were asked for.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
@@ -444,36 +440,34 @@ class LDVCImageProcessor(PilBackend):
         image: Any,
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
+        do_rescale: bool | None = True,
+        value_range: ValueRange = None,
+        name: str = "the image",
         **kwargs: Any,
     ) -> np.ndarray:
-        """Bring one image to a (channels, height, width) array; PIL images of any mode become RGB.
+        """Bring one image to a (channels, height, width) array; of any mode or number of channels to 8-bit RGB.
+
+        Without `do_rescale`, arrays keep their numbers; without `do_convert_rgb`, images keep their channels.
 
         Raises:
-            ValueError: If the image is damaged, empty or not finite, or its channels cannot be told.
+            ValueError: If the image is damaged, empty or not finite, or its channels or its range cannot be told.
         """
-        if isinstance(image, np.ndarray) and image.dtype.kind not in "biuf":
-            raise ValueError(f"an image is an array of {image.dtype}; pass numbers, such as uint8 from 0 to 255.")
         if isinstance(image, Image.Image):
-            image = to_rgb(image) if do_convert_rgb else load_pixels(image)
-        elif do_convert_rgb and isinstance(image, (np.ndarray, Tensor)):
-            image = to_8_bits_with_alpha(np.asarray(image), input_data_format)
-        try:
-            array = super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
-        except ValueError as error:
-            shape = tuple(getattr(image, "shape", ()))
-            raise ValueError(
-                f"an image of shape {shape} cannot be read ({error}); pass a PIL image or an array of 1, 3 or 4 "
-                "channels on its first or last axis."
-            ) from error
+            image = to_rgb(image, value_range) if do_convert_rgb else load_pixels(image)
+            array = np.asarray(image)
+            array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+        elif do_convert_rgb and do_rescale:
+            array = np.moveaxis(np.asarray(array_to_rgb(image, input_data_format, value_range, name)), -1, 0)
+        else:
+            array = np.moveaxis(channels_last(to_array(image), input_data_format), -1, 0)
+            if do_convert_rgb and len(array) != 3:
+                if len(array) != 1:
+                    raise ValueError(
+                        f"{name} has {len(array)} channels; without `do_rescale`, pass 3 of RGB or 1 of grey."
+                    )
+                array = array.repeat(3, axis=0)
         if 0 in array.shape:
             raise ValueError(f"an image has shape {array.shape}; it needs at least one pixel.")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError("an image holds NaN or infinite pixels; clean it first.")
-        if do_convert_rgb and len(array) != 3:
-            raise ValueError(
-                f"an image of shape {tuple(image.shape)} has {len(array)} channels by `input_data_format` "
-                f"{str(input_data_format)!r}; leave that out, or name the axis that has 1, 3 or 4."
-            )
         return array
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list:
@@ -485,7 +479,7 @@ class LDVCImageProcessor(PilBackend):
         images = self.fetch_images(images)
         if expected_ndims == 3:
             is_list = isinstance(images, (list, tuple))
-            images = [x[None] if getattr(x, "ndim", 3) == 2 else x for x in (images if is_list else [images])]
+            images = [with_channel_axis(image) for image in (images if is_list else [images])]
             images = images if is_list else images[0]
         try:
             return super()._prepare_images_structure(images, expected_ndims)
@@ -495,25 +489,36 @@ class LDVCImageProcessor(PilBackend):
                 f"a {kind} is no image; give PIL images, arrays, tensors, paths or URLs, alone or in a list."
             ) from error
 
-    def load_rgb(self, image: Any, timeout: float | None = None) -> Image.Image:
-        """Open one picture of any kind that a call takes, as upright 8-bit RGB; floats of 0 to 255 are rounded.
+    def load_rgb(
+        self,
+        image: Any,
+        timeout: float | None = None,
+        value_range: ValueRange = None,
+        input_data_format: str | ChannelDimension | None = None,
+    ) -> Image.Image:
+        """Open one picture of any kind that a call takes, as upright 8-bit RGB.
 
         Args:
             image: PIL image, array or tensor, path or URL.
             timeout: Seconds to wait for a URL; `None` waits for ever.
+            value_range: The values that are black and white, where they are not known; `None` is the processor's own.
+            input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape does not say it.
 
         Raises:
             ValueError: If it cannot be read as one picture.
         """
+        value_range = self.value_range if value_range is None else value_range
         image = self.fetch_images(image, timeout)
         if isinstance(image, Image.Image):
-            return to_rgb(image)
-        arrays = self._prepare_image_like_inputs(images=image, do_convert_rgb=True, input_data_format=None)
-        if len(arrays) != 1:
-            raise ValueError(f"there are {len(arrays)} pictures where one is expected; give them one at a time.")
-        check_range(arrays[0], 0)
-        pixels = np.clip(arrays[0].round(), 0, 255).astype(np.uint8)
-        return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))  # channels first -> last
+            return to_rgb(image, value_range)
+        images = self._prepare_images_structure(image)
+        if len(images) != 1:
+            raise ValueError(f"there are {len(images)} pictures where one is expected; give them one at a time.")
+        return array_to_rgb(images[0], input_data_format or self.input_data_format, value_range)
+
+    def prepare_rgb(self, picture: Image.Image) -> Tensor:
+        """The (3, height, width) `pixel_values` of what `load_rgb` gives; its range has been dealt with."""
+        return self(picture, value_range=(0, 255), return_tensors="pt")["pixel_values"][0]
 
     def fetch_images(self, image_url_or_urls: Any, timeout: float | None = None) -> Any:
         """Open paths and URLs, in the file's own mode, so that palette label maps keep their ids.
@@ -550,17 +555,23 @@ class LDVCImageProcessor(PilBackend):
         """Resize and normalise images; resize label maps by nearest neighbour.
 
         Raises:
-            ValueError: If there are no images, floats from 0 to 1 would be rescaled, or sizes differ and a tensor was
+            ValueError: If there are no images, nothing says what their values mean, or sizes differ and a tensor was
                 asked for.
         """
-        images = self._prepare_image_like_inputs(
-            images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format
-        )
+        value_range, do_rescale = kwargs.pop("value_range"), kwargs.get("do_rescale")
+        if value_range is not None and not do_rescale:
+            raise ValueError("`value_range` and `do_rescale=False` both say what values mean; give one of them.")
+        images = [
+            self.process_image(image, do_convert_rgb, input_data_format, do_rescale, value_range, f"image {index}")
+            for index, image in enumerate(self._prepare_images_structure(images))
+        ]
         if not images:
             raise ValueError("`images` is an empty list; give at least one image.")
-        if kwargs.get("do_rescale"):
-            for index, array in enumerate(images):
-                check_range(array, index)
+        for index, array in enumerate(images):
+            if do_rescale:
+                images[index] = to_8_bits(array, value_range if not do_convert_rgb else None, f"image {index}")
+            elif kwargs.get("do_normalize"):
+                check_fractions(array, f"image {index}")
         reduce_labels, ignore_index = kwargs.pop("reduce_labels"), kwargs.pop("ignore_index")
         pixel_values = self._preprocess(images, return_tensors=None, **kwargs)["pixel_values"]
         sizes = {array.shape[1:] for array in pixel_values}

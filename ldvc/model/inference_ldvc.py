@@ -30,8 +30,20 @@ from .image_processing_ldvc import (
     to_rgb,
     upsampled_part,
 )
+from .pixels_ldvc import ValueRange
 from .processing_ldvc import LDVCProcessor, read_classes
-from .segmenter_ldvc import Rivals, Segmenter, ask, own_names, read_rivals, seen_queries
+from .segmenter_ldvc import (
+    Rivals,
+    Segmenter,
+    ask,
+    check_eval_mode,
+    check_text_tower,
+    compute_device,
+    default_vocabulary,
+    own_names,
+    read_rivals,
+    seen_queries,
+)
 
 
 # Class names go through the text tower this many at a time, so that memory does not grow with their number.
@@ -387,35 +399,6 @@ def encode_classes(
     return names, torch.cat(embeds)
 
 
-def check_eval_mode(model: nn.Module) -> None:
-    """Check that a model gives the same answer twice.
-
-    Raises:
-        ValueError: If it is in training mode.
-    """
-    if model.training:
-        raise ValueError("the model is in training mode, in which dropout changes its answers; call model.eval().")
-
-
-def check_text_tower(model: nn.Module) -> None:
-    """Check that a model can encode names.
-
-    Raises:
-        ValueError: If its vocabulary is baked in.
-    """
-    if getattr(model, "baked_vocabulary", None) is not None:
-        raise ValueError(
-            "the call names classes, but this checkpoint has a baked vocabulary and no text tower for them; leave "
-            "the names out, or load the checkpoint it was baked from."
-        )
-
-
-def compute_device(model: nn.Module) -> torch.device:
-    """Where inputs are made; under offload, where a model's own `device` is "meta", the CPU."""
-    first = next(model.parameters(), None)  # an exported program has none
-    return torch.device("cpu") if first is None or first.is_meta else first.device
-
-
 def threshold_per_class(threshold: Threshold, class_names: Sequence[str]) -> float | Sequence[float] | Tensor | None:
     """Bring a dict of thresholds to (num_classes,) in order; classes that it does not name get 0. Others pass.
 
@@ -438,11 +421,10 @@ def resolve_classes(
     class_names: ClassNames,
     class_embeds: Tensor | None,
     show_progress: bool = False,
-) -> tuple[list[str], Tensor | None, str]:
-    """Turn the classes of a call into names, embeddings and the name of "other".
+) -> tuple[list[str], Tensor, str]:
+    """Turn the classes of a call into names, (num_classes, projection_dim) embeddings and the name of "other".
 
-    The embeddings, (num_classes, projection_dim), are `None` for the model's default vocabulary, of which the model
-    takes care itself.
+    All three are of one moment: the default vocabulary of a model may be another before the answer is there.
 
     Raises:
         ValueError: If there are neither names nor a default vocabulary, or names and embeddings do not fit.
@@ -450,13 +432,8 @@ def resolve_classes(
     if class_names is None and class_embeds is not None:
         raise ValueError("`class_embeds` came without `class_names`; give both, in the same order.")
     if class_names is None:
-        names = own_names(model)
-        if not names:
-            raise ValueError(
-                "the call names no classes and the model has no default vocabulary; pass `class_names` (to a pipeline "
-                "`candidate_labels`), or call model.set_vocabulary(class_names, processor) first."
-            )
-        return names, None, model.config.other_label or "other"
+        vocabulary = default_vocabulary(model)
+        return list(vocabulary.class_names), model.vocabulary_embeds(vocabulary), vocabulary.other_label or "other"
     if class_embeds is None:
         return *encode_classes(model, processor, class_names, show_progress), "other"
     names = list(read_classes(class_names))
@@ -482,7 +459,7 @@ def resolve_queries(
     names, own, other = resolve_classes(model, processor, class_names, own, show_progress)
     if class_embeds is None:
         others = encode_classes(model, processor, rivals.words, show_progress)[1]
-        class_embeds = torch.cat([model._default_class_embeds() if own is None else own, others])
+        class_embeds = torch.cat([own, others])
     return names, class_embeds, other
 
 
@@ -501,7 +478,11 @@ class PreparedPicture:
 
 
 def prepare_picture(
-    processor: LDVCProcessor, image: Any, settings: InferenceSettings | None = None
+    processor: LDVCProcessor,
+    image: Any,
+    settings: InferenceSettings | None = None,
+    value_range: ValueRange = None,
+    input_data_format: str | None = None,
 ) -> PreparedPicture:
     """Open and resize a picture: what of `segment` needs no model, to be done in another thread, for example.
 
@@ -509,15 +490,17 @@ def prepare_picture(
         processor: The model's [`LDVCProcessor`].
         image: What the image processor opens: PIL image, array, tensor, path or URL.
         settings: As for `segment`.
+        value_range: As for `segment`.
+        input_data_format: As for `segment`.
 
     Raises:
-        ValueError: If the picture cannot be read.
+        ValueError: If the picture cannot be read, or nothing says what its values mean.
     """
-    picture = processor.image_processor.load_rgb(image)
+    picture = processor.image_processor.load_rgb(image, None, value_range, input_data_format)
     size = (picture.height, picture.width)
     if settings is not None:
         return PreparedPicture(size, resize_short_side(picture, settings.short_side))
-    return PreparedPicture(size, processor.image_processor(picture, return_tensors="pt")["pixel_values"][0])
+    return PreparedPicture(size, processor.image_processor.prepare_rgb(picture))
 
 
 def open_windows(
@@ -574,20 +557,18 @@ def segment(
     show_progress: bool = False,
     negative_labels: ClassNames = None,
     background: Sequence[str] | None = None,
+    value_range: ValueRange = None,
+    input_data_format: str | None = None,
 ) -> Segmentation:
-    """Label every pixel of one picture of any size.
-
-    Memory is bounded by the window and the results, not by the picture, unless a `short_side` resizes it.
+    """Label every pixel of one picture of any size; memory is bounded by the window, unless a `short_side` resizes it.
 
     Args:
         model: Any [`Segmenter`] in eval mode: LDVC, or what `ldvc.load` gives.
         processor: Its [`LDVCProcessor`].
         image: What the image processor opens: PIL image, array, tensor, path or URL.
         class_names: List of names, or dict of synonyms; `None` is the model's default vocabulary.
-        class_embeds: (num_classes, projection_dim) from `encode_classes` for `class_names`, then for the words of the
-            background and for negative labels, see `read_rivals`.
-        settings: Size and sliding windows, whose probabilities are averaged where they overlap; `None` takes the whole
-            picture at the processor's own size.
+        class_embeds: (num_channels, projection_dim) for the classes, then words of the background, negative labels.
+        settings: Size and sliding windows, averaged where they overlap; `None`: whole, at the processor's own size.
         threshold: A probability, or one per class: a list in order, or a dict by name, 0 where left out. Pixels whose
             best class is below its threshold become "other", id `num_classes`; none becomes another class.
         other_label: Name of "other"; `None` is that of the default vocabulary, or "other".
@@ -596,17 +577,20 @@ def segment(
         show_progress: Draw progress bars over class names and windows.
         negative_labels: Names, or names and synonyms, that compete and are not returned: their pixels are "other".
         background: Words that are one class together, "background", behind the others; its score is its best word's.
+        value_range: The values of the picture that are black and white, where it has no 8 bits.
+        input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape does not say it.
 
     Returns:
         The [`Segmentation`].
 
     Raises:
-        ValueError: If the picture cannot be read, names are bad or missing, the threshold is no probability, "other"
-            is a class, or the model is in training mode.
+        ValueError: If the picture cannot be read, nothing says what its values mean, names are bad or missing, the
+            threshold is no probability, "other" is a class, or the model is in training mode.
     """
     check_eval_mode(model)
     (found,) = segment_batch(
-        *(model, processor, [prepare_picture(processor, image, settings)], class_names),
+        *(model, processor, [prepare_picture(processor, image, settings, value_range, input_data_format)]),
+        class_names,
         class_embeds=class_embeds,
         settings=settings,
         threshold=threshold,
@@ -653,7 +637,8 @@ def segment_batch(
     rivals = read_rivals(own_names(model) if class_names is None else class_names, negative_labels, background)
     asked = resolve_queries(model, processor, class_names, class_embeds, rivals, show_progress)
     names, class_embeds, default_other = asked
-    class_ids, seen = rivals.class_ids(len(names)), seen_queries(model, class_names, names, rivals)
+    classes = names if class_names is None else class_names
+    class_ids, seen = rivals.class_ids(len(names)), seen_queries(model, classes, rivals)
     names = rivals.names(names)
     threshold = threshold_per_class(threshold, names)
     other = [] if threshold is None and not rivals.has_other else [other_label or default_other]

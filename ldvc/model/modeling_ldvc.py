@@ -21,12 +21,15 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from .compat_ldvc import causal_mask
+
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForImageSegmentation, AutoModelForSemanticSegmentation
 from transformers import initialization as init
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPModel
 from transformers.utils import ModelOutput, can_return_tuple, logging
@@ -42,8 +45,11 @@ from .decoder_ldvc import (
     LDVCRouteAttention,
     LDVCSimilarity,
 )
+from .image_processing_ldvc import LDVCImageProcessor  # noqa: F401 - compat_ldvc says why
+from .inference_ldvc import Segmentation  # noqa: F401 - compat_ldvc says why
 from .loss_ldvc import loss_options, segmentation_loss
-from .pipeline_ldvc import ZeroShotImageSegmentationPipeline  # noqa: F401 - registers the task; saved with the model
+from .pipeline_ldvc import ZeroShotImageSegmentationPipeline
+from .processing_ldvc import LDVCProcessor  # noqa: F401 - compat_ldvc says why
 from .prompts_ldvc import LDVCTextAdapter, LDVCTextPrompts, LDVCVisionEmbeddings, LDVCVisionPrompts
 from .regions_ldvc import fit_to_image
 from .vocabulary_ldvc import LDVCBakedVocabulary, LDVCVocabularyMixin
@@ -210,6 +216,8 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
     ```
     """
 
+    pipeline_class = ZeroShotImageSegmentationPipeline  # what `pipeline(TASK, model=this, processor=...)` makes
+
     def __init__(self, config: LDVCConfig):
         config.validate_architecture()  # fields may have been assigned since the configuration was made
         super().__init__(config)
@@ -271,8 +279,9 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
                 model, info = cls.from_pretrained(
                     clip, config=config, output_loading_info=True, **{"dtype": torch.float32, **options}
                 )
-            check_clip_is_complete(clip, info["missing_keys"])
         model.newly_initialized = tuple(name for name in model.state_dict() if not name.startswith("clip."))
+        if not isinstance(clip, nn.Module):
+            check_clip_is_complete(clip, info["missing_keys"], model.newly_initialized)
         if model.text_prompts is not None and config.text_prompt_init == "handcrafted":
             model.initialize_text_prompts()
         return model.eval()
@@ -285,9 +294,7 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
         tokens = self.text_prompts.tokens
         tokens[0] = text_model.embeddings.token_embedding(input_ids)[0, 1:]
         hidden_states = text_model.embeddings(input_ids)
-        mask = create_causal_mask(
-            config=text_model.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
-        )
+        mask = causal_mask(text_model.config, hidden_states)
         for layer, encoder_layer in enumerate(text_model.encoder.layers):
             if 0 < layer < len(tokens):
                 tokens[layer] = hidden_states[0, 1:]
@@ -370,9 +377,7 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
         if prompts is not None:
             token_embeds = prompts(token_embeds, 0)
         hidden_states = text_model.embeddings(inputs_embeds=token_embeds)
-        mask = create_causal_mask(
-            config=text_model.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
-        )
+        mask = causal_mask(text_model.config, hidden_states)
         for layer, encoder_layer in enumerate(text_model.encoder.layers):
             if prompts is not None and 0 < layer < prompts.depth:
                 hidden_states = prompts(hidden_states, layer)
@@ -483,9 +488,13 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
         check_tensors(**classes, seen_class_mask=seen_class_mask)
         if (pixel_values is None) == (image_features is None):
             raise ValueError("give exactly one of `pixel_values` and `image_features`.")
-        embeds = self._resolve_classes(input_ids, attention_mask, prompt_class_ids, **classes)
-        if seen_class_mask is None and input_ids is None and class_embeds is None:
-            seen_class_mask = self._seen_default_classes(class_index)
+        # taken once, so that names, scores and offsets are of one vocabulary whatever another thread sets
+        vocabulary = self.default_vocabulary() if input_ids is None and class_embeds is None else None
+        embeds = self._resolve_classes(input_ids, attention_mask, prompt_class_ids, **classes, vocabulary=vocabulary)
+        if seen_class_mask is None and vocabulary is not None:
+            seen_class_mask = self.seen_class_mask(vocabulary.class_names)
+            if seen_class_mask is not None and class_index is not None:
+                seen_class_mask = seen_class_mask.to(class_index.device)[class_index]
         outputs = self._segment(pixel_values, embeds, class_mask, image_features, **kwargs)
         extras = {"class_score_offsets": self._score_offsets(outputs.logits, seen_class_mask)}
         if labels is not None:

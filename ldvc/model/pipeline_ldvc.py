@@ -6,19 +6,23 @@ list go through the model in one pass per picture, and without names the model's
 """
 
 import os
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .compat_ldvc import REQUIREMENT  # noqa: F401 - compat_ldvc says why
+
+
+# isort: split
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import AutoModelForSemanticSegmentation, CLIPProcessor, CLIPSegProcessor, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .configuration_ldvc import LDVCConfig  # noqa: F401 - compat_ldvc says why
 from .image_processing_ldvc import check_threshold
 from .inference_ldvc import (
     InferenceSettings,
@@ -27,19 +31,21 @@ from .inference_ldvc import (
     check_text_tower,
     encode_classes,
     grouped,
-    resolve_classes,
     segment,
     threshold_per_class,
 )
+from .pixels_ldvc import ValueRange
 from .processing_ldvc import LDVCProcessor, check_distinct, read_classes
-from .segmenter_ldvc import Rivals, ask, check_segmenter, own_names, read_rivals, seen_queries, text_state
+from .segmenter_ldvc import Rivals, ask, check_segmenter, default_vocabulary, read_rivals, seen_queries, text_state
+from .vocabulary_ldvc import DefaultVocabulary
 
 
 TASK = "zero-shot-image-segmentation"
+PARTS = ("tokenizer", "image_processor", "feature_extractor", "video_processor")  # what `pipeline` would hand on
 LISTS_KEPT = 8  # class embeddings of the label lists used last
 
-# Classes of a call, hashable: the name and words of each; `None` is the default vocabulary.
-Labels = tuple[tuple[str, ...], ...] | None
+# Classes of a call, hashable: the name and words of each, or the model's default vocabulary as it was then.
+Labels = tuple[tuple[str, ...], ...] | DefaultVocabulary
 
 
 @dataclass
@@ -108,7 +114,17 @@ class Rows(Dataset):
         return self.rows[index]
 
 
-def read_labels(candidate_labels: Any) -> Labels:
+class Stream(IterableDataset):
+    """A generator as a dataset of torch: until 5.13 the library reads generators to their end first."""
+
+    def __init__(self, rows: Iterable):
+        self.rows = rows
+
+    def __iter__(self) -> Iterator:
+        return iter(self.rows)
+
+
+def read_labels(candidate_labels: Any) -> Labels | None:
     """Check one list of labels.
 
     Args:
@@ -142,8 +158,10 @@ def as_labels(classes: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ..
     return tuple((name, *words) for name, words in classes.items())
 
 
-def as_classes(labels: tuple[tuple[str, ...], ...]) -> dict[str, list[str]]:
+def as_classes(labels: Labels) -> dict[str, list[str]]:
     """Name -> words of checked labels."""
+    if isinstance(labels, DefaultVocabulary):
+        return {name: [name] for name in labels.class_names}
     return {name: words for name, *words in labels}
 
 
@@ -183,7 +201,7 @@ def as_stream(images: Any) -> Any:
         return images
     if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
         return Rows(images)
-    return (image for image in images)
+    return Stream(images)
 
 
 def check_top_k(top_k: Any) -> None:
@@ -223,10 +241,20 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     _load_processor = True
     _load_image_processor = _load_tokenizer = _load_feature_extractor = _load_video_processor = False
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        self._kept_embeds: OrderedDict[tuple, Tensor] = OrderedDict()
-        self._kept_for: tuple | None = None  # the state of the text weights
-        super().__init__(*args, **kwargs)
+    def __new__(cls, model: Any = None, **kwargs: Any):
+        """The pipeline that the model's own code brings, where the task was registered by that of another folder."""
+        own = getattr(model, "pipeline_class", cls)
+        return super().__new__(cls) if issubclass(cls, own) else own(model, **kwargs)
+
+    def __init__(self, model: Any, **kwargs: Any):
+        for part in PARTS:
+            if kwargs.get(part) is not None:
+                raise ValueError(
+                    f"`{part}` is no argument of its own here but part of the processor; put it there, as in "
+                    "`LDVCProcessor(image_processor, tokenizer)`, and give `processor=`."
+                )
+        self._kept: tuple[tuple | None, dict[tuple, Tensor]] = (None, {})  # for which text weights, lists used last
+        super().__init__(model, **kwargs)
         check_segmenter(self.model)
         if isinstance(self.processor, (CLIPProcessor, CLIPSegProcessor)):  # of a checkpoint that is none of LDVC's
             settings, is_clipseg = (
@@ -241,7 +269,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts without kept embeddings: what they are kept for are places of these very weights."""
-        return {**self.__dict__, "_kept_embeds": OrderedDict(), "_kept_for": None}
+        return {**self.__dict__, "_kept": (None, {})}
 
     def __call__(self, image: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:
         """Segment one picture or many.
@@ -266,14 +294,16 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                   default.
                 - `show_progress`: Draw a progress bar over the windows of each picture.
                 - `timeout`: Seconds to wait for a URL.
+                - `value_range`: The values of the pictures that are black and white, where they have no 8 bits.
+                - `input_data_format`: `"channels_first"` or `"channels_last"`, for arrays whose shape does not say it.
                 - `batch_size`, `num_workers`: As in every pipeline.
 
         Returns:
             A list of masks for one picture, a list of lists for a list, an iterator for a generator or dataset.
 
         Raises:
-            ValueError: If a picture cannot be read, labels are empty, repeated, too long or missing, or a number is
-                out of range.
+            ValueError: If a picture cannot be read, nothing says what its values mean, labels are empty, repeated, too
+                long or missing, or a number is out of range.
             TypeError: If labels are no strings, or an option is unknown.
         """
         if are_per_image(candidate_labels):
@@ -296,11 +326,14 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         stride: int | None = None,
         short_side: int | None = None,
         show_progress: bool | None = None,
+        value_range: ValueRange = None,
+        input_data_format: str | None = None,
     ) -> tuple[dict[str, Any], ...]:
         """Sort options into those of the three steps; called at construction and by every call."""
         check_top_k(top_k)
         preprocess = {"labels": read_labels(candidate_labels), "timeout": timeout, "window": window}
         preprocess |= {"negative_labels": read_labels(negative_labels), "background": background}
+        preprocess |= {"value_range": value_range, "input_data_format": input_data_format}
         forward = {"window": window, "stride": stride, "short_side": short_side, "show_progress": show_progress}
         postprocess = {"threshold": threshold, "top_k": top_k}
         steps = (preprocess, forward, postprocess)
@@ -309,10 +342,12 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     def preprocess(
         self,
         inputs: Any,
-        labels: Labels = None,
+        labels: Labels | None = None,
         timeout: float | None = None,
         window: int | None = None,
-        negative_labels: Labels = None,
+        value_range: ValueRange = None,
+        input_data_format: str | None = None,
+        negative_labels: Any = None,
         background: Sequence[str] | None = None,
     ) -> dict[str, Question]:
         """Open a picture and bring it to the processor's size, or leave it as it is where windows will be cut.
@@ -330,19 +365,18 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             image = inputs["image"]
             if inputs.get("candidate_labels") is not None:
                 labels, has_own_labels = read_labels(inputs["candidate_labels"]), True
-        if labels is not None:
-            names = [name for name, *_ in labels]
-        else:
-            names, _, _ = resolve_classes(self.model, self.processor, None, None)
-        picture = self.processor.image_processor.load_rgb(image, timeout)
+        if labels is None:
+            labels = default_vocabulary(self.model)
         negative = None if negative_labels is None else as_classes(negative_labels)
-        rivals = read_rivals(names if labels is None else as_classes(labels), negative, background)
+        rivals = read_rivals(as_classes(labels), negative, background)
+        names = rivals.names(list(as_classes(labels)))
+        picture = self.processor.image_processor.load_rgb(image, timeout, value_range, input_data_format)
         size = (picture.height, picture.width)
-        question = Question(labels, rivals.names(names), size, has_own_labels=has_own_labels, rivals=rivals)
+        question = Question(labels, names, size, has_own_labels=has_own_labels, rivals=rivals)
         if window:
             question.picture = picture
         else:
-            question.pixel_values = self.processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
+            question.pixel_values = self.processor.image_processor.prepare_rgb(picture)
         return {"question": question}
 
     def _forward(
@@ -379,26 +413,23 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             features = self.model.get_image_features(pixel_values)
             for _, places in grouped(batch[member].asked for member in members):
                 question = batch[members[places[0]]]
-                names = None if question.labels is None else as_classes(question.labels)
-                seen = seen_queries(self.model, names, own_names(self.model), question.rivals)
+                seen = seen_queries(self.model, as_classes(question.labels), question.rivals)
                 chosen = features.select(places)
                 logits, offsets = ask(self.model, self._embeds(question), seen, image_features=chosen)
-                logits = logits.float().cpu()
+                logits, offsets = logits.float().cpu(), None if offsets is None else offsets.float().cpu()
                 for row, place in enumerate(places):
-                    own = None if offsets is None else offsets[row : row + 1].float().cpu()
-                    answers[members[place]] = self._answer(
-                        batch[members[place]], logits=logits[row : row + 1], offsets=own
-                    )
+                    own = None if offsets is None else offsets[row : row + 1]
+                    found = {"logits": logits[row : row + 1], "offsets": own}
+                    answers[members[place]] = self._answer(batch[members[place]], **found)
         return [answers[index] for index in range(len(batch))]
 
     def _answer_by_windows(self, question: Question, settings: InferenceSettings, show_progress: bool) -> Answer:
         """Slide windows over one picture."""
-        names = None if question.labels is None else as_classes(question.labels)
-        rivals, embeds = question.rivals, self._embeds(question)
-        words = list(rivals.words)
+        names, rivals, words = as_classes(question.labels), question.rivals, list(question.rivals.words)
         options = {"settings": settings, "top_k": 1, "show_progress": show_progress}
         options["negative_labels"] = {name: rivals.words[name] for name in words[rivals.num_background :]} or None
         options["background"] = words[: rivals.num_background] or None
+        embeds = self._embeds(question)
         found = segment(self.model, self.processor, question.picture, names, class_embeds=embeds, **options)
         return self._answer(question, label_map=found.label_map, best_scores=found.top_scores[0])
 
@@ -409,29 +440,26 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         identity = (question.class_names, question.size, question.has_own_labels)
         return Answer(*identity, class_ids=question.rivals.class_ids(num_named), **found)
 
-    def _embeds(self, question: Question) -> Tensor | None:
+    def _embeds(self, question: Question) -> Tensor:
         """(num_channels, projection_dim) embeddings of a question's classes and rivals, as `_class_embeds`."""
-        if not question.rivals.words:
-            return self._class_embeds(question.labels)
-        own = self.model._default_class_embeds() if question.labels is None else self._class_embeds(question.labels)
-        return torch.cat([own, self._class_embeds(as_labels(question.rivals.words))])
+        lists = (question.labels, as_labels(question.rivals.words))
+        return torch.cat([self._class_embeds(labels) for labels in lists if labels])
 
-    def _class_embeds(self, labels: Labels) -> Tensor | None:
+    def _class_embeds(self, labels: Labels) -> Tensor:
         """(num_classes, projection_dim) embeddings of a label list, kept while text weights and templates stay."""
-        if labels is None:
-            return None  # the model keeps those of its default vocabulary itself
+        if isinstance(labels, DefaultVocabulary):
+            return self.model.vocabulary_embeds(labels)  # kept by the model
         check_text_tower(self.model)
-        state = text_state(self.model)
-        if state is None or state != self._kept_for:
-            self._kept_embeds.clear()
-            self._kept_for = state
-        key = (labels, tuple(self.processor.prompt_templates))
-        if key not in self._kept_embeds:
-            self._kept_embeds[key] = encode_classes(self.model, self.processor, as_classes(labels))[1]
-        self._kept_embeds.move_to_end(key)
-        while len(self._kept_embeds) > LISTS_KEPT:
-            self._kept_embeds.popitem(last=False)
-        return self._kept_embeds[key]
+        state, key = text_state(self.model), (labels, tuple(self.processor.prompt_templates))
+        kept_for, kept = self._kept
+        kept = dict(kept) if state is not None and state == kept_for else {}
+        embeds = kept.pop(key, None)
+        if embeds is None:
+            embeds = encode_classes(self.model, self.processor, as_classes(labels))[1]
+        # Put there as a whole: another thread reads what was before or what comes now, nothing half done.
+        kept = {**dict(list(kept.items())[1 - LISTS_KEPT :]), key: embeds}
+        self._kept = (state, kept) if state is not None else (None, {})
+        return embeds
 
     def postprocess(
         self, model_outputs: dict[str, Answer], threshold: Threshold = None, top_k: int | None = None
@@ -472,8 +500,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         self.processor.save_pretrained(save_directory, **kwargs)
 
 
-# Remote code is found through `custom_pipelines` in the configuration; and a second import is no second registration.
-if not __name__.startswith("transformers_modules.") and TASK not in PIPELINE_REGISTRY.supported_tasks:
+# Remote code too: the library finds it by `custom_pipelines` of a folder, but not for a model that is loaded already.
+if TASK not in PIPELINE_REGISTRY.supported_tasks:
     PIPELINE_REGISTRY.register_pipeline(
         TASK,
         pipeline_class=ZeroShotImageSegmentationPipeline,

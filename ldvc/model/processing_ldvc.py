@@ -6,6 +6,10 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .compat_ldvc import REQUIREMENT  # noqa: F401 - compat_ldvc says why
+
+
+# isort: split
 from torch import Tensor
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
@@ -16,6 +20,7 @@ from transformers.utils import TensorType
 
 from .configuration_ldvc import LDVCConfig
 from .image_processing_ldvc import LDVCImageProcessor, LDVCImageProcessorKwargs
+from .pixels_ldvc import to_rgb  # noqa: F401 - here too, for releases of the library that copy direct imports only
 
 
 DEFAULT_TEMPLATE = "a photo of a {}"

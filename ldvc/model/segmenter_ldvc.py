@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .processing_ldvc import Classes, name_key, read_classes
-from .vocabulary_ldvc import text_weights_state
+from .vocabulary_ldvc import DefaultVocabulary
 
 
 BACKGROUND = "background"  # name of the class that is made of a list of words
@@ -61,6 +61,35 @@ def check_segmenter(model: Any) -> None:
         )
 
 
+def check_eval_mode(model: nn.Module) -> None:
+    """Check that a model gives the same answer twice.
+
+    Raises:
+        ValueError: If it is in training mode.
+    """
+    if model.training:
+        raise ValueError("the model is in training mode, in which dropout changes its answers; call model.eval().")
+
+
+def check_text_tower(model: nn.Module) -> None:
+    """Check that a model can encode names.
+
+    Raises:
+        ValueError: If its vocabulary is baked in.
+    """
+    if getattr(model, "baked_vocabulary", None) is not None:
+        raise ValueError(
+            "the call names classes, but this checkpoint has a baked vocabulary and no text tower for them; leave "
+            "the names out, or load the checkpoint it was baked from."
+        )
+
+
+def compute_device(model: nn.Module) -> torch.device:
+    """Where inputs are made; under offload, where a model's own `device` is "meta", the CPU."""
+    first = next(model.parameters(), None)  # an exported program has none
+    return torch.device("cpu") if first is None or first.is_meta else first.device
+
+
 def own_names(model: Segmenter) -> list[str]:
     """Class names of the model's own vocabulary; empty without one."""
     return getattr(model.config, "default_class_names", [])
@@ -91,13 +120,23 @@ def ask(
     return outputs.logits, getattr(outputs, "class_score_offsets", None)
 
 
-def text_state(model: nn.Module) -> tuple | None:
-    """All that class embeddings depend on; `None` where it cannot be compared, so that nothing may be kept."""
-    if hasattr(model, "_vocabulary_state"):
-        return model._vocabulary_state()
-    weights = [weight for name, weight in model.named_parameters() if ".text_" in f".{name}"]
-    state = text_weights_state(weights) if weights else None
-    return None if state is None else (*state, torch.is_autocast_enabled(model.device.type))
+def default_vocabulary(model: Segmenter) -> DefaultVocabulary:
+    """The model's own vocabulary as it is now.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if not hasattr(model, "default_vocabulary"):
+        raise ValueError(
+            "the call names no classes and the model has no default vocabulary; pass `class_names` (to a pipeline "
+            "`candidate_labels`)."
+        )
+    return model.default_vocabulary()
+
+
+def text_state(model: Segmenter) -> tuple | None:
+    """All that class embeddings depend on; `None` where it cannot be known, so that nothing may be kept."""
+    return model._vocabulary_state() if hasattr(model, "_vocabulary_state") else None
 
 
 # ---- what competes with the classes of a call
@@ -168,18 +207,8 @@ def read_rivals(
     return Rivals({word: [word] for word in words} | negative, len(words))
 
 
-def seen_queries(model: Segmenter, class_names: Any, names: Sequence[str], rivals: Rivals) -> Tensor | None:
-    """Which classes and rivals trained with masks, (num_channels,); `None` where the model knows or cannot know.
-
-    Args:
-        model: Any segmenter.
-        class_names: Of the call: names, names and synonyms, or `None` for the model's own, which it knows by itself.
-        names: The classes' names.
-        rivals: What competes with them.
-    """
-    if class_names is None and not rivals.words:
-        return None
-    classes = names if class_names is None else class_names
+def seen_queries(model: Segmenter, classes: Sequence[str] | Classes, rivals: Rivals) -> Tensor | None:
+    """Which classes and rivals trained with masks, (num_channels,) bool; `None` where the model does not know."""
     masks = [seen_class_mask(model, part) for part in (classes, rivals.words) if part]
     return None if masks[0] is None else torch.cat(masks)
 
@@ -189,7 +218,11 @@ __all__ = [
     "Rivals",
     "Segmenter",
     "ask",
+    "check_eval_mode",
     "check_segmenter",
+    "check_text_tower",
+    "compute_device",
+    "default_vocabulary",
     "own_names",
     "read_rivals",
     "seen_class_mask",

@@ -8,11 +8,13 @@ What is kept serves only the names and text weights it was made with; when eithe
 import dataclasses
 import hashlib
 import json
+import operator
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,13 +24,16 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from .processing_ldvc import Classes, LDVCProcessor, check_distinct, check_templates, name_key, read_classes
+from .prompts_ldvc import LDVCTextPrompts
 from .weights_ldvc import weights_fingerprint, write_files
 
 
 VOCABULARY_WEIGHTS = "vocabulary.safetensors"
 VOCABULARY_CONFIG = "vocabulary.json"
 FORMAT_VERSION = 1
-TEXT_WEIGHTS = ("clip.text_model.", "clip.text_projection.", "text_prompts.")
+TEXT_PARTS = ("clip.text_model", "clip.text_projection", "text_prompts")
+# Whose modules compute what their class, weights and plain attributes say; of all others it cannot be known.
+KNOWN_LIBRARIES = ("torch.nn.modules.", "transformers.")
 SAMPLES_PER_WEIGHT = 64  # of CLIP, to notice changes that have no version
 LENGTH_TOLERANCE = 0.01  # bfloat16 rounds a unit vector's length by up to 0.4 %
 
@@ -202,7 +207,8 @@ def text_fingerprint(model: nn.Module) -> str:
     Raises:
         ValueError: If the weights are offloaded, so that they cannot be read.
     """
-    weights = {name: weight for name, weight in model.state_dict().items() if name.startswith(TEXT_WEIGHTS)}
+    parts = tuple(f"{part}." for part in TEXT_PARTS)
+    weights = {name: weight for name, weight in model.state_dict().items() if name.startswith(parts)}
     if any(weight.is_meta for weight in weights.values()):
         raise ValueError(
             "this model's text weights are offloaded and cannot be compared with a vocabulary's; load the model "
@@ -213,21 +219,45 @@ def text_fingerprint(model: nn.Module) -> str:
     return hashlib.sha256(f"{weights_fingerprint(weights)} {shape}".encode()).hexdigest()
 
 
-def text_weights_state(weights: Sequence[Tensor]) -> tuple | None:
-    """Weights by place, version, dtype and samples of their values; `None` where they cannot be compared.
+# ---- what a text tower computes
 
-    That is away by offloading, or without versions (inference tensors). A write through `.data` changes no version;
-    samples of every weight notice it, unless it is to single numbers.
 
-    Args:
-        weights: Of any shape.
+def text_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules that class embeddings come from, by name, those of adapters among them."""
+    return {
+        f"{part}.{name}": module
+        for part in TEXT_PARTS
+        if (root := operator.attrgetter(part)(model)) is not None
+        for name, module in root.named_modules()
+    }
+
+
+def text_function(model: nn.Module) -> tuple | None:
+    """What the text tower computes with its weights, to be compared; `None` where it cannot be known.
+
+    It is known of torch's, the library's and our own modules, as they are. An adapter, a quantised layer, a
+    parametrization (each of them a module of another kind), a hook or a `forward` put in the place of the class's own
+    may change from one call to the next without a trace in the weights.
     """
-    if any(weight.is_meta or weight.is_inference() for weight in weights):
+    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
         return None
-    # An address alone would be given to another tensor once this one is freed; a weak reference holds it.
-    places = tuple((StorageWeakRef(w.untyped_storage()), w.data_ptr(), w._version, w.dtype) for w in weights)
-    samples = [w.detach().flatten()[:: max(1, w.numel() // SAMPLES_PER_WEIGHT)].float().sum() for w in weights]
-    return places, torch.stack(samples).cpu().numpy().tobytes()
+    function = []
+    for name, module in text_modules(model).items():
+        kind, attributes = type(module), vars(module)
+        is_known = kind is LDVCTextPrompts or (
+            kind.__module__.startswith(KNOWN_LIBRARIES) and kind.forward.__module__.startswith(KNOWN_LIBRARIES)
+        )
+        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        # the library's own, which record hidden states, change nothing
+        is_hooked = any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
+        # a weight that is no parameter, or a method of this one module
+        is_altered = any(isinstance(value, Tensor) or callable(value) for value in attributes.values())
+        if not is_known or is_hooked or is_altered or (module.training and model.config.text_config.attention_dropout):
+            return None
+        plain = {key: value for key, value in attributes.items() if isinstance(value, int | float | str | tuple)}
+        function.append((name, kind, kind.forward, repr(plain)))
+    config = model.config.text_config
+    return (*function, vars(model).get("get_class_embeds"), config._attn_implementation, config.eos_token_id)
 
 
 # ---- the vocabulary of a model
@@ -243,6 +273,25 @@ class LDVCBakedVocabulary(nn.Module):
     def forward(self) -> Tensor:
         """Return the (num_classes, projection_dim) embeddings, unit length."""
         return self.class_embeds
+
+
+@dataclass(frozen=True)
+class DefaultVocabulary:
+    """A model's default vocabulary at one moment, of which a question is asked: its names and scores stay together.
+
+    Attributes:
+        class_names: In the order of the class axis.
+        class_token_ids: Token ids of each prompt.
+        prompt_class_ids: Class of each prompt, or `None` for one prompt per class.
+        other_label: Name of what is no class.
+        class_embeds: (num_classes, projection_dim), where they are baked in.
+    """
+
+    class_names: tuple[str, ...]
+    class_token_ids: tuple[tuple[int, ...], ...]
+    prompt_class_ids: tuple[int, ...] | None
+    other_label: str | None
+    class_embeds: Tensor | None = field(default=None, compare=False)
 
 
 class LDVCVocabularyMixin:
@@ -308,13 +357,12 @@ class LDVCVocabularyMixin:
             vocabulary = self.encode_vocabulary(class_names, processor, other_label) if bake else None
         prompts = vars(vocabulary) if vocabulary else self._read_vocabulary(class_names, processor, other_label)
         names = list(prompts["class_names"])
-        if prompts["other_label"] is not None:
-            names.append(prompts["other_label"])
-        for field in ("class_token_ids", "prompt_class_ids", "other_label"):
-            setattr(self.config, field, prompts[field])
-        self.config.id2label = dict(enumerate(names))
-        self.config.label2id = {name: index for index, name in enumerate(names)}
-        self._cached_vocabulary = None
+        called = names if prompts["other_label"] is None else [*names, prompts["other_label"]]
+        fields = {name: prompts[name] for name in ("class_token_ids", "prompt_class_ids", "other_label")}
+        fields |= {"vocabulary_names": names, "vocabulary_templates": list(prompts["prompt_templates"])}
+        fields |= {"id2label": dict(enumerate(called)), "label2id": {name: index for index, name in enumerate(called)}}
+        # All at once, so that no other thread sees the names of one vocabulary and the tokens of another.
+        vars(self.config).update(fields)
         if vocabulary is not None:
             self._keep_vocabulary(vocabulary, bake)
 
@@ -390,7 +438,7 @@ class LDVCVocabularyMixin:
         if self.baked_vocabulary is not None:
             self.baked_vocabulary.class_embeds = embeds
         elif (state := self._vocabulary_state()) is not None:
-            self._cached_vocabulary = (state, embeds)
+            self._cached_vocabulary = ((self.default_vocabulary(), state), embeds)
 
     def _drop_text_tower(self) -> None:
         """Put a table of class embeddings in the place of the text tower."""
@@ -463,6 +511,7 @@ class LDVCVocabularyMixin:
         class_embeds: Tensor | None,
         class_mask: Tensor | None,
         class_index: Tensor | None,
+        vocabulary: DefaultVocabulary | None = None,
     ) -> Tensor:
         """Turn the call's one source of classes into (1 or batch_size, num_classes, projection_dim) embeddings.
 
@@ -485,7 +534,7 @@ class LDVCVocabularyMixin:
             if list_shape is not None:
                 class_embeds = class_embeds.unflatten(0, list_shape)
         elif class_embeds is None:
-            class_embeds = self._default_class_embeds()
+            class_embeds = self.vocabulary_embeds(vocabulary)
         width = self.config.projection_dim
         if class_embeds.dim() not in (2, 3) or class_embeds.shape[-1] != width or class_embeds.shape[-2] == 0:
             raise ValueError(
@@ -496,50 +545,80 @@ class LDVCVocabularyMixin:
             return class_embeds[class_index]
         return class_embeds if class_embeds.dim() == 3 else class_embeds.unsqueeze(0)
 
-    def _default_class_embeds(self) -> Tensor:
-        """Embeddings of the default vocabulary, (num_classes, projection_dim), computed once while nothing changes.
+    def default_vocabulary(self) -> DefaultVocabulary:
+        """The default vocabulary as it is now; it stays as it is whatever is set later, also in another thread.
 
         Raises:
-            ValueError: If there is no default vocabulary.
+            ValueError: If there is none, or `id2label` calls a class by the name of another.
         """
-        if self.baked_vocabulary is not None:
-            return self.baked_vocabulary()
-        if self.config.class_token_ids is None:
+        is_compiling = torch.compiler.is_compiling()
+        now = self.config if is_compiling else SimpleNamespace(**vars(self.config))  # copied in one step
+        if now.class_token_ids is None:
             raise ValueError(
-                "the call names no classes and the checkpoint has no default vocabulary; pass class_names to the "
-                "processor, or call model.set_vocabulary(class_names, processor) first."
+                "the call names no classes and the checkpoint has no default vocabulary; pass `class_names` to the "
+                "processor (to a pipeline `candidate_labels`), or call model.set_vocabulary(class_names, processor) "
+                "first."
             )
+        if not is_compiling:
+            self.config.check_names()
+        return DefaultVocabulary(
+            class_names=tuple(now.vocabulary_names),
+            class_token_ids=tuple(map(tuple, now.class_token_ids)),
+            prompt_class_ids=None if now.prompt_class_ids is None else tuple(now.prompt_class_ids),
+            other_label=now.other_label,
+            class_embeds=None if self.baked_vocabulary is None else self.baked_vocabulary(),
+        )
+
+    def vocabulary_embeds(self, vocabulary: DefaultVocabulary) -> Tensor:
+        """Embeddings of a default vocabulary, (num_classes, projection_dim), computed once while nothing changes."""
+        if vocabulary.class_embeds is not None:
+            return vocabulary.class_embeds
         is_kept = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
         state = self._vocabulary_state() if is_kept else None
-        if state is not None and self._cached_vocabulary is not None and self._cached_vocabulary[0] == state:
-            return self._cached_vocabulary[1]
-        embeds = self._encode_rows(self.config.class_token_ids, self.config.prompt_class_ids)
-        self._cached_vocabulary = (state, embeds) if state is not None else None
+        kept = self._cached_vocabulary  # once, since another thread may put its own there
+        if state is not None and kept is not None and kept[0] == (vocabulary, state):
+            return kept[1]
+        embeds = self._encode_rows(vocabulary.class_token_ids, vocabulary.prompt_class_ids)
+        self._cached_vocabulary = ((vocabulary, state), embeds) if state is not None else None
         return embeds
 
-    def _pad_rows(self, rows: list[list[int]]) -> Tensor:
+    def _default_class_embeds(self) -> Tensor:
+        """Embeddings of the default vocabulary, (num_classes, projection_dim)."""
+        return self.vocabulary_embeds(self.default_vocabulary())
+
+    def _pad_rows(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Token ids of several lengths as one (num_prompts, sequence_length) tensor, filled up with end tokens."""
         longest = max(map(len, rows))
         return torch.tensor([[*row, *row[-1:] * (longest - len(row))] for row in rows], device=self._input_device)
 
-    def _encode_rows(self, rows: list[list[int]], class_ids: list[int] | None) -> Tensor:
+    def _encode_rows(self, rows: Sequence[Sequence[int]], class_ids: Sequence[int] | None) -> Tensor:
         """Embeddings of token rows, (num_classes, projection_dim)."""
         class_ids = None if class_ids is None else torch.tensor(class_ids, device=self._input_device)
         return self.get_class_embeds(self._pad_rows(rows), prompt_class_ids=class_ids)
 
     def _vocabulary_state(self) -> tuple | None:
-        """Everything the kept embeddings depend on: names, the weights, and the prompts by value.
+        """What kept embeddings depend on beside the names: what the text tower computes, and with which weights.
 
-        `None` where the weights cannot be compared, see `text_weights_state`.
+        Weights count by place and version, those of the prompts by value. `None` where it cannot be known: see
+        `text_function`; or where weights cannot be compared, away by offloading, quantised, or without versions
+        (inference tensors). A write through `.data` changes no version; samples of every weight notice it, unless it
+        is to single numbers.
         """
-        weights = [*self.clip.text_model.parameters(), *self.clip.text_projection.parameters()]
-        prompts = None if self.text_prompts is None else self.text_prompts.tokens.detach()
-        state = None if prompts is not None and prompts.is_meta else text_weights_state(weights)
-        if state is None:
+        function = text_function(self)
+        modules = text_modules(self).values() if function is not None else ()
+        weights = [w for module in modules for w in (*module._parameters.values(), *module._buffers.values())]
+        weights = [weight for weight in weights if weight is not None]
+        if not weights or any(type(w) not in (nn.Parameter, Tensor) or w.is_meta or w.is_inference() for w in weights):
             return None
+        # An address alone would be given to another tensor once this one is freed; a weak reference holds it.
+        places = tuple((StorageWeakRef(w.untyped_storage()), w.data_ptr(), w._version, w.dtype) for w in weights)
+        samples = [w.detach().flatten()[:: max(1, w.numel() // SAMPLES_PER_WEIGHT)].float().sum() for w in weights]
+        samples = torch.stack(samples).cpu().numpy().tobytes()
+        prompts = None if self.text_prompts is None else self.text_prompts.tokens.detach()
         prompt_values = None if prompts is None else prompts.float().cpu().numpy().tobytes()
-        names = (str(self.config.class_token_ids), str(self.config.prompt_class_ids))
-        return *names, *state, prompt_values, torch.is_autocast_enabled(self._input_device.type)
+        device = self._input_device.type
+        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        return function, places, samples, prompt_values, autocast
 
     def seen_class_mask(self, class_names: Sequence[str] | Classes) -> Tensor | None:
         """Tell by name which classes trained with masks, for the argument `seen_class_mask` of a call.
@@ -559,10 +638,5 @@ class LDVCVocabularyMixin:
             classes = [(name,) for name in class_names]
         return torch.tensor([any(name_key(word) in seen for word in words) for words in classes])
 
-    def _seen_default_classes(self, class_index: Tensor | None) -> Tensor | None:
-        """Bool of the default vocabulary's names that trained with masks, (num_classes,) or as `class_index`."""
-        mask = self.seen_class_mask(self.config.default_class_names)
-        return mask if mask is None or class_index is None else mask.to(class_index.device)[class_index]
 
-
-__all__ = ["LDVCBakedVocabulary", "LDVCVocabulary", "LDVCVocabularyMixin", "text_fingerprint", "text_weights_state"]
+__all__ = ["LDVCBakedVocabulary", "LDVCVocabulary", "LDVCVocabularyMixin", "text_fingerprint"]

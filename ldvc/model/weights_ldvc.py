@@ -58,6 +58,8 @@ ADOPTED_FIELDS = (
     "id2label",
     "label2id",
     "class_token_ids",
+    "vocabulary_names",
+    "vocabulary_templates",
     "prompt_class_ids",
     "other_label",
     "text_fingerprint",
@@ -201,13 +203,18 @@ def build_config(clip: str | os.PathLike | nn.Module, tokenizer: Any, fields: di
     return config
 
 
-def check_clip_is_complete(clip: str | os.PathLike, missing_keys: Iterable[str]) -> None:
-    """Refuse a CLIP without all of its weights; the library would fill the gaps with random numbers.
+def check_clip_is_complete(clip: str | os.PathLike, missing_keys: Iterable[str], new_weights: Iterable[str]) -> None:
+    """Refuse a CLIP without all of its weights, which the library would fill at random, or with more than these.
 
     Raises:
-        ValueError: If one of CLIP's own weights is among `missing_keys`.
+        ValueError: If one of CLIP's own weights is among `missing_keys`, or one of the `new_weights` is not.
     """
     missing = sorted(name for name in missing_keys if name.startswith(CLIP_PREFIX))
+    if taken_over := sorted(set(new_weights).difference(missing_keys)):
+        raise ValueError(
+            f"{str(clip)!r} holds weights of an LDVC beside CLIP's, first {taken_over[0]!r}, which would pass for new "
+            "ones; give a folder with CLIP alone, or go on from an LDVC checkpoint (from_pretrained, --start_from)."
+        )
     if missing:
         raise ValueError(
             f"{str(clip)!r} lacks {len(missing)} of CLIP's weights, first {missing[0]!r}; copy or download it again."
@@ -290,6 +297,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
         if field == "id2label" and value is not None:
             value = {int(index): name for index, name in value.items()}
         setattr(model.config, field, value)
+    model.config.adopt_names()
 
 
 __all__ = [

@@ -17,9 +17,10 @@ from datasets import Dataset, disable_progress_bars
 from torch import Tensor, nn
 
 from ldvc.data.check import choose_vocabulary, parse_names
+from ldvc.data.class_lists import check_label_convention
 from ldvc.data.folders import read_class_names
-from ldvc.data.provenance import provenance, write_json
-from ldvc.data.samples import IGNORE_INDEX, check_label_convention, load_split, map_labels
+from ldvc.data.provenance import check_writable, provenance, write_json
+from ldvc.data.samples import IGNORE_INDEX, load_split, map_labels
 from ldvc.data.vocabularies import Vocabulary
 from ldvc.model.image_processing_ldvc import best_classes
 from ldvc.model.inference_ldvc import InferenceSettings, class_scores, encode_classes
@@ -424,7 +425,7 @@ def score_section(
     """Both checkpoints on `--dataset` or `--old_dataset`."""
     name, reduce_labels = getattr(arguments, f"{prefix}dataset"), getattr(arguments, f"{prefix}reduce_labels")
     revision = getattr(arguments, f"{prefix}dataset_revision")
-    check_label_convention(name, len(vocabulary.class_names), reduce_labels=reduce_labels, revision=revision)
+    check_label_convention(name, vocabulary.class_names, reduce_labels=reduce_labels, revision=revision)
     dataset = load_data(arguments, prefix)
     absent = parse_names(arguments.absent_names) if arguments.absent_names else []
     measured = [
@@ -479,6 +480,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     if Path(arguments.output or "x.json").suffix == ".md":
         raise ValueError(f"--output {arguments.output!r} is for the figures: name a .json file; tables go beside it.")
+    check_writable(arguments.output)
     state = process_state()
     disable_progress_bars()  # one bar, ours
     inference_settings(arguments)

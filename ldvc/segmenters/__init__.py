@@ -1,1 +1,1 @@
-"""Segmenters beside LDVC: CLIP without training, CLIPSeg, exported programs; each has the calls of `Segmenter`."""
+"""Segmenters beside LDVC, with its calls: classes in, embeddings; picture in, features; both in, logits on a grid."""

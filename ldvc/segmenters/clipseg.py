@@ -21,6 +21,7 @@ from transformers.models.clipseg.configuration_clipseg import CLIPSegConfig
 from transformers.models.clipseg.modeling_clipseg import CLIPSegForImageSegmentation
 from transformers.utils import ModelOutput
 
+from ldvc.model.vocabulary_ldvc import LDVCVocabularyMixin
 from ldvc.model.weights_ldvc import quiet_loading
 
 
@@ -83,6 +84,8 @@ class CLIPSegSegmenter(nn.Module):
     """
 
     input_modalities = ("image", "text")
+    text_prompts = None  # of its text state, which is read as LDVC's
+    _vocabulary_state = LDVCVocabularyMixin._vocabulary_state
 
     def __init__(self, clipseg: CLIPSegForImageSegmentation):
         super().__init__()
@@ -115,6 +118,16 @@ class CLIPSegSegmenter(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.clipseg.device
+
+    @property
+    def clip(self) -> nn.Module:
+        """Both towers."""
+        return self.clipseg.clip
+
+    @property
+    def _input_device(self) -> torch.device:
+        """Where class inputs are made."""
+        return self.device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from ldvc.model.vocabulary_ldvc import VOCABULARY_CONFIG, LDVCVocabulary
+from ldvc.model.vocabulary_ldvc import VOCABULARY_CONFIG, DefaultVocabulary, LDVCVocabulary
 
 
 __all__ = ["EXPORT_FILE", "ExportedLDVC", "ExportedSegmenter", "ExportedSizes"]
@@ -180,6 +180,24 @@ class ExportedSegmenter(nn.Module):
         embeds = vocabulary.class_embeds if vocabulary else torch.empty(0, self.config.projection_dim)
         self.baked_vocabulary: Callable[[], Tensor] = lambda: embeds
         self.eval()
+
+    def default_vocabulary(self) -> DefaultVocabulary:
+        """The vocabulary beside the program.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if not self.config.default_class_names:
+            raise ValueError(
+                "the call names no classes and there is no vocabulary beside the program; pass `class_names` with "
+                "`class_embeds` from the checkpoint that it was exported from."
+            )
+        names, other = tuple(self.config.default_class_names), self.config.other_label
+        return DefaultVocabulary(names, (), None, other, class_embeds=self.baked_vocabulary())
+
+    def vocabulary_embeds(self, vocabulary: DefaultVocabulary) -> Tensor:
+        """Embeddings of its vocabulary, (num_classes, projection_dim)."""
+        return vocabulary.class_embeds
 
     def get_class_embeds(self, *args: Any, **kwargs: Any) -> Tensor:
         """Refuse: there is no text tower.

@@ -65,6 +65,9 @@ class TrainingFreeCLIP(nn.Module):
         """Of the weights."""
         return self.encoder.dtype
 
+    def _vocabulary_state(self) -> tuple | None:
+        return self.encoder._vocabulary_state()
+
     def get_class_embeds(self, *args: Any, **kwargs: Any) -> Tensor:
         """As [`LDVCForSemanticSegmentation.get_class_embeds`]."""
         return self.encoder.get_class_embeds(*args, **kwargs)
