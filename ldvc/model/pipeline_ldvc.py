@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
-from transformers import AutoModelForSemanticSegmentation, CLIPProcessor, CLIPSegProcessor, Pipeline
+from transformers import AutoModelForSemanticSegmentation, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_ldvc import LDVCConfig  # noqa: F401 - compat_ldvc says why
@@ -256,12 +256,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         self._kept: tuple[tuple | None, dict[tuple, Tensor]] = (None, {})  # for which text weights, lists used last
         super().__init__(model, **kwargs)
         check_segmenter(self.model)
-        if isinstance(self.processor, (CLIPProcessor, CLIPSegProcessor)):  # of a checkpoint that is none of LDVC's
-            settings, is_clipseg = (
-                self.processor.image_processor.to_dict(),
-                isinstance(self.processor, CLIPSegProcessor),
-            )
-            self.processor = LDVCProcessor.from_preprocessing(self.processor.tokenizer, settings, is_clipseg)
+        own, kind = self.processor, type(self.processor).__name__
+        if kind in ("CLIPProcessor", "CLIPSegProcessor"):  # of a checkpoint that is none of LDVC's
+            settings, is_clipseg = own.image_processor.to_dict(), kind == "CLIPSegProcessor"
+            self.processor = LDVCProcessor.from_preprocessing(own.tokenizer, settings, is_clipseg)
             self.tokenizer, self.image_processor = self.processor.tokenizer, self.processor.image_processor
 
     def __repr__(self) -> str:
