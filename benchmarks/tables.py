@@ -16,6 +16,8 @@ Result = Mapping[str, Any]
 GOAL_ROWS = (
     ("tower", "time", "LDVC with cached class embeddings / bare `CLIPVisionModel`, 512 x 512, 20 classes"),
     ("tower", "multiply_adds", "the same, multiply-adds"),
+    ("training_free", "naclip", "training-free CLIP (NACLIP) / bare `CLIPVisionModel`, 512 x 512, 20 classes"),
+    ("training_free", "multiply_adds", "the same, multiply-adds"),
     ("clipseg", "20", "`CLIPSegForImageSegmentation` / LDVC, 352 x 352, 20 labels"),
     ("segmenters", "1", "`CLIPSegForImageSegmentation` / our CLIPSeg, the same logits, 352 x 352, 1 label"),
     ("segmenters", "20", "the same, 20 labels"),

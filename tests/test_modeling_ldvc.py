@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForSemanticSegmentation, CLIPModel, Trainer, TrainingArguments
 
-from ldvc.model import modeling_ldvc
+from ldvc.model import modeling_ldvc, vocabulary_ldvc
 from ldvc.model.compat_ldvc import enable_checkpointing
 from ldvc.model.configuration_ldvc import LDVCConfig
 from ldvc.model.loss_ldvc import segmentation_loss
@@ -614,7 +614,7 @@ def test_many_names_are_encoded_a_block_at_a_time(tiny_model, tiny_processor, mo
     classes = tiny_processor(class_names=names, return_tensors="pt")
     expected, blocks = tiny_model.get_class_embeds(**classes), []
     tiny_model.clip.text_model.final_layer_norm.register_forward_hook(lambda _, args, out: blocks.append(len(out)))
-    monkeypatch.setattr(modeling_ldvc, "PROMPTS_PER_PASS", 2)
+    monkeypatch.setattr(vocabulary_ldvc, "PROMPTS_PER_PASS", 2)
     torch.testing.assert_close(tiny_model.get_class_embeds(**classes), expected, **CLIP_CLOSE)
     assert blocks == [2, 2, 1]
 

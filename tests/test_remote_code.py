@@ -24,6 +24,7 @@ SHIPPED = (
     "modeling_ldvc",
     "prompts_ldvc",
     "decoder_ldvc",
+    "dense_ldvc",
     "regions_ldvc",
     "weights_ldvc",
     "loss_ldvc",

@@ -775,7 +775,7 @@ def test_evaluation_takes_floor_and_history_into_account(finished, scenes, clip_
     written = json.loads(floor.read_text())
     assert written["audit"]["status"] == "training_free"
     assert list(written["scores"]) == ["0.0"]
-    plain = ["--training_free", "--patch_features", "tokens", "--prompt_templates", "ensemble15"]
+    plain = ["--training_free", "--method", "tokens", "--prompt_templates", "ensemble15"]
     assert evaluate(clip_folder, scenes, *plain, "--output", str(output)) == 0
     assert json.loads(output.read_text())["scores"] != written["scores"]
     written["scores"]["0.0"] |= {"miou_seen": 1.0, "miou_unseen": 1.0}

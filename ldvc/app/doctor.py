@@ -248,8 +248,9 @@ def compare(first: Any, second: Any) -> str:
         ValueError: If by more than rounding.
     """
     difference = float((first - second).abs().max())
-    if not difference <= TOLERANCE:  # also if it is NaN
-        raise ValueError(f"logits differ by {difference:.2g}, more than {TOLERANCE:g}.")
+    allowed = TOLERANCE * max(1.0, float(first.abs().max()))  # some kinds scale cosines up, and rounding with them
+    if not difference <= allowed:  # also if it is NaN
+        raise ValueError(f"logits differ by {difference:.2g}, more than {allowed:.2g}.")
     return f"same logits (difference {difference:.1g})"
 
 

@@ -13,7 +13,7 @@ __all__ = ["check_label_convention"]
 
 
 def check_label_convention(
-    dataset: str, class_names: Sequence[str], *, reduce_labels: bool, revision: str | None = None
+    dataset: str, class_names: Sequence[str] | int, *, reduce_labels: bool, revision: str | None = None
 ) -> None:
     """Compare settings with what lies beside the label maps: `classes.txt`, or `classes.json` of `ldvc prepare`.
 
@@ -22,7 +22,8 @@ def check_label_convention(
 
     Args:
         dataset: As for `load_split`.
-        class_names: The class list that is to be used; the position of a name is its id.
+        class_names: The class list that is to be used, the position of a name being its id; or its length alone, where
+            names are a matter of the benchmark and ids are not.
         reduce_labels: See `map_labels`.
         revision: Git revision of a Hub dataset.
 
@@ -46,7 +47,8 @@ def check_label_convention(
             f"({path}): set it so, or convert the dataset anew."
         )
     if listed is not None:
-        _check_same_names(class_names, listed, dataset)
+        names = [""] * class_names if isinstance(class_names, int) else class_names
+        _check_same_names(names, [""] * len(listed) if isinstance(class_names, int) else listed, dataset)
 
 
 def _check_same_names(names: Sequence[str], listed: Sequence[str], dataset: str) -> None:

@@ -111,6 +111,10 @@ def _split(names: str) -> tuple[str, ...]:
     return tuple(" ".join(name.split()) for name in names.split(","))
 
 
+def _templates(texts: str) -> tuple[str, ...]:
+    return tuple(" ".join(text.split()) for text in texts.split("|"))
+
+
 _VOC2012 = Vocabulary(
     name="voc2012",
     class_names=_split("""
@@ -181,6 +185,33 @@ WORD_LISTS: dict[str, tuple[str, ...]] = {
 # Exact strings, full stops included: they move the scores. The ensemble is averaged in embedding space.
 PROMPT_TEMPLATES: dict[str, tuple[str, ...]] = {
     "single": ("a photo of a {}",),
+    # Seven and eighty templates of CLIP's authors (github.com/openai/CLIP, MIT).
+    "ensemble7": _templates("""
+    itap of a {}. | a bad photo of the {}. | a origami {}. | a photo of the large {}. | a {} in a video game. |
+    art of the {}. | a photo of the small {}.
+    """),
+    "ensemble80": _templates("""
+    a bad photo of a {}. | a photo of many {}. | a sculpture of a {}. | a photo of the hard to see {}. |
+    a low resolution photo of the {}. | a rendering of a {}. | graffiti of a {}. | a bad photo of the {}. |
+    a cropped photo of the {}. | a tattoo of a {}. | the embroidered {}. | a photo of a hard to see {}. |
+    a bright photo of a {}. | a photo of a clean {}. | a photo of a dirty {}. | a dark photo of the {}. |
+    a drawing of a {}. | a photo of my {}. | the plastic {}. | a photo of the cool {}. |
+    a close-up photo of a {}. | a black and white photo of the {}. | a painting of the {}. |
+    a painting of a {}. | a pixelated photo of the {}. | a sculpture of the {}. | a bright photo of the {}. |
+    a cropped photo of a {}. | a plastic {}. | a photo of the dirty {}. | a jpeg corrupted photo of a {}. |
+    a blurry photo of the {}. | a photo of the {}. | a good photo of the {}. | a rendering of the {}. |
+    a {} in a video game. | a photo of one {}. | a doodle of a {}. | a close-up photo of the {}. |
+    a photo of a {}. | the origami {}. | the {} in a video game. | a sketch of a {}. | a doodle of the {}. |
+    a origami {}. | a low resolution photo of a {}. | the toy {}. | a rendition of the {}. |
+    a photo of the clean {}. | a photo of a large {}. | a rendition of a {}. | a photo of a nice {}. |
+    a photo of a weird {}. | a blurry photo of a {}. | a cartoon {}. | art of a {}. | a sketch of the {}. |
+    a embroidered {}. | a pixelated photo of a {}. | itap of the {}. | a jpeg corrupted photo of the {}. |
+    a good photo of a {}. | a plushie {}. | a photo of the nice {}. | a photo of the small {}. |
+    a photo of the weird {}. | the cartoon {}. | art of the {}. | a drawing of the {}. |
+    a photo of the large {}. | a black and white photo of a {}. | the plushie {}. | a dark photo of a {}. |
+    itap of a {}. | graffiti of the {}. | a toy {}. | itap of my {}. | a photo of a cool {}. |
+    a photo of a small {}. | a tattoo of the {}.
+    """),
     "ensemble15": (
         "a photo of a {}.",
         "a photo of a small {}.",

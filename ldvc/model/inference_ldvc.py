@@ -213,6 +213,11 @@ class WindowScores:
     def __exit__(self, *_: object) -> None:
         self._progress.close()
 
+    @staticmethod
+    def activate(logits: Tensor) -> Tensor:
+        """Turn upsampled logits into what is averaged over windows, in place: (num_classes, rows, columns)."""
+        return logits.sigmoid_()
+
     def read(self, rows: slice, columns: slice) -> Tensor:
         """Return the scores of one block, averaged over windows.
 
@@ -235,7 +240,7 @@ class WindowScores:
         for (top, left), (logits, offset) in self._scored.items():
             vertical, horizontal = overlap(rows, top, height), overlap(columns, left, width)
             if vertical and horizontal:
-                scores = upsampled_part(logits, self.window_size, vertical[0], horizontal[0]).sigmoid_()
+                scores = self.activate(upsampled_part(logits, self.window_size, vertical[0], horizontal[0]))
                 totals[:, vertical[1], horizontal[1]] += scores if offset is None else scores.sub_(offset)
                 counts[vertical[1], horizontal[1]] += 1
         return totals.div_(counts)

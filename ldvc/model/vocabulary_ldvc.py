@@ -18,11 +18,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from .compat_ldvc import causal_mask
 from .processing_ldvc import Classes, LDVCProcessor, check_distinct, check_templates, name_key, read_classes
 from .prompts_ldvc import LDVCTextPrompts
 from .weights_ldvc import weights_fingerprint, write_files
@@ -36,6 +38,22 @@ TEXT_PARTS = ("clip.text_model", "clip.text_projection", "text_prompts")
 KNOWN_LIBRARIES = ("torch.nn.modules.", "transformers.")
 SAMPLES_PER_WEIGHT = 64  # of CLIP, to notice changes that have no version
 LENGTH_TOLERANCE = 0.01  # bfloat16 rounds a unit vector's length by up to 0.4 %
+# Ten thousand class names must not need ten thousand times the memory of one: ViT-B/16's tower, under 1 GB.
+PROMPTS_PER_PASS = 1024
+
+
+def check_tensors(**arguments: Any) -> None:
+    """Check that each argument is a tensor or `None`.
+
+    Raises:
+        TypeError: If one is something else.
+    """
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(
+                f"`{name}` is a {type(value).__name__}, not a tensor; call the processor with return_tensors='pt', or "
+                "make a tensor of it."
+            )
 
 
 # ---- a vocabulary and its files
@@ -304,6 +322,61 @@ class LDVCVocabularyMixin:
         """A copy of the model starts without kept embeddings: their key holds places of these very weights."""
         return {**super().__getstate__(), "_cached_vocabulary": None}
 
+    def get_class_embeds(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, prompt_class_ids: Tensor | None = None
+    ) -> Tensor:
+        """Encode class prompts; independent of any image, so the result can be kept.
+
+        Encoding stops at the longest name: the tower is causal, so what follows the end token has no effect.
+
+        Args:
+            input_ids: (num_prompts, sequence_length) token ids, padded on the right.
+            attention_mask: (num_prompts, sequence_length); only checked, since right padding has no effect.
+            prompt_class_ids: (num_prompts,) class of each prompt; prompts of one class (synonyms, templates) are
+                averaged as unit vectors. `None` is one prompt per class.
+
+        Returns:
+            (num_classes, projection_dim), unit length.
+
+        Raises:
+            ValueError: If the text tower was left out, ids have a wrong shape or value, are padded on the left, have
+                no end token, or do not begin with the template's words while text prompts are on.
+            TypeError: If an argument is no tensor.
+        """
+        check_tensors(input_ids=input_ids, attention_mask=attention_mask, prompt_class_ids=prompt_class_ids)
+        if self.baked_vocabulary is not None:
+            raise ValueError(
+                f"this checkpoint has a baked vocabulary ({self.config.num_default_classes} names) and no text tower; "
+                "leave `input_ids` out, or load the checkpoint it was baked from."
+            )
+        end_positions = self._check_prompts(input_ids, attention_mask)
+        if not torch.compiler.is_compiling():
+            input_ids = input_ids[:, : int(end_positions.max()) + 1]
+        size = input_ids.shape[0] if torch.compiler.is_compiling() else PROMPTS_PER_PASS
+        end_states = [
+            self._encode_text(rows)[torch.arange(rows.shape[0], device=rows.device), ends]
+            for rows, ends in zip(input_ids.split(size), end_positions.split(size), strict=True)
+        ]
+        embeds = F.normalize(self.clip.text_projection(torch.cat(end_states)), dim=-1)
+        if prompt_class_ids is not None:
+            sums = embeds.new_zeros(int(prompt_class_ids.max()) + 1, embeds.shape[-1])
+            embeds = F.normalize(sums.index_add(0, prompt_class_ids.to(embeds.device), embeds), dim=-1)
+        return embeds
+
+    def _encode_text(self, input_ids: Tensor) -> Tensor:
+        """Run the prompted text tower: (num_prompts, sequence_length, hidden_size) after the final norm."""
+        text_model, prompts = self.clip.text_model, self.text_prompts
+        token_embeds = text_model.embeddings.token_embedding(input_ids)
+        if prompts is not None:
+            token_embeds = prompts(token_embeds, 0)
+        hidden_states = text_model.embeddings(inputs_embeds=token_embeds)
+        mask = causal_mask(text_model.config, hidden_states)
+        for layer, encoder_layer in enumerate(text_model.encoder.layers):
+            if prompts is not None and 0 < layer < prompts.depth:
+                hidden_states = prompts(hidden_states, layer)
+            hidden_states = encoder_layer(hidden_states, mask, is_causal=True)
+        return text_model.final_layer_norm(hidden_states)
+
     @torch.no_grad()
     def encode_vocabulary(
         self, class_names: list[str] | Classes, processor: LDVCProcessor, other_label: str | None = None
@@ -534,7 +607,7 @@ class LDVCVocabularyMixin:
             if list_shape is not None:
                 class_embeds = class_embeds.unflatten(0, list_shape)
         elif class_embeds is None:
-            class_embeds = self.vocabulary_embeds(vocabulary)
+            class_embeds = self.vocabulary_embeds(vocabulary or self.default_vocabulary())
         width = self.config.projection_dim
         if class_embeds.dim() not in (2, 3) or class_embeds.shape[-1] != width or class_embeds.shape[-2] == 0:
             raise ValueError(
@@ -639,4 +712,4 @@ class LDVCVocabularyMixin:
         return torch.tensor([any(name_key(word) in seen for word in words) for words in classes])
 
 
-__all__ = ["LDVCBakedVocabulary", "LDVCVocabulary", "LDVCVocabularyMixin", "text_fingerprint"]
+__all__ = ["LDVCBakedVocabulary", "LDVCVocabulary", "LDVCVocabularyMixin", "check_tensors", "text_fingerprint"]

@@ -21,7 +21,6 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import CLIPModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from ldvc import loading
@@ -37,7 +36,6 @@ from ldvc.model.processing_ldvc import LDVCProcessor, check_templates
 from ldvc.model.weights_ldvc import ADAPTER_CONFIG, weights_fingerprint
 from ldvc.places import shipped
 from ldvc.processes import process_state
-from ldvc.scoring.baseline import TrainingFreeCLIP
 from ldvc.scoring.labels import count_labels, missing_labels
 from ldvc.scoring.predictions import KeptPredictions, code_fingerprint
 from ldvc.scoring.protocol import (
@@ -52,10 +50,12 @@ from ldvc.scoring.protocol import (
     shared_names,
 )
 from ldvc.scoring.signatures import describe_signatures, find_signatures, read_log
+from ldvc.segmenters.training_free import TrainingFreeCLIP
 
 
 METRIC_PATH = str(shipped("metrics/zero_shot_miou"))
 BOOTSTRAP_RESAMPLES = 1000
+FLOOR_METHOD = "value"  # the training-free CLIP that training must beat
 REPORTED = ("pixel_accuracy", "miou_seen", "miou_unseen", "hiou")
 COLUMNS = {"pixel_accuracy": "pAcc", "miou_seen": "mIoU(S)", "miou_unseen": "mIoU(U)", "hiou": "hIoU"}
 # On another data set no name is "seen": those whose masks trained the model stand beside the new ones.
@@ -350,7 +350,8 @@ def load_checkpoint(
         path: Folder or Hub id.
         training_free: It is a CLIP.
         image_stats: Pixel statistics of a CLIP.
-        config_fields: Fields of `LDVCConfig` to change in an LDVC checkpoint; of a CLIP, `patch_features` alone.
+        config_fields: Fields of `LDVCConfig` to change in an LDVC checkpoint; of a CLIP, settings of
+            [`TrainingFreeCLIP`], whose logits are cosines here.
 
     Raises:
         OSError: If there is no such checkpoint.
@@ -367,10 +368,10 @@ def load_checkpoint(
             "checkpoint is scored."
         )
     if training_free:
-        clip = CLIPModel.from_pretrained(path, dtype=torch.float32)
-        return TrainingFreeCLIP(clip, **config_fields), LDVCProcessor.from_clip_pretrained(
-            path, image_stats=image_stats
+        clip = TrainingFreeCLIP.from_pretrained(
+            path, **{"method": FLOOR_METHOD, "softmax_scale": None} | config_fields
         )
+        return clip, LDVCProcessor.from_clip_pretrained(path, image_stats=image_stats)
     model, processor = loading.load_checkpoint(path, "cpu", **config_fields)
     return model.float(), processor
 
@@ -564,7 +565,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     code_version()  # as it is now, not when the result is written
     state, started, vocabulary = process_state(), time.perf_counter(), choose_classes(arguments)
     settings = InferenceSettings(arguments.short_side, arguments.window, arguments.stride, arguments.window_batch_size)
-    fields = {"patch_features": arguments.patch_features} if arguments.training_free else {}
+    fields = {"method": arguments.method} if arguments.training_free else {}
     model, processor = load_checkpoint(arguments.checkpoint, arguments.training_free, arguments.image_stats, **fields)
     audit = audit_checkpoint(arguments, vocabulary, model)
     is_cross = arguments.setting == "cross_dataset"
@@ -574,8 +575,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         new = tuple(name for name in vocabulary.class_names if name not in known)
         vocabulary, offsets = Vocabulary(vocabulary.name, vocabulary.class_names, new), [0.0]
     dataset = load_images(arguments)
-    config = model.encoder.config if arguments.training_free else model.config
-    trace = provenance(config, dataset, audit.get("seed"))
+    trace = provenance(model.config, dataset, audit.get("seed"))
     looked_at = look_at_split(arguments, dataset, vocabulary, trace["dataset_fingerprint"])
     floor = load_floor(arguments.floor, vocabulary, trace["dataset_fingerprint"]) if arguments.floor else None
     if arguments.prompt_templates:

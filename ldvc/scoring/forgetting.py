@@ -66,11 +66,6 @@ class Checkpoint:
     is_training_free: bool = False
 
     @property
-    def ldvc(self) -> nn.Module:
-        """The LDVC model, which the training-free baseline wraps."""
-        return self.model.encoder if self.is_training_free else self.model
-
-    @property
     def seen_classes(self) -> list[str] | None:
         """Names whose masks trained it; `None` if nobody wrote them down."""
         return [] if self.is_training_free else self.model.config.seen_classes
@@ -101,7 +96,7 @@ def check_pair(before: Checkpoint, after: Checkpoint) -> None:
     Raises:
         ValueError: If their CLIPs differ, or nobody knows what trained AFTER.
     """
-    fingerprints = [weights_fingerprint(checkpoint.ldvc.clip.state_dict()) for checkpoint in (before, after)]
+    fingerprints = [weights_fingerprint(checkpoint.model.clip.state_dict()) for checkpoint in (before, after)]
     if fingerprints[0] != fingerprints[1]:
         raise ValueError(
             f"{before.path!r} and {after.path!r} hold different CLIPs, which no training changes: they are not one "
@@ -448,7 +443,7 @@ def score_section(
         "class_names": list(vocabulary.class_names),
         "group_names": groups,
         **compare(*measured, vocabulary, groups),
-        **provenance(after.ldvc.config, dataset),
+        **provenance(after.model.config, dataset),
     }
 
 

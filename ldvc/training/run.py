@@ -42,8 +42,7 @@ from ldvc.model.loss_ldvc import loss_options, segmentation_loss
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 from ldvc.model.processing_ldvc import LDVCProcessor
 from ldvc.model.weights_ldvc import ADAPTER_WEIGHTS, weights_fingerprint, write_files
-from ldvc.scoring.baseline import TrainingFreeCLIP
-from ldvc.scoring.evaluate import REPORTED, evaluate_model, format_table, permute_names
+from ldvc.scoring.evaluate import FLOOR_METHOD, REPORTED, evaluate_model, format_table, permute_names
 from ldvc.scoring.labels import count_labels, missing_labels
 from ldvc.scoring.protocol import (
     PROTOCOL_FILE,
@@ -55,6 +54,7 @@ from ldvc.scoring.protocol import (
     is_of_training_split,
 )
 from ldvc.scoring.signatures import Signature, describe_signatures, find_signatures
+from ldvc.segmenters.training_free import TrainingFreeCLIP
 from ldvc.training.machine import build_accelerator
 from ldvc.training.optimisation import Step, build_optimizer, learning_rate_at
 from ldvc.training.recipe import Recipe, RecipeError
@@ -549,7 +549,8 @@ def draw_pictures(run: Run) -> None:
 
 def score_controls(run: Run, rows: dict[str, Any]) -> dict[str, Any]:
     """Score CLIP without training, and permuted names where there are two to exchange; add both to the table."""
-    floor = run.evaluate(TrainingFreeCLIP(run.model.clip).to(run.accelerator.device), offsets=[0.0])
+    clip = TrainingFreeCLIP(run.model.clip, FLOOR_METHOD, softmax_scale=None)
+    floor = run.evaluate(clip.to(run.accelerator.device), offsets=[0.0])
     rows["CLIP without training"] = floor["scores"]["0.0"]
     controls = {"training_free_clip": floor["scores"]["0.0"]}
     if len(run.vocabulary.unseen_names) > 1:
