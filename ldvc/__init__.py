@@ -14,6 +14,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CLIPSegSegmenter": "ldvc.segmenters.clipseg",
     "InferenceSettings": "ldvc.model.inference_ldvc",
     "LDVCConfig": "ldvc.model.configuration_ldvc",
     "LDVCForSemanticSegmentation": "ldvc.model.modeling_ldvc",
@@ -24,7 +25,8 @@ _HOMES = {
     "LDVCVocabulary": "ldvc.model.vocabulary_ldvc",
     "Segmentation": "ldvc.model.inference_ldvc",
     "TrainingFreeCLIP": "ldvc.segmenters.training_free",
-    "ZeroShotImageSegmentationPipeline": "ldvc.model.pipeline_ldvc",
+    "ZeroShotImageSegmentationPipeline": "ldvc.segmenters.pipeline",
+    "load": "ldvc.loading",
     "segment": "ldvc.model.inference_ldvc",
     "segmentation_loss": "ldvc.model.loss_ldvc",
 }

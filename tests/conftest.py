@@ -15,7 +15,16 @@ import torch
 from hypothesis import HealthCheck, register_random, settings
 from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPSegProcessor,
+    CLIPTokenizer,
+    ViTImageProcessor,
+)
 
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 from ldvc.model.processing_ldvc import LDVCProcessor
@@ -96,6 +105,27 @@ def build_clip(
     return CLIPModel(config).eval()
 
 
+def build_clipseg(seed=0, **fields):
+    """A random CLIPSeg of three layers per tower, two of which its decoder reads."""
+    tokenizer = build_tokenizer()
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    text = {**tower, "vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
+    text |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    options = {"projection_dim": 32, "reduce_dim": 16, "extract_layers": [0, 1], "decoder_intermediate_size": 48}
+    config = CLIPSegConfig(
+        text_config=text,
+        vision_config={**tower, "image_size": IMAGE_SIZE, "patch_size": 8},
+        initializer_factor=0.05,  # the decoder's published start saturates every probability
+        **{**options, **fields},
+    )
+    torch.manual_seed(seed)
+    model = CLIPSegForImageSegmentation(config).eval()
+    with torch.no_grad():  # names must matter more than rounding
+        for module in (model.clip.text_projection, model.decoder.film_mul, model.decoder.film_add):
+            module.weight.mul_(8)
+    return model
+
+
 def pytest_collection_finish():
     """What the libraries made stays to the end; looking through it again and again took a sixth of the time."""
     gc.freeze()
@@ -129,6 +159,22 @@ def clip_folder(tmp_path_factory, clip_model, tokenizer):
     tokenizer.save_pretrained(folder)
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=side).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clipseg_model():
+    """Return the tiny CLIPSeg; never changed by a test."""
+    return build_clipseg()
+
+
+@pytest.fixture(scope="session")
+def clipseg_folder(tmp_path_factory, clipseg_model):
+    """Return a folder with a CLIPSeg and its processor, as published ones have them; its pictures are 24 x 24."""
+    folder = tmp_path_factory.mktemp("clipseg")
+    clipseg_model.save_pretrained(folder)
+    images = ViTImageProcessor(size={"height": 24, "width": 24}, image_mean=[0.4, 0.5, 0.6], image_std=[0.3] * 3)
+    CLIPSegProcessor(images, build_tokenizer()).save_pretrained(folder)
     return folder
 
 

@@ -33,6 +33,7 @@ SHIPPED = (
     "image_processing_ldvc",
     "processing_ldvc",
     "vocabulary_ldvc",
+    "segmenter_ldvc",
     "inference_ldvc",
     "pipeline_ldvc",
 )

@@ -20,7 +20,7 @@ from ldvc import __version__
 from ldvc.app.labels import as_classes, check_labels, parse_labels
 from ldvc.app.labels import render as render_labels
 from ldvc.data.rows import find_rows
-from ldvc.loading import EMBEDDED_CHECKPOINT, default_names, load_checkpoint, one_line
+from ldvc.loading import EMBEDDED_CHECKPOINT, default_names, load, one_line, read_settings
 from ldvc.masks.files import MAX_PIXELS, Found, find_pictures
 from ldvc.masks.formats import Existing, Format, OutputFolder
 from ldvc.masks.parts import written_aside
@@ -109,7 +109,7 @@ app.add_typer(labels_app, name="labels")
 ModelOption = Annotated[
     str,
     typer.Option(
-        "--model", "-m", help="Folder or Hub id of an LDVC checkpoint.", show_default="the embedded checkpoint"
+        "--model", "-m", help="Folder or Hub id of LDVC, a CLIP or a CLIPSeg.", show_default="the embedded checkpoint"
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
@@ -137,12 +137,18 @@ Examples:
   ldvc segment photos --recursive --labels classes.txt --format png --format overlay --output masks
   ldvc segment "photos/*.jpg" --labels "road, car" --threshold "0.3, car=0.5" --format coco-rle
   ldvc segment aerial.tif --labels "field, wood, water" --window 512 --format npz --scores
+  ldvc segment photo.jpg --labels "person, helmet" --not "wall, floor" --model openai/clip-vit-base-patch16
+  ldvc segment photo.jpg --labels voc2012 --background stuff --model CIDAS/clipseg-rd64-refined
   ldvc segment --dataset data/voc2012 --split validation --id-column image_id --batch-size 8
   accelerate launch --multi_gpu --num_processes 4 -m ldvc segment photos --skip-existing
 
 \b
 Labels: commas part classes, bars part synonyms. A value that ends in .txt is a
-file with one class per line.
+file with one class per line; coco_stuff, voc2012 and other names of
+vocabularies stand for their classes, stuff for a list of surroundings. This
+holds for --not and --background too: what --not names competes with the labels
+and comes back as "other"; the words of --background are one class together,
+less those that are labels by themselves.
 Names of results: a picture found in a folder keeps its path below it, any other
 its file name, without the suffix; where two would be the same, both keep it.
 Of a dataset, results are named by the rows' numbers or by --id-column.
@@ -187,6 +193,16 @@ SeenOffsetOption = Annotated[
         min=0, max=0.99, help="Lower the probability of classes that trained with masks, by 0.1 for instance."
     ),
 ]
+NotOption = Annotated[
+    str | None, typer.Option("--not", help='Names that compete with the labels and come back as "other".')
+]
+BackgroundOption = Annotated[
+    str | None, typer.Option(help='Words that are one class together, "background"; stuff is a ready list.')
+]
+MethodOption = Annotated[str | None, typer.Option(help="How a CLIP segments without training.")]
+SettingOption = Annotated[
+    list[str] | None, typer.Option("--setting", help="NAME=VALUE, a setting of the method; repeatable.")
+]
 OtherOption = Annotated[str | None, typer.Option(help='Name of "other".')]
 ScoresOption = Annotated[bool, typer.Option("--scores", help="Keep all probabilities in the npz.")]
 ShortSideOption = Annotated[
@@ -217,6 +233,10 @@ def segment_command(
     labels: LabelsOption = None,
     model: ModelOption = DEFAULT_MODEL,
     vocabulary: VocabularyOption = None,
+    negative: NotOption = None,
+    background: BackgroundOption = None,
+    method: MethodOption = None,
+    setting: SettingOption = None,
     output: OutputOption = Path("ldvc-masks"),
     formats: FormatsOption = None,
     recursive: RecursiveOption = False,
@@ -246,22 +266,18 @@ def segment_command(
     """
     formats = formats or [Format.PNG, Format.OVERLAY]
     check_options(labels, vocabulary, formats, scores, overwrite, skip_existing)
-    entries = None if labels is None else parse_labels(labels)
+    asked = [None if text is None else parse_labels(text) for text in (labels, negative, background)]
     found = find_source(images, recursive, output, dataset, [split, dataset_config, image_column, id_column])
     from ldvc.app import batch  # seconds, so after what can be refused at once
 
-    classes = None if entries is None else as_classes(entries)
-    settings = batch.make_settings(short_side, window, stride)
-    has_coco, share = Format.COCO_RLE in formats, join_processes()
-    device = share.device if device == "auto" and share.device else device
+    classes, rivals, words = (None if entries is None else as_classes(entries) for entries in asked)
+    settings, share = batch.make_settings(short_side, window, stride), join_processes()
     segmenter = batch.Segmenter(
-        *(model, device, classes, vocabulary, settings, threshold, other, scores, has_coco, batch_size),
-        *(seen_score_offset, value_range),
+        *(model, share.device if device == "auto" and share.device else device, classes, vocabulary, settings),
+        *(threshold, other, scores, Format.COCO_RLE in formats, batch_size, seen_score_offset, rivals),
+        *(words and [word for own in words.values() for word in own], read_settings(method, setting), value_range),
     )
-    description = segmenter.describe()
-    if dataset is not None and id_column is None:  # names are row numbers, which every split has
-        place = str(Path(dataset).resolve()) if Path(dataset).exists() else dataset
-        description["rows"] = [place, split or DATASET_DEFAULTS["--split"], dataset_config, len(found.pictures)]
+    description = segmenter.describe() | describe_rows(dataset, id_column, split, dataset_config, len(found.pictures))
     folder = OutputFolder(
         output, formats, description, num_classes=len(segmenter.names), unseen_names=segmenter.unseen_names()
     )
@@ -270,6 +286,16 @@ def segment_command(
     pictures = [picture for picture in found.pictures if picture.name in todo]
     failures = batch.segment_pictures(pictures, segmenter, folder, max_pixels, debug, share.is_main)
     return finish_batch(found, len(pictures), failures, folder, share)
+
+
+def describe_rows(
+    dataset: str | None, id_column: str | None, split: str | None, dataset_config: str | None, num_rows: int
+) -> dict[str, list[Any]]:
+    """What numbers of rows refer to, where results are named by these, which every split has."""
+    if dataset is None or id_column is not None:
+        return {}
+    place = str(Path(dataset).resolve()) if Path(dataset).exists() else dataset
+    return {"rows": [place, split or DATASET_DEFAULTS["--split"], dataset_config, num_rows]}
 
 
 def find_source(
@@ -362,7 +388,8 @@ Examples:
 
 \b
 Errors (segmentation refuses the list): empty, repeated or over-long names,
-control characters. Warnings: near-identical embeddings, names that the
+control characters. Warnings: near-identical embeddings, negations ("without",
+"no"), which CLIP reads past, names that the
 tokenizer splits into more than 3 pieces a word or reads as bytes, invisible
 characters. Two labels are near-identical when their distance (1 - cosine) is
 under a quarter of the list's median distance; lists of fewer than 8 labels are
@@ -387,14 +414,15 @@ def labels_check_command(
     from ldvc.model.inference_ldvc import encode_classes
 
     entries = None if labels is None else parse_labels(labels)
-    loaded, processor = load_checkpoint(model, "cpu")
+    loaded, processor = load(model, "cpu")
     if entries is None:
         entries = [(name, [name]) for name in default_names(loaded)]
 
     def encode(classes: dict[str, list[str]]) -> Tensor:
-        return encode_classes(loaded, processor, classes, show_progress=sys.stderr.isatty())[1]
+        embeds = encode_classes(loaded, processor, classes, show_progress=sys.stderr.isatty())[1]
+        return embeds / embeds.norm(dim=-1, keepdim=True)  # CLIPSeg's are of any length
 
-    has_text_tower = not loaded.config.baked_vocabulary
+    has_text_tower = getattr(loaded, "baked_vocabulary", None) is None
     report = check_labels(entries, processor, encode if has_text_tower else None, max_cosine, pairs)
     if as_json:
         typer.echo(json.dumps({"model": model, **report.to_dict()}, indent=2, ensure_ascii=False))
@@ -425,6 +453,8 @@ def bench_command(
     sizes: Annotated[str | None, typer.Option(help="Sides in pixels; by default the checkpoint's own.")] = None,
     batches: Annotated[str, typer.Option(help="Pictures per call.")] = "1,4",
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls per row.")] = 20,
+    method: MethodOption = None,
+    setting: SettingOption = None,
     device: DeviceOption = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file too.")] = None,
     debug: DebugOption = False,
@@ -436,7 +466,7 @@ def bench_command(
 
     from ldvc.app import bench
 
-    loaded, processor = load_checkpoint(model, device)
+    loaded, processor = load(model, device, **read_settings(method, setting))
     sides = sides or [own_side(processor)]
     cases = bench.all_cases(counts, sides, batch_sizes)
     rows = list(tqdm(bench.run_bench(loaded, processor, cases, repeats), total=len(cases), disable=None))
@@ -509,9 +539,11 @@ def demo_command(
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens the page to the network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    method: MethodOption = None,
+    setting: SettingOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Open a web page: a picture, your labels, the mask."""
     from ldvc.app.page import launch
 
-    launch(model, host=host, port=port)
+    launch(model, host=host, port=port, **read_settings(method, setting))

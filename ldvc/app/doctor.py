@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ldvc.loading import EMBEDDED_CHECKPOINT, load_checkpoint, one_line
+from ldvc.loading import EMBEDDED_CHECKPOINT, load, one_line
 from ldvc.places import how_to_install
 
 
@@ -200,7 +200,7 @@ def load_subject(model: str | Path | None) -> tuple[Any, Any, str]:
     """Model and processor of the self-test, and their name."""
     if model is None and not EMBEDDED_CHECKPOINT.is_dir():
         return *build_tiny(), "tiny random weights, made in memory"
-    loaded, processor = load_checkpoint(EMBEDDED_CHECKPOINT if model is None else model, "cpu")
+    loaded, processor = load(EMBEDDED_CHECKPOINT if model is None else model, "cpu")
     return loaded.float(), processor, "the embedded checkpoint" if model is None else str(model)
 
 
@@ -267,8 +267,9 @@ def compare(first: Any, second: Any) -> str:
         ValueError: If by more than rounding.
     """
     difference = float((first - second).abs().max())
-    if not difference <= TOLERANCE:  # also if it is NaN
-        raise ValueError(f"logits differ by {difference:.2g}, more than {TOLERANCE:g}.")
+    allowed = TOLERANCE * max(1.0, float(first.abs().max()))  # some kinds scale cosines up, and rounding with them
+    if not difference <= allowed:  # also if it is NaN
+        raise ValueError(f"logits differ by {difference:.2g}, more than {allowed:.2g}.")
     return f"same logits (difference {difference:.1g})"
 
 

@@ -13,7 +13,9 @@ __all__ = [
     "SEEN_SCORE_OFFSETS",
     "SETTINGS",
     "VOCABULARIES",
+    "WORD_LISTS",
     "Vocabulary",
+    "find_list",
     "get_vocabulary",
     "letters",
     "register_vocabulary",
@@ -79,6 +81,14 @@ def get_vocabulary(name: str) -> Vocabulary:
     if name not in known:
         raise ValueError(f"No vocabulary is called '{name}'{_suggest(name, tuple(known))}")
     return known[name]
+
+
+def find_list(name: str) -> tuple[str, ...] | None:
+    """Names of a vocabulary or word list, where the text is the name of one; `None` for any other text."""
+    if name in WORD_LISTS:
+        return WORD_LISTS[name]
+    known = VOCABULARIES | _OF_WORLDS
+    return known[name].class_names if name in known else None
 
 
 def register_vocabulary(vocabulary: Vocabulary) -> None:
@@ -157,6 +167,20 @@ VOCABULARIES: dict[str, Vocabulary] = {
 }
 
 _OF_WORLDS: dict[str, Vocabulary] = {}
+
+# Lists of words that are no vocabulary of a dataset. "stuff": what lies behind and around things, for a background of
+# words: the stuff of COCO-Stuff in plain English, less what people wear, eat, hold or put on a table, which belongs to
+# things.
+WORD_LISTS: dict[str, tuple[str, ...]] = {
+    "stuff": _split("""
+    sky, clouds, fog, grass, tree, bush, branch, leaves, plant, moss, straw, hill, mountain, rock, stone, sand, dirt,
+    mud, gravel, ground, field, snow, water, sea, river, road, pavement, railroad, platform, bridge, building, house,
+    skyscraper, roof, wall, brick wall, concrete wall, stone wall, wooden wall, tiled wall, panel, fence, railing,
+    cage, stairs, door, window, window blind, curtain, ceiling, floor, wooden floor, tiled floor, carpet, rug, mat,
+    mirror, shelf, cabinet, cupboard, counter, desk, table, furniture, tent, net, wood, metal, plastic, cardboard,
+    paper, textile
+    """),
+}
 
 # Exact strings, full stops included: they move the scores. The ensemble is averaged in embedding space.
 PROMPT_TEMPLATES: dict[str, tuple[str, ...]] = {

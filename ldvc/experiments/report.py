@@ -28,7 +28,7 @@ FIGURE = ROOT / "assets" / "decoder_swap.png"
 SPEED_FIGURE = ROOT / "assets" / "speed.png"
 CARDS = ROOT / "model_cards"
 DOCUMENTS = (
-    *("README.md", "picturebook/README.md", "docs/experiments.md", "docs/speed.md"),
+    *("README.md", "picturebook/README.md", "docs/experiments.md", "docs/speed.md", "docs/segmenters.md"),
     "docs/training_free.md",
     "model_cards/ldvc-picturebook.md",
 )
@@ -401,6 +401,27 @@ def clipseg() -> str:
     return "\n".join([*lines, "", note])
 
 
+def segmenters() -> str:
+    """Seconds and memory per picture of every kind of segmenter by label count."""
+    path = ROOT / "results" / "benchmarks" / "segmenters.json"
+    if not path.is_file():
+        return "Not run yet: `python -m benchmarks segmenters`."
+    result = json.loads(path.read_text())
+    heads = {"training_free": "CLIP without training", "clipseg": "CLIPSeg", "ldvc": "LDVC"}
+    heads["library"] = "the library's CLIPSeg"
+    lines = [f"| labels | {' | '.join(heads.values())} |", "|---:|" + "---:|" * len(heads)]
+    for row in result["rows"]:
+        cells = (f"{row['seconds'][name]['median']:.2f} s, {row['peak_bytes'][name] / 1e6:,.0f} MB" for name in heads)
+        lines.append(f"| {row['labels']} | {' | '.join(cells)} |")
+    machine = result["machine"]
+    note = (
+        f"One picture of {result['image_size']} x {result['image_size']} pixels, ViT-B/16, random weights of the "
+        f"published sizes, class embeddings kept, {result['dtype']}, {machine['threads']} CPU thread(s), PyTorch "
+        f"{machine['torch']}; medians, the models take turns; peak memory beside the weights."
+    )
+    return "\n".join([*lines, "", note])
+
+
 def speed_scaling() -> str:
     """The scaling laws, with their plot once it is drawn."""
     is_drawn = SPEED_FIGURE.is_file()
@@ -417,6 +438,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "picturebook_findings": picturebook_findings,
     "decoder_swap": decoder_swap,
     "clipseg": clipseg,
+    "segmenters": segmenters,
     "speed": tables.goals,
     "speed_machines": tables.machines,
     "speed_details": tables.details,

@@ -180,6 +180,8 @@ class PixelClasses:
         top_k: Keep so many best classes of every pixel, whatever the threshold; more than there are means all.
         keep_scores: Keep the scores of all classes, which takes `num_classes` floats per pixel.
         device: Where the results are kept.
+        class_ids: (num_channels,) where a block holds more channels than classes: the class of each, whose score is
+            that of its best channel, or -1 for what competes and comes back as `other_label`.
 
     Attributes:
         label_map: (height, width) int64.
@@ -201,6 +203,7 @@ class PixelClasses:
         top_k: int | None = None,
         keep_scores: bool = False,
         device: torch.device | str = "cpu",
+        class_ids: Tensor | None = None,
     ):
         if not isinstance(other_label, (int, np.integer, type(None))):
             raise TypeError(
@@ -211,6 +214,7 @@ class PixelClasses:
             raise ValueError(f"`top_k` is {top_k!r}; it is how many classes to keep per pixel, 1 or more.")
         self.threshold = None if threshold is None else check_threshold(threshold, num_classes).to(device)
         self.other_label = num_classes if other_label is None else other_label
+        self.num_classes, self.class_ids = num_classes, class_ids
         top = None if top_k is None else min(top_k, num_classes)
         self.label_map = torch.empty(size, dtype=torch.int64, device=device)
         self.top_ids = None if top is None else torch.empty(top, *size, dtype=torch.int64, device=device)
@@ -229,11 +233,15 @@ class PixelClasses:
         Args:
             rows: Where it lies.
             columns: Where it lies.
-            block: (num_classes, rows, columns); the highest wins.
+            block: (num_classes, rows, columns), with `class_ids` (num_channels, rows, columns); the highest wins.
             to_probabilities: Element by element and rising; `None` where the block holds probabilities. Logits are
                 compared as they are, since they do not saturate.
         """
+        rival = None
+        if self.class_ids is not None:
+            block, rival = best_channels(block, self.class_ids.to(block.device), self.num_classes)
         best, labels = best_scores(block, 1 if self.top_ids is None else len(self.top_ids))
+        is_other = None if rival is None else (rival > best[0]).to(self.label_map.device)
         if to_probabilities is not None and not (self.threshold is None and self.top_ids is None):
             best = to_probabilities(best)
         best, labels = best.to(self.label_map.device), labels.to(self.label_map.device)
@@ -244,6 +252,8 @@ class PixelClasses:
             threshold = self.threshold if self.threshold.dim() == 0 else self.threshold[label_map]
             # less an offset, scores may be negative; 0 is no threshold all the same
             label_map = label_map.masked_fill((best[0] < threshold) & (threshold > 0), self.other_label)
+        if is_other is not None:
+            label_map = label_map.masked_fill(is_other, self.other_label)
         self.label_map[rows, columns] = label_map
         if self.scores is not None:
             block = block if to_probabilities is None else to_probabilities(block)
@@ -269,6 +279,23 @@ class PixelClasses:
         if not data:
             return self.label_map
         return SemanticSegmentationPostProcessorOutput(data={"segmentation": self.label_map, **data})
+
+
+def best_channels(block: Tensor, class_ids: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Score of each class, that of its best channel, and of what is no class.
+
+    Args:
+        block: (num_channels, rows, columns).
+        class_ids: (num_channels,) from 0, or -1.
+        num_classes: Classes.
+
+    Returns:
+        (num_classes, rows, columns), and (rows, columns) of the best channel with -1, minus infinity without one.
+    """
+    best = block.new_full((num_classes + 1, *block.shape[1:]), -torch.inf)
+    places = class_ids.remainder(num_classes + 1)[:, None, None].expand_as(block)  # -1 goes to the last
+    best.scatter_reduce_(0, places, block, "amax")
+    return best[:-1], best[-1]
 
 
 def check_threshold(threshold: float | Sequence[float] | Tensor, num_classes: int) -> Tensor:
@@ -602,6 +629,7 @@ class LDVCImageProcessor(ImageBackend):
         other_label: int | None = None,
         return_segmentation_scores: bool = False,
         top_k: int | None = None,
+        class_ids: Tensor | None = None,
     ) -> list:
         """Turn the model's output into label maps.
 
@@ -615,6 +643,8 @@ class LDVCImageProcessor(ImageBackend):
             other_label: Id of "other"; `None` is one past the last class, see the model's `set_vocabulary`.
             return_segmentation_scores: Return probabilities too.
             top_k: Return so many best classes of every pixel too, at most all.
+            class_ids: (num_channels,) class of each channel, where several make one class; -1 for channels that
+                compete and are "other". `None` is a channel per class.
 
         Returns:
             Per image a (height, width) int64 tensor; with scores or `top_k` an object that has it as `segmentation`,
@@ -631,13 +661,14 @@ class LDVCImageProcessor(ImageBackend):
             target_sizes = [logits.shape[-2:]] * len(logits)
         if len(target_sizes) != len(logits):
             raise ValueError(f"there are {len(target_sizes)} target sizes for {len(logits)} images; give one each.")
-        results = []
+        num_classes, results = logits.shape[1] if class_ids is None else int(class_ids.max()) + 1, []
         for index, size in enumerate(target_sizes):
             size = tuple(int(side) for side in size)
             if len(size) != 2 or min(size) < 1:
                 raise ValueError(f"a target size is {size}; it is (height, width) in pixels, at least 1 each.")
             pixels = PixelClasses(
-                logits.shape[1], size, threshold, other_label, top_k, return_segmentation_scores, logits.device
+                *(num_classes, size, threshold, other_label, top_k, return_segmentation_scores, logits.device),
+                class_ids,
             )
             pixels.add_upsampled(logits[index], None if offsets is None else offsets[index])
             results.append(pixels.as_output())

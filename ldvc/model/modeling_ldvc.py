@@ -50,9 +50,11 @@ from .image_processing_ldvc import LDVCImageProcessor  # noqa: F401 - compat_ldv
 from .inference_ldvc import Segmentation  # noqa: F401 - compat_ldvc says why
 from .loss_ldvc import loss_options, segmentation_loss
 from .pipeline_ldvc import ZeroShotImageSegmentationPipeline
+from .pixels_ldvc import ValueRange  # noqa: F401 - compat_ldvc says why
 from .processing_ldvc import LDVCProcessor  # noqa: F401 - compat_ldvc says why
 from .prompts_ldvc import LDVCTextAdapter, LDVCTextPrompts, LDVCVisionEmbeddings, LDVCVisionPrompts
 from .regions_ldvc import fit_to_image
+from .segmenter_ldvc import Segmenter  # noqa: F401 - compat_ldvc says why
 from .vocabulary_ldvc import LDVCBakedVocabulary, LDVCVocabularyMixin, check_tensors
 from .weights_ldvc import (
     build_config,

@@ -7,7 +7,7 @@ list go through the model in one pass per picture, and without names the model's
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .compat_ldvc import REQUIREMENT  # noqa: F401 - compat_ldvc says why
@@ -36,8 +36,11 @@ from .inference_ldvc import (
 )
 from .options_ldvc import check_options
 from .pixels_ldvc import ValueRange
-from .processing_ldvc import check_distinct, read_classes
+from .processing_ldvc import LDVCProcessor, check_distinct, read_classes
+from .prompts_ldvc import LDVCTextPrompts  # noqa: F401 - compat_ldvc says why
+from .segmenter_ldvc import Rivals, ask, check_segmenter, default_vocabulary, read_rivals, seen_queries, text_state
 from .vocabulary_ldvc import DefaultVocabulary
+from .weights_ldvc import quiet_loading  # noqa: F401 - compat_ldvc says why
 
 
 TASK = "zero-shot-image-segmentation"
@@ -73,6 +76,7 @@ class Question:
         pixel_values: (3, height, width) for the model, or `None` where windows are to be cut from `picture`.
         picture: Upright RGB, or `None`.
         has_own_labels: Whether they are this picture's own, so that the call may name classes of other pictures.
+        rivals: What competes with the classes.
     """
 
     labels: Labels
@@ -81,6 +85,12 @@ class Question:
     pixel_values: Tensor | None = None
     picture: Image.Image | None = None
     has_own_labels: bool = False
+    rivals: Rivals = field(default_factory=lambda: Rivals({}))
+
+    @property
+    def asked(self) -> tuple:
+        """Equal where questions have the same classes and rivals."""
+        return self.labels, as_labels(self.rivals.words), self.rivals.num_background
 
 
 @dataclass
@@ -95,6 +105,7 @@ class Answer:
         offsets: (1, num_classes), what the model takes from probabilities, or `None`.
         label_map: (height, width) int64.
         best_scores: (height, width) float32.
+        class_ids: (num_channels,) where logits have other channels than the classes, see [`Rivals`].
     """
 
     class_names: list[str]
@@ -104,6 +115,7 @@ class Answer:
     offsets: Tensor | None = None
     label_map: Tensor | None = None
     best_scores: Tensor | None = None
+    class_ids: Tensor | None = None
 
 
 class Rows(Dataset):
@@ -155,7 +167,12 @@ def read_labels(candidate_labels: Any) -> Labels | None:
         raise ValueError(
             "`candidate_labels` is empty; give at least one label, or leave it out for the model's own vocabulary."
         )
-    return tuple((name, *words) for name, words in read_classes(candidate_labels).items())
+    return as_labels(read_classes(candidate_labels))
+
+
+def as_labels(classes: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """Checked names and words, hashable."""
+    return tuple((name, *words) for name, words in classes.items())
 
 
 def as_classes(labels: Labels) -> dict[str, list[str]]:
@@ -255,6 +272,15 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                 )
         self._kept: tuple[tuple | None, dict[tuple, Tensor]] = (None, {})  # for which text weights, lists used last
         super().__init__(model, **kwargs)
+        check_segmenter(self.model)
+        own, kind = self.processor, type(self.processor).__name__
+        if kind in ("CLIPProcessor", "CLIPSegProcessor"):  # of a checkpoint that is none of LDVC's
+            settings, is_clipseg = own.image_processor.to_dict(), kind == "CLIPSegProcessor"
+            self.processor = LDVCProcessor.from_preprocessing(own.tokenizer, settings, is_clipseg)
+            self.tokenizer, self.image_processor = self.processor.tokenizer, self.processor.image_processor
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}, {self.model.dtype}, {self.device})"
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts without kept embeddings: what they are kept for are places of these very weights."""
@@ -271,6 +297,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                 lists or dicts, one per picture. `None` is the model's default vocabulary.
             kwargs: Any of these, here or at construction.
 
+                - `negative_labels`: As `candidate_labels`: names that compete with them and get no mask.
+                - `background`: A list of words that are one class together, "background".
                 - `threshold`: A probability, or one per class: a list in order, or a dict by name. `None` is none.
                 - `top_k`: Return at most so many masks, the best.
                 - `window`: Side in pixels of windows that slide over large pictures; 0 takes pictures whole, at the
@@ -307,6 +335,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     def _sanitize_parameters(
         self,
         candidate_labels: Any = None,
+        negative_labels: Any = None,
+        background: Sequence[str] | None = None,
         timeout: float | None = None,
         threshold: Threshold = None,
         top_k: int | None = None,
@@ -326,6 +356,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         check_options(unknown, PIPELINE_OPTIONS, "this pipeline", PIPELINE_NAMES)
         check_top_k(top_k)
         preprocess = {"labels": read_labels(candidate_labels), "timeout": timeout, "window": window}
+        preprocess |= {"negative_labels": read_labels(negative_labels), "background": background}
         preprocess |= {"value_range": value_range, "input_data_format": input_data_format}
         forward = {"window": window, "stride": stride, "short_side": short_side, "show_progress": show_progress}
         postprocess = {"threshold": threshold, "top_k": top_k}
@@ -340,6 +371,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         window: int | None = None,
         value_range: ValueRange = None,
         input_data_format: str | None = None,
+        negative_labels: Any = None,
+        background: Sequence[str] | None = None,
     ) -> dict[str, Question]:
         """Open a picture and bring it to the processor's size, or leave it as it is where windows will be cut.
 
@@ -357,10 +390,13 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             if inputs.get("candidate_labels") is not None:
                 labels, has_own_labels = read_labels(inputs["candidate_labels"]), True
         if labels is None:
-            labels = self.model.default_vocabulary()
-        names = list(as_classes(labels))
+            labels = default_vocabulary(self.model)
+        negative = None if negative_labels is None else as_classes(negative_labels)
+        rivals = read_rivals(as_classes(labels), negative, background)
+        names = rivals.names(list(as_classes(labels)))
         picture = self.processor.image_processor.load_rgb(image, timeout, value_range, input_data_format)
-        question = Question(labels, names, (picture.height, picture.width), has_own_labels=has_own_labels)
+        size = (picture.height, picture.width)
+        question = Question(labels, names, size, has_own_labels=has_own_labels, rivals=rivals)
         if window:
             question.picture = picture
         else:
@@ -399,35 +435,46 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         for _, members in grouped(question.pixel_values.shape for question in batch):
             pixel_values = torch.stack([batch[member].pixel_values for member in members]).to(self.device)
             features = self.model.get_image_features(pixel_values)
-            for labels, places in grouped(batch[member].labels for member in members):
-                outputs = self.model(
-                    image_features=features.select(places),
-                    class_embeds=self._class_embeds(labels),
-                    seen_class_mask=self.model.seen_class_mask(as_classes(labels)),
-                )
-                logits, offsets = outputs.logits.float().cpu(), outputs.class_score_offsets
+            for _, places in grouped(batch[member].asked for member in members):
+                question = batch[members[places[0]]]
+                seen = seen_queries(self.model, as_classes(question.labels), question.rivals)
+                chosen = features.select(places)
+                logits, offsets = ask(self.model, self._embeds(question), seen, image_features=chosen)
+                logits, offsets = logits.float().cpu(), None if offsets is None else offsets.float().cpu()
                 for row, place in enumerate(places):
-                    question = batch[members[place]]
-                    own = None if offsets is None else offsets[row : row + 1].float().cpu()
-                    identity = (question.class_names, question.size, question.has_own_labels)
-                    answers[members[place]] = Answer(*identity, logits[row : row + 1], own)
+                    own = None if offsets is None else offsets[row : row + 1]
+                    found = {"logits": logits[row : row + 1], "offsets": own}
+                    answers[members[place]] = self._answer(batch[members[place]], **found)
         return [answers[index] for index in range(len(batch))]
 
     def _answer_by_windows(self, question: Question, settings: InferenceSettings, show_progress: bool) -> Answer:
         """Slide windows over one picture."""
-        embeds = self._class_embeds(question.labels)
-        names = as_classes(question.labels)
+        names, rivals, words = as_classes(question.labels), question.rivals, list(question.rivals.words)
         options = {"settings": settings, "top_k": 1, "show_progress": show_progress}
+        options["negative_labels"] = {name: rivals.words[name] for name in words[rivals.num_background :]} or None
+        options["background"] = words[: rivals.num_background] or None
+        embeds = self._embeds(question)
         found = segment(self.model, self.processor, question.picture, names, class_embeds=embeds, **options)
+        return self._answer(question, label_map=found.label_map, best_scores=found.top_scores[0])
+
+    @staticmethod
+    def _answer(question: Question, **found: Tensor | None) -> Answer:
+        """Put what was found beside what it is an answer to."""
+        num_named = len(question.class_names) - (question.rivals.num_background > 0)
         identity = (question.class_names, question.size, question.has_own_labels)
-        return Answer(*identity, label_map=found.label_map, best_scores=found.top_scores[0])
+        return Answer(*identity, class_ids=question.rivals.class_ids(num_named), **found)
+
+    def _embeds(self, question: Question) -> Tensor:
+        """(num_channels, projection_dim) embeddings of a question's classes and rivals, as `_class_embeds`."""
+        lists = (question.labels, as_labels(question.rivals.words))
+        return torch.cat([self._class_embeds(labels) for labels in lists if labels])
 
     def _class_embeds(self, labels: Labels) -> Tensor:
         """(num_classes, projection_dim) embeddings of a label list, kept while text weights and templates stay."""
         if not isinstance(labels, tuple):
             return self.model.vocabulary_embeds(labels)  # kept by the model
         check_text_tower(self.model)
-        state, key = self.model._vocabulary_state(), (labels, tuple(self.processor.prompt_templates))
+        state, key = text_state(self.model), (labels, tuple(self.processor.prompt_templates))
         kept_for, kept = self._kept
         kept = dict(kept) if state is not None and state == kept_for else {}
         embeds = kept.pop(key, None)
@@ -447,14 +494,14 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         if answer.logits is not None:
             outputs = {"logits": answer.logits, "class_score_offsets": answer.offsets}
             post_process = self.processor.image_processor.post_process_semantic_segmentation
-            (found,) = post_process(outputs, target_sizes=[answer.size], top_k=1)
+            (found,) = post_process(outputs, target_sizes=[answer.size], top_k=1, class_ids=answer.class_ids)
             label_map, best_scores = found["segmentation"], found["top_scores"][0]
         num_classes = len(answer.class_names)
         if threshold is not None:
             if isinstance(threshold, Mapping) and answer.has_own_labels:  # it may name classes of other pictures
                 threshold = {name: value for name, value in threshold.items() if name in answer.class_names}
             limits = check_threshold(threshold_per_class(threshold, answer.class_names), num_classes)
-            limits = limits if limits.dim() == 0 else limits[label_map]
+            limits = limits if limits.dim() == 0 else torch.cat([limits, limits.new_zeros(1)])[label_map]
             label_map = label_map.masked_fill((best_scores < limits) & (limits > 0), num_classes)
         sums = torch.bincount(label_map.flatten(), best_scores.flatten().double(), minlength=num_classes + 1)
         counts = torch.bincount(label_map.flatten(), minlength=num_classes + 1)

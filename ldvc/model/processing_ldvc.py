@@ -14,6 +14,7 @@ from .compat_ldvc import REQUIREMENT  # noqa: F401 - compat_ldvc says why
 from torch import Tensor
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils import TensorType, logging
@@ -269,6 +270,42 @@ class LDVCProcessor(ProcessorMixin):
         tokenizer = AutoTokenizer.from_pretrained(clip, **options)
         return cls(LDVCImageProcessor(size=size, **stats), tokenizer, prompt_templates=prompt_templates)
 
+    @classmethod
+    def from_preprocessing(
+        cls, tokenizer: PreTrainedTokenizerBase, preprocessing: Mapping[str, Any], is_clipseg: bool = False
+    ) -> "LDVCProcessor":
+        """Build the processor of a CLIP without training, or of a CLIPSeg, from the settings that these come with.
+
+        A CLIP sees squares half again as wide as those that it was trained on, 336 pixels for 224, with the default
+        template. A CLIPSeg sees pictures as its own processor gives them, and its users' texts as they are ("{}").
+
+        Args:
+            tokenizer: CLIP's.
+            preprocessing: Content of `preprocessor_config.json`, or of the image processor's `to_dict`.
+            is_clipseg: Whose they are.
+
+        Raises:
+            ValueError: If the tokenizer knows no word, which is what the library makes where there is no file of one.
+        """
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise ValueError(
+                "there is no tokenizer beside the weights (tokenizer.json, or vocab.json and merges.txt), which class "
+                "names need; fetch those files too."
+            )
+        size = preprocessing.get("size") if is_clipseg else preprocessing.get("crop_size")
+        default, mean, std = (
+            (352, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if is_clipseg else (224, CLIP_MEAN, CLIP_STD)
+        )
+        side = size if isinstance(size, int) else dict(size or {}).get("height") or default
+        side = side if is_clipseg else side * 3 // 2
+        image_processor = LDVCImageProcessor(
+            size={"height": side, "width": side},
+            image_mean=list(preprocessing.get("image_mean") or mean),
+            image_std=list(preprocessing.get("image_std") or std),
+            **({"resample": preprocessing["resample"]} if is_clipseg and "resample" in preprocessing else {}),
+        )
+        return cls(image_processor, tokenizer, prompt_templates="{}" if is_clipseg else DEFAULT_TEMPLATE)
+
     def __call__(
         self,
         images: Any = None,
@@ -439,10 +476,11 @@ class LDVCProcessor(ProcessorMixin):
         other_label: int | None = None,
         return_segmentation_scores: bool = False,
         top_k: int | None = None,
+        class_ids: Tensor | None = None,
     ) -> list:
         """As [`LDVCImageProcessor.post_process_semantic_segmentation`]."""
         return self.image_processor.post_process_semantic_segmentation(
-            outputs, target_sizes, threshold, other_label, return_segmentation_scores, top_k
+            outputs, target_sizes, threshold, other_label, return_segmentation_scores, top_k, class_ids
         )
 
     @property

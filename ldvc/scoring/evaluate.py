@@ -360,6 +360,8 @@ def load_checkpoint(
     is_adapter = (Path(path) / ADAPTER_CONFIG).is_file()
     kind = "ldvc" if is_adapter else stored_config(path).get("model_type")
     expected = "clip" if training_free else "ldvc"
+    if kind == "clipseg" and not training_free:
+        return loading.load(path, "cpu", "float32")
     if kind != expected:
         raise ValueError(
             f"{path!r} holds a {kind!r} model, not {expected!r}; --training_free scores a CLIP, without it an LDVC "
@@ -419,7 +421,7 @@ def audit_checkpoint(arguments: argparse.Namespace, vocabulary: Vocabulary, mode
     audit = {"status": "training_free", "setting": arguments.setting, "trained": None, "findings": []}
     if arguments.training_free:
         return audit | {"names_trained_with_masks": []}
-    seen_classes = model.config.seen_classes
+    seen_classes = getattr(model.config, "seen_classes", None)  # a CLIPSeg does not say
     protocol = read_protocol(arguments.checkpoint)
     if protocol is None:
         finding = f"{arguments.checkpoint!r} has no {PROTOCOL_FILE}: which masks trained it, nobody counted"
