@@ -432,14 +432,6 @@ def test_a_saved_folder_needs_no_remote_code_where_the_task_is_registered(pipe, 
     assert_same(again(PICTURES[0], candidate_labels=NAMES), pipe(PICTURES[0], candidate_labels=NAMES))
 
 
-def test_an_image_processor_given_to_the_pipeline_takes_the_place_of_the_processors_own(make_model, tiny_processor):
-    own = type(tiny_processor.image_processor)(size={"height": 16, "width": 24})
-    options = {"processor": tiny_processor, "image_processor": own, "tokenizer": tiny_processor.tokenizer}
-    pipe = pipeline(TASK, model=make_model(), device="cpu", **options)
-    assert pipe.preprocess(PICTURES[0], labels=(("cat", "cat"),))["question"].pixel_values.shape == (3, 16, 24)
-    assert tiny_processor.image_processor.size == {"height": 32, "width": 32}
-
-
 def test_a_saved_pipeline_keeps_its_processor(make_model, clip_folder, tmp_path):
     processor = LDVCProcessor.from_clip_pretrained(clip_folder, size=24, prompt_templates=["a {}", "the {}"])
     pipe = pipeline(TASK, model=make_model(num_text_prompts=0), processor=processor, device="cpu")

@@ -5,7 +5,6 @@ Transformers has no such task; the calls follow its zero-shot object detection p
 list go through the model in one pass per picture, and without names the model's default vocabulary is used.
 """
 
-import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -229,11 +228,6 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     def __init__(self, *args: Any, **kwargs: Any):
         self._kept: tuple[tuple | None, dict[tuple, Tensor]] = (None, {})  # for which text weights, lists used last
         super().__init__(*args, **kwargs)
-        given = {part: kwargs.get(part) for part in ("image_processor", "tokenizer")}
-        given = {part: value for part, value in given.items() if value is not None and not isinstance(value, str)}
-        if given:  # in the place of the processor's own, which stays as it is
-            self.processor = copy.copy(self.processor)
-            vars(self.processor).update(given)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts without kept embeddings: what they are kept for are places of these very weights."""
