@@ -1,6 +1,7 @@
 """The one reader of label maps, what the checker says of each kind of file, and its remedies, each carried out."""
 
 import io
+import itertools
 import json
 import pickle
 import shlex
@@ -26,7 +27,7 @@ from ldvc.data.label_maps import (
     to_label_map,
     voc_colours,
 )
-from ldvc.data.samples import load_split, read_sample
+from ldvc.data.samples import JointAugmentation, StreamingTrainingSet, load_split, read_sample
 
 
 NAMES = "[cat, dog, sofa, grass]"
@@ -330,6 +331,15 @@ def test_palettes_are_compared_across_splits(tmp_path):
     assert code == 2
     assert findings[0]["text"].startswith("validation: label maps whose palettes contradict")
     assert findings[0]["examples"][0].startswith("row 0 (0.png): shows id ")
+
+
+def test_palettes_of_a_stream_are_compared_as_it_is_read(tmp_path):
+    folder = write_folder(tmp_path / "own", save("png", adaptive))
+    stream = load_split(str(folder), "train", streaming=True)
+    augmentation = JointAugmentation(image_scale=(32, 24), crop_size=(16, 16))
+    crops = iter(StreamingTrainingSet(stream, augmentation, num_classes=4))
+    with pytest.raises(ValueError, match=r"^Streamed sample \d: .* shows id \d as .*palettes contradict"):
+        list(itertools.islice(crops, 4))
 
 
 def test_one_palette_for_all_files_is_taken_whatever_it_shows(tmp_path):

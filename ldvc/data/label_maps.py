@@ -383,6 +383,22 @@ class PaletteLedger:
             self._first.setdefault(pair, (palette, name))
         return ""
 
+    def check(self, label: PIL.Image.Image, name: str) -> None:
+        """Enter a label map, if it has a palette.
+
+        Args:
+            label: As `decode_label` gives it.
+            name: Of its file or sample.
+
+        Raises:
+            LabelMapError: If it contradicts one before it.
+        """
+        palette = palette_of(label)
+        if palette and (conflict := self.add(palette, _used_indices(label), name)):
+            problem = LABEL_PROBLEMS["palette of its own"]
+            message = f"{conflict}: they are {problem.text}; {WRITE_ANEW}."
+            raise LabelMapError("palette of its own", conflict, message)
+
 
 def check_palettes(dataset: Dataset, column: str = "label") -> None:
     """Compare the palettes of label maps spread evenly over a split; their pixels are read only if palettes differ.
@@ -402,13 +418,11 @@ def check_palettes(dataset: Dataset, column: str = "label") -> None:
     ledger = PaletteLedger()
     for row, label in labels.items():
         try:
-            used = np.unique(read_ids(decode_label(label))).tolist()
+            label = decode_label(label)
+            read_ids(label)
         except ValueError:  # damaged, or refused for another reason: its turn to be read says so
             continue
-        if conflict := ledger.add(palette_of(label), used, f"sample {row}"):
-            problem = LABEL_PROBLEMS["palette of its own"]
-            message = f"{conflict}: they are {problem.text}; {WRITE_ANEW}."
-            raise LabelMapError("palette of its own", conflict, message)
+        ledger.check(label, f"sample {row}")
 
 
 def _open_palette(cell: Mapping[str, Any] | None) -> PIL.Image.Image | None:
