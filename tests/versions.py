@@ -173,14 +173,15 @@ def differs(found: dict[str, Any], expected: dict[str, Any]) -> bool:
 def render(record: dict[str, Any]) -> str:
     """The table of docs/versions.md, and under it what the refused releases said."""
     expected = record["found"][record["pinned"]]
-    heads = ["Transformers", "huggingface_hub", "tokenizers", *FACTS.values(), "fast tests"]
+    tests = record["tests"]
+    heads = ["Transformers", "huggingface_hub", "tokenizers", *FACTS.values(), *(["fast tests"] if tests else [])]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for release, found in record["found"].items():
         if release in REFUSED:
             continue
         cells = compare(found, expected) if release != record["pinned"] else dict.fromkeys(FACTS, "the reference")
         row = [release, found["huggingface_hub"], found["tokenizers"], *cells.values()]
-        lines.append("| " + " | ".join([*row, record["tests"].get(release, "")]) + " |")
+        lines.append("| " + " | ".join([*row, *([tests.get(release, "not run")] if tests else [])]) + " |")
     said = [f"    {found['auto_classes']}" for name, found in record["found"].items() if name in REFUSED]
     place = f"Python {record['python']}, PyTorch {record['torch']}, {record['machine']}."
     return "\n".join([*lines, "", place, "", *said])
