@@ -566,8 +566,19 @@ FILES = {
     "pickle": (lambda folder: written(folder / "object.png", pickle.dumps(["cat"])), "object.png"),
     "missing": (lambda folder: folder / "nowhere.png", "nowhere.png"),
 }
+
+
+def made_siglip(folder, clip):
+    """Make a folder whose files are CLIP's and whose configuration says that it is a SigLIP."""
+    place = shutil.copytree(clip, folder / "foreign")
+    (place / "config.json").write_text(
+        json.dumps({**json.loads((place / "config.json").read_text()), "model_type": "siglip"})
+    )
+    return place
+
+
 CHECKPOINTS = {
-    "foreign CLIP": lambda folder, clip: shutil.copytree(clip, folder / "foreign"),
+    "foreign model": lambda folder, clip: made_siglip(folder, clip),
     "empty folder": lambda folder, clip: made(folder / "hollow"),
     "missing folder": lambda folder, clip: folder / "nowhere",
     "a file": lambda folder, clip: written(folder / "model.safetensors", b""),

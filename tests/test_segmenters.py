@@ -23,6 +23,7 @@ from transformers import (
 import ldvc as package
 from ldvc.app.doctor import check_itself
 from ldvc.app.explain import cross_attention_maps, describe, draw_routing, explain_pixel
+from ldvc.app.labels import as_classes, parse_labels
 from ldvc.data.vocabularies import WORD_LISTS, find_list
 from ldvc.export import write_sizes, write_vocabulary
 from ldvc.loading import find_kind, load
@@ -468,6 +469,13 @@ def test_names_of_vocabularies_stand_for_their_classes(ldvc, clip_folder, pictur
     assert names["settings"] == {"method": "value"}
     checked = json.loads(ldvc("labels", "check", "voc2012", "-m", clip_folder, "--json").stdout)
     assert checked["labels"] == list(find_list("voc2012"))
+
+
+@pytest.mark.parametrize(("name", "count"), [("ade20k", 150), ("cityscapes", 19), ("coco_stuff", 171), ("voc20", 20)])
+def test_every_benchmarks_names_may_be_asked_for_by_its_name(name, count):
+    listed = as_classes(parse_labels(f" {name} "))
+    assert len(listed) == count
+    assert as_classes(parse_labels(f"{name}, cat")) == {name: [name], "cat": ["cat"]}, "among others it is a label"
 
 
 def test_results_of_another_method_are_not_taken_for_those_of_this_one(ldvc, clip_folder, picture_file, tmp_path):

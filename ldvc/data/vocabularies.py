@@ -7,6 +7,8 @@ The one place for all of them. The position of a name is its class id, and the n
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from ldvc.data.names import BENCHMARK_FILES, read_name_file
+
 
 __all__ = [
     "PROMPT_TEMPLATES",
@@ -84,11 +86,13 @@ def get_vocabulary(name: str) -> Vocabulary:
 
 
 def find_list(name: str) -> tuple[str, ...] | None:
-    """Names of a vocabulary or word list, where the text is the name of one; `None` for any other text."""
+    """Names of a vocabulary, word list or benchmark ("ade20k", in our plainer words); `None` for any other text."""
     if name in WORD_LISTS:
         return WORD_LISTS[name]
     known = VOCABULARIES | _OF_WORLDS
-    return known[name].class_names if name in known else None
+    if name in known:
+        return known[name].class_names
+    return read_name_file(name, "plain").class_names if name in BENCHMARK_FILES else None
 
 
 def register_vocabulary(vocabulary: Vocabulary) -> None:
