@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from ldvc.commands.data import check as main
+from ldvc.data.class_lists import check_label_convention
 from ldvc.data.folders import find_folder_splits, read_class_names, split_of
 from ldvc.data.lists import read_image_ids
 from ldvc.data.rows import find_rows, holds_pictures
-from ldvc.data.samples import check_label_convention, load_split, read_sample
+from ldvc.data.samples import load_split, read_sample
 
 
 NAMES = ["cat", "dog", "sofa", "grass"]

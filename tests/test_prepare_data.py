@@ -1084,7 +1084,7 @@ def test_a_class_list_of_another_spelling_is_the_folders_own(tmp_path):
 
 
 def test_a_dataset_without_our_classes_json_has_no_convention_to_check(tmp_path):
-    (tmp_path / "classes.json").write_text('{"of": "another program"}')
+    (tmp_path / "classes.json").write_text('{"class_names": ["cat"]}')
     for dataset in (str(tmp_path), str(tmp_path / "nowhere"), "someone/dataset"):
         check_label_convention(dataset, ["cat"], reduce_labels=True)
 

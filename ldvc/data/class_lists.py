@@ -28,7 +28,8 @@ def check_label_convention(
         revision: Git revision of a Hub dataset.
 
     Raises:
-        ValueError: If the folder was made for another class list or the other value of `reduce_labels`.
+        ValueError: If the folder was made for another class list or the other value of `reduce_labels`, or its list
+            cannot be read.
     """
     path = Path(dataset).expanduser() / "classes.json"
     if "/" in dataset and not path.parent.exists():
@@ -36,11 +37,8 @@ def check_label_convention(
             path = Path(hf_hub_download(dataset, path.name, repo_type="dataset", revision=revision))
         except (OSError, ValueError):  # it has none, or there is no such dataset: loading it will tell
             return
-    try:
-        was_reduced = read_class_file(path)[1] if path.is_file() else None
-        listed = read_class_names(path.parent)
-    except ValueError:  # another program's: who needs names of it, for want of a class list, is told
-        return
+    was_reduced = read_class_file(path)[1] if path.is_file() else None
+    listed = read_class_names(path.parent)
     if was_reduced not in (None, reduce_labels):
         raise ValueError(
             f"reduce_labels is {reduce_labels}, but the label maps of '{dataset}' were made for {was_reduced} "

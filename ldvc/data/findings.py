@@ -60,9 +60,9 @@ SAMPLE_PROBLEMS = {
         "",
         {"first_bands": "if it is no transparency, but near infrared or another channel"},
     ),
-    "16-bit picture nearly black": (
-        WARNING,
-        "images of 16 bits that use a small part of their range, and are nearly black",
+    "16-bit picture of unknown range": (
+        ERROR,
+        "images of 16 bits that use a part of their range, so that nobody can tell what is white",
         "",
         {"from_10_bits": "if they hold 10 bits", "from_12_bits": "if 12", "from_14_bits": "if 14"},
     ),

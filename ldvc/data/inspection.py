@@ -233,16 +233,25 @@ def _orientation(image: PIL.Image.Image) -> str:
     return str(image.getexif().get(Base.Orientation, 1))
 
 
+def _upright_size(image: PIL.Image.Image, orientation: str) -> tuple[int, int]:
+    """(height, width) in pixels as the picture is shown."""
+    return (image.width, image.height) if orientation in ("5", "6", "7", "8") else (image.height, image.width)
+
+
 def _inspect_image(image: PIL.Image.Image, sample: Sample) -> str:
     orientation, mode = _orientation(image), image.mode  # asked before the pixels are read: Pillow turns some then
-    rgb = to_rgb(image)
+    sample.image_mode, sample.size = mode, _upright_size(image, orientation)
+    try:
+        rgb = to_rgb(image)
+    except ValueError:
+        if not mode.startswith("I"):
+            raise
+        sample.problems["16-bit picture of unknown range"] = f"mode {mode}, largest value {image.getextrema()[1]}"
+        return orientation
     sample.digest = hashlib.blake2b(repr(rgb.size).encode() + rgb.tobytes(), digest_size=16).digest()
-    sample.image_mode, sample.size = mode, (rgb.height, rgb.width)
     brightest = max(highest for _, highest in rgb.getextrema())
     if brightest < DARKEST:
-        is_wide = mode.startswith("I")
-        detail = f"largest value {image.getextrema()[1]} of 65535" if is_wide else f"largest value {brightest} of 255"
-        sample.problems["16-bit picture nearly black" if is_wide else "nearly black"] = f"mode {mode}, {detail}"
+        sample.problems["nearly black"] = f"mode {mode}, largest value {brightest} of 255"
     if "A" in image.getbands():
         lowest, highest = image.getchannel("A").getextrema()
         shares = image.getchannel("A").histogram()
