@@ -308,10 +308,10 @@ def find_kind(model: str | Path) -> str:
         raise ValueError(f"{str(model)!r} is no LDVC model: it has no config.json; {REMEDY}")
     if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) != 2 or str(model).startswith(".")):
         raise ValueError(f"{str(model)!r}: no such folder; {REMEDY}")
-    from transformers.configuration_utils import PreTrainedConfig
+    from ldvc.model.configuration_ldvc import LDVCConfig
 
     try:
-        kind = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
+        kind = LDVCConfig.get_config_dict(model)[0].get("model_type")
     except (OSError, ValueError) as error:
         raise ValueError(explain_absence(model, error)) from error
     if kind in LOADERS:

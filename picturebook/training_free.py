@@ -28,7 +28,7 @@ from ldvc.model.inference_ldvc import InferenceSettings, encode_classes, prepare
 from ldvc.model.processing_ldvc import LDVCProcessor
 from ldvc.model.weights_ldvc import weights_fingerprint
 from ldvc.scoring.evaluate import METRIC_PATH, finish_table, image_areas, mean_iou
-from ldvc.segmenters.smoothing import PEARL_AS_SHIPPED, pamr, propagate
+from ldvc.segmenters.smoothing import pamr, propagate
 from ldvc.segmenters.training_free import TrainingFreeCLIP
 from picturebook.clip_folder import CLIP_FOLDER
 from picturebook.vocabulary import CLASS_GROUPS
@@ -79,19 +79,17 @@ ROWS = (
     Row("clip_surgery", "CLIP Surgery", "clip_surgery", choices=DEPTHS),
     Row("gem", "GEM", "gem", choices=DEPTHS),
     Row("resclip", "ResCLIP on NACLIP", "resclip", choices=MIDDLE),
-    Row("pearl", "PEARL, five steps as shipped", "pearl"),
-    Row("pearl_svd", "PEARL, nearest rotation", "pearl", {"rotation": "svd"}),
+    Row("pearl", "PEARL", "pearl", choices=[{"rotation": "newton_schulz"}, {"rotation": "svd"}]),
     Row("residual", "residual and weighted attention of one block", "value", {"residual": 1.0}, SINGLE),
     Row("path", "one affinity along a path of blocks", "value", {"residual": 1.0}, PATH),
 )
-PAMR = [{"dilations": reach} for reach in ((1, 2), (2, 4), (4, 8), (8, 16))]  # pages are small
-PROPAGATION = [{"softmax_scale": scale} for scale in (20.0, 40.0, 100.0)]
-# Smoothing -> choices; what PEARL ships leaves none.
+PAMR = [{"dilations": reach} for reach in ((1, 2), (4, 8), (8, 16))]  # pages are small
+PROPAGATION = [{"softmax_scale": scale} for scale in (20.0, 100.0)]
+# Smoothing -> choices.
 SMOOTHINGS: dict[str, Sequence[Mapping[str, Any]]] = {
     "none": ({},),
     "pamr": PAMR,
     "propagation": PROPAGATION,
-    "propagation_as_shipped": (PEARL_AS_SHIPPED,),
 }
 
 
@@ -152,13 +150,12 @@ def find_labels(
         embeds: (num_classes, projection_dim).
     """
     maps = []
-    for scores, pixels in zip(cosines.split(PAGES_PER_BATCH), pages.pixels.split(PAGES_PER_BATCH), strict=True):
+    for scores, pixels in zip(cosines.split(1), pages.pixels.split(1), strict=True):  # smoothing is fastest so
         full = F.interpolate(scores, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
         if smoothing == "pamr":
             full = pamr(full, pixels, **settings)
-        elif smoothing != "none":  # page by page, since what PEARL ships depends on the batch
-            pairs = zip(full, pixels, strict=True)
-            full = torch.cat([propagate(page[None], image[None], embeds, **settings) for page, image in pairs])
+        elif smoothing == "propagation":
+            full = propagate(full, pixels, embeds, **settings)
         maps.append(full.argmax(dim=1))
     return torch.cat(maps).numpy()
 

@@ -76,7 +76,9 @@ def test_a_checkpoint_with_any_weight_replaced_is_refused(finished_run, scenes, 
     assert f"its weights are not those that the audit was written for ({part} differ)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["decoder.layers.0.cross_attn.q_proj.weight", "text_prompts.tokens"])
+@pytest.mark.parametrize(
+    "name", ["text_prompts.tokens", pytest.param("decoder.layers.0.cross_attn.q_proj.weight", marks=pytest.mark.slow)]
+)
 def test_a_run_does_not_start_from_weights_that_evaluation_refuses(
     train_arguments, whole_run, tmp_path, told, scenes, name
 ):
@@ -175,6 +177,24 @@ def test_the_audit_of_the_embedded_checkpoint_covers_all_its_weights():
     assert {field: protocol[field] for field in protocol if field.endswith("sha256")} == checkpoint_fingerprints(model)
 
 
+@pytest.mark.slow
+def test_an_adapter_is_audited_with_the_clip_that_it_is_put_on(train_arguments, clip_folder, tmp_path, scenes, capsys):
+    clip = shutil.copytree(clip_folder, tmp_path / "clip")
+    options = ["--clip", str(clip), "--save_adapter_only", "true", "--max_steps", "1", "--num_eval_images", "2"]
+    assert train([*train_arguments, *options]) == 0
+    assert evaluate(tmp_path / "run", scenes, "--output", str(tmp_path / "r.json")) == 0
+    assert json.loads((tmp_path / "r.json").read_text())["audit"]["status"] == "matches"
+    path = tmp_path / "run" / "ldvc_adapter.safetensors"
+    kept = path.read_bytes()
+    add_noise(path, "text_prompts.tokens")
+    assert evaluate(tmp_path / "run", scenes) == 2
+    assert "(text prompts differ)" in capsys.readouterr().err
+    path.write_bytes(kept)
+    add_noise(clip / "model.safetensors", "text_projection.weight")
+    assert evaluate(tmp_path / "run", scenes) == 2
+    assert "belongs to the CLIP" in capsys.readouterr().err
+
+
 # ---- states
 
 
@@ -223,6 +243,7 @@ def test_a_state_of_an_older_version_is_not_continued(train_arguments, finished_
     assert "was written by another version, which kept no fingerprints of data, CLIP and weights" in told.text
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_clip_at_the_same_place(train_arguments, clip_folder, tmp_path, told):
     clip = shutil.copytree(clip_folder, tmp_path / "clip")
     options = ["--clip", str(clip), "--num_eval_images", "2"]
@@ -248,6 +269,7 @@ def write_folder(root, names):
         )
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_pictures(train_arguments, tmp_path, told):
     data = tmp_path / "data"
     write_folder(data, [f"{index:02}" for index in range(11)])
@@ -306,6 +328,12 @@ def test_a_run_does_not_go_on_with_another_start_or_precision():
 
 
 # ---- scored on training pictures
+
+
+@pytest.mark.parametrize(("split", "is_marked"), [("train", True), ("validation", False)])
+def test_an_evaluation_on_a_part_of_the_training_split_is_marked(finished_run, scenes, tmp_path, split, is_marked):
+    assert evaluate(finished_run, scenes, "--split", split, "--output", str(tmp_path / "r.json")) == 0
+    assert json.loads((tmp_path / "r.json").read_text())["scored_on_training_images"] == is_marked
 
 
 def test_a_part_of_the_training_split_is_known_by_its_name():

@@ -441,7 +441,7 @@ def test_heads_that_do_not_divide_the_width_of_the_clip_are_refused(clip_folder)
 def test_a_clip_that_is_none_is_refused(tmp_path, make_model, clip_model):
     build = LDVCForSemanticSegmentation.from_clip_pretrained
     assert_raises(lambda: build(torch.nn.Linear(2, 2)), ValueError, ("Linear", "CLIPModel", "folder", "Hub id"))
-    assert_raises(lambda: build(clip_model.vision_model), ValueError, ("CLIPVisionModel", "not a CLIPModel"))
+    assert_raises(lambda: build(clip_model.vision_model), ValueError, ("CLIPVision", "not a CLIPModel"))
     make_model().save_pretrained(tmp_path)
     assert_raises(lambda: build(tmp_path), ValueError, ("'ldvc'", "loads with from_pretrained"))
     with pytest.raises(OSError, match="nowhere"):

@@ -223,7 +223,7 @@ def test_tied_weights_there_are_none(make_model):
 def test_the_input_embeddings_are_the_text_towers_and_can_be_replaced(make_model, inputs):
     model = make_model()
     embeddings = model.get_input_embeddings()
-    assert embeddings is model.clip.text_model.get_input_embeddings()
+    assert embeddings is model.clip.text_model.embeddings.token_embedding
     assert embeddings.num_embeddings == model.config.text_config.vocab_size
     assert model.get_output_embeddings() is None
     expected = model(**inputs).logits
@@ -351,7 +351,7 @@ def test_gradient_checkpointing_gives_loss_and_gradients_of_the_plain_model(make
     assert gradients.keys() == others.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(others[name], gradient, atol=1e-6, rtol=1e-4)
-    model.activation_checkpointing_disable()
+    model.gradient_checkpointing_disable()
     assert not model.is_gradient_checkpointing
 
 

@@ -140,6 +140,15 @@ def test_a_baked_vocabulary_needs_no_text_tower(make_model, tiny_processor):
         pipe(PICTURES[0], candidate_labels=["dog"])
 
 
+def test_a_default_vocabulary_of_another_copy_of_the_code_is_asked_for_too(pipe, tiny_processor, monkeypatch):
+    """As in a published folder, where pipeline and model come from two copies of their siblings."""
+    pipe.model.set_vocabulary(NAMES, tiny_processor)
+    expected = pipe(PICTURES[0])
+    monkeypatch.setattr(pipeline_ldvc, "DefaultVocabulary", type("Another", (), {}))
+    assert_same(pipe(PICTURES[0]), expected)
+    assert_same(pipe(PICTURES[0], window=40), pipe(PICTURES[0], window=40, candidate_labels=NAMES))
+
+
 # ---- many pictures
 
 

@@ -28,6 +28,7 @@ SHIPPED = (
     "regions_ldvc",
     "weights_ldvc",
     "loss_ldvc",
+    "options_ldvc",
     "pixels_ldvc",
     "image_processing_ldvc",
     "processing_ldvc",

@@ -98,7 +98,10 @@ def test_a_picture_that_cannot_be_read_is_found_before_training(train_arguments,
     ("ids", "lacking", "line"),
     [
         ((0, 1, 3), "miou_unseen", "no unseen class at all, so that mIoU(U) and hIoU have no score."),
-        ((2,), "miou_seen", "no seen class at all, so that mIoU(S) and hIoU have no score."),
+        pytest.param(
+            *((2,), "miou_seen", "no seen class at all, so that mIoU(S) and hIoU have no score."),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_group_without_pixels_has_no_score_and_one_line_says_so(
@@ -135,6 +138,7 @@ def test_classes_that_the_scored_pictures_lack_are_named():
     )
 
 
+@pytest.mark.slow
 def test_a_seen_class_that_no_training_picture_shows_is_named(train_arguments, folder, capsys):
     for index in range(4):
         write_label(folder, "train", index, np.kron([[0, 0], [2, 3]], np.ones((20, 20))))

@@ -457,7 +457,7 @@ def test_features_have_unit_length_on_a_grid_of_any_size(clip, method):
 def test_every_method_runs_in_half_precision(clip, pixels, method):
     model = TrainingFreeCLIP(build().to(torch.bfloat16), method, **METHODS[method])
     features = model.get_image_features(pixels).feature_map
-    assert features.dtype == torch.bfloat16
+    assert features.dtype == model(pixels, EMBEDS).logits.dtype == torch.bfloat16
     exact = TrainingFreeCLIP(clip, method, **METHODS[method]).get_image_features(pixels).feature_map
     assert F.cosine_similarity(features.float(), exact, dim=1).min() > 0.9
 
@@ -523,10 +523,16 @@ SHAPES = {
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": {"act": "gelu", "patch_size": 14, "width": 80, "heads": 1, "joint": 44},
     "facebook/metaclip-b16-400m": {"act": "quick_gelu", "patch_size": 16, "image_size": 224},
 }
+# The largest, and those whose shape is another's.
+SLOW_SHAPES = {
+    "openai/clip-vit-large-patch14-336",
+    "laion/CLIP-ViT-B-16-laion2B-s34B-b88K",
+    "facebook/metaclip-b16-400m",
+}
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("shape", [pytest.param(s, marks=[pytest.mark.slow] * s.endswith("336")) for s in SHAPES])
+@pytest.mark.parametrize("shape", [pytest.param(s, marks=[pytest.mark.slow] * (s in SLOW_SHAPES)) for s in SHAPES])
 def test_weights_of_every_clips_shape_work(shape):
     fields = {"image_size": 224, **SHAPES[shape]}
     clip = build(layers=6, **fields)
@@ -573,6 +579,16 @@ def test_a_vocabulary_of_its_own_serves_calls_without_classes(clip_model, tiny_p
     torch.testing.assert_close(model(pixel_values).logits, expected)
     with pytest.raises(ValueError, match=r"keeps its text tower.*leave out `bake`"):
         model.set_vocabulary(["cat"], tiny_processor, bake=True)
+
+
+def test_segment_and_windows_take_it_like_any_model(clip_model, tiny_processor, images):
+    from ldvc import InferenceSettings, segment
+
+    model = TrainingFreeCLIP(clip_model)
+    for settings in (None, InferenceSettings(32, 32, 16)):
+        found = segment(model, tiny_processor, images[0], ["cat", "dog"], settings=settings, return_scores=True)
+        assert found.label_map.shape == (40, 56)
+        torch.testing.assert_close(found.scores.sum(0), torch.ones(40, 56), rtol=0, atol=0.05)  # a softmax, resized
 
 
 # ---- errors

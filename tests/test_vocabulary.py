@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import IMAGE_SIZE, build_clip
+from PIL import Image
 from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn.utils import parametrize, prune
@@ -743,6 +744,92 @@ def test_promise_3_holds_for_adapters_of_peft(tiny_model, tiny_processor, pixel_
     assert torch.equal(adapted(pixel_values=pixel_values).logits, first)
     for one, other in ((first, plain), (second, plain), (first, second)):
         assert not torch.allclose(one, other, atol=1e-2)
+
+
+# ---- quantised
+
+
+def quantise_dynamically(model):
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+class Packed(nn.Module):
+    """A layer whose weights lie in a form of its own, as quantised ones do."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.scale = float(layer.weight.abs().max()) / 127
+        self.register_buffer("packed", (layer.weight / self.scale).round().to(torch.int8))
+        self.register_buffer("bias", layer.bias.detach().clone())
+
+    def forward(self, hidden_states):
+        return nn.functional.linear(hidden_states, self.packed * self.scale, self.bias)
+
+
+def pack(model):
+    for layer in model.clip.text_model.encoder.layers:
+        layer.mlp.fc1 = Packed(layer.mlp.fc1)
+    return model
+
+
+def quantise_by_torchao(model):
+    quantization = pytest.importorskip("torchao.quantization")
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("quantise", [quantise_dynamically, pack, quantise_by_torchao])
+@torch.no_grad()
+def test_a_quantised_text_tower_answers_by_every_way(make_model, tiny_processor, pixel_values, tmp_path, quantise):
+    model = quantise(make_model())
+    expected = named_logits(model, tiny_processor, pixel_values)
+    model.set_vocabulary(NAMES, tiny_processor)
+    torch.testing.assert_close(default_logits(model, pixel_values), expected)
+    vocabulary = model.encode_vocabulary(NAMES, tiny_processor)
+    vocabulary.save(tmp_path)
+    model.set_vocabulary(tmp_path)
+    torch.testing.assert_close(default_logits(model, pixel_values), expected)
+    assert vocabulary.fingerprint == text_fingerprint(quantise(make_model())), "the same weights, quantised alike"
+    assert vocabulary.fingerprint != text_fingerprint(make_model())
+    with pytest.raises(ValueError, match=r"encode its names with model\.encode_vocabulary of the checkpoint"):
+        make_model().set_vocabulary(vocabulary)
+    pipe = pipeline("zero-shot-image-segmentation", model=model, processor=tiny_processor, device="cpu")
+    picture = Image.new("RGB", (32, 32), "red")
+    assert pipe(picture, candidate_labels=NAMES)
+    assert pipe(picture)
+
+
+@torch.no_grad()
+def test_the_fingerprint_knows_the_switches_of_an_adapter_and_refuses_hooks(tiny_model, tiny_processor, vocabulary):
+    plain = text_fingerprint(tiny_model)
+    toggle = adapt(tiny_model)
+    first = text_fingerprint(tiny_model)
+    toggle()
+    second = text_fingerprint(tiny_model)
+    assert len({plain, first, second}) == 3
+    hook(tiny_model)
+    for ask in (
+        lambda: tiny_model.encode_vocabulary(NAMES, tiny_processor),
+        lambda: tiny_model.set_vocabulary(NAMES, tiny_processor, bake=True),
+        lambda: tiny_model.set_vocabulary(vocabulary),
+    ):
+        with pytest.raises(ValueError, match=r"a hook or a replaced method of .*encoder\.layers\.1. may"):
+            ask()
+
+
+class Sealed(torch.Tensor):
+    """A weight that nobody can read."""
+
+    def dequantize(self):
+        raise NotImplementedError("sealed")
+
+
+def test_weights_that_cannot_be_read_give_no_vocabulary(tiny_model, tiny_processor):
+    layer = tiny_model.clip.text_model.encoder.layers[0].mlp.fc1
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Sealed), requires_grad=False)
+    with pytest.raises(ValueError, match=r"fc1.weight' is a .*, whose values cannot be read \(sealed\); encode"):
+        text_fingerprint(tiny_model)
 
 
 # ---- baked

@@ -27,6 +27,8 @@ OPTIONAL = {  # package -> what needs it, and how to get it
     "matplotlib": ("training curves", "train"),
     "scipy": ("the metric", "train"),
 }
+# Releases of Transformers of docs/versions.md, under which everything was compared.
+TESTED = ("5.4.0", "5.6.0", "5.12.1", "5.16.1", "5.18.0", "5.20.2", "5.22.2", "5.23.0", "5.24.0")
 TOLERANCE = 1e-4  # of logits: other batch sizes take other kernels, which round differently
 
 
@@ -79,7 +81,24 @@ def check_versions() -> list[Check]:
         except Exception as error:  # whatever breaks the import is what is looked for
             remedy = f"install it again: pip install --force-reinstall {package}"
             checks.append(Check(f"import {package}", one_line(error, 160), remedy, is_failure=True))
-    return checks
+    return checks if any(check.is_failure for check in checks) else [*checks, check_transformers()]
+
+
+def check_transformers() -> Check:
+    """Whether this release of Transformers is in the range, was tested, and has no known hole that concerns LDVC."""
+    number, name = version("transformers"), "this Transformers"
+    try:
+        from ldvc.model.compat_ldvc import read_version
+    except ImportError as error:  # its one sentence ends with the remedy
+        said, _, remedy = str(error).rpartition(": ")
+        return Check(name, said, remedy.rstrip("."), is_failure=True)
+    if read_version(number) < (5, 10):
+        remedy = "pip install --upgrade transformers: before 5.10 saving a stranger's processor may write anywhere"
+    else:
+        remedy = ""
+    if number in TESTED:
+        return Check(name, "tested", remedy)
+    return Check(name, f"not tested; {', '.join(TESTED)} were", remedy)
 
 
 def check_torchvision() -> Check:

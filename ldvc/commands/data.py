@@ -33,6 +33,10 @@ Read a dataset before training and say what is wrong with it, all at once and by
 DATASET is what `train.py --dataset` takes: a plain folder of images/ and masks/, Parquet, save_to_disk or a Hub id.
 A folder's own classes.txt or classes.json serves when neither --class_names nor --vocabulary is given.
 
+    ldvc check FOLDER --mend shown_greys --output NEW
+
+writes the dataset anew as a plain folder, mended as a finding says; nothing is overwritten.
+
 Exit code: 0 fit for training; 1 warnings, with --strict; 2 errors, each of which would stop or spoil a training run.
 """
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from ldvc.data.label_maps import LABEL_PROBLEMS, LabelMapError, PaletteLedger, to_label_map, voc_colours
+from ldvc.data.label_maps import WRITE_ANEW, LabelMapError, PaletteLedger, to_label_map, voc_colours
 from ldvc.data.lists import read_image_ids
 from ldvc.data.samples import IGNORE_INDEX
 from ldvc.data.vocabularies import VOCABULARIES
@@ -153,9 +153,7 @@ def find_voc2012(source: Path) -> Conversion:
     sbd += [(place / "benchmark_RELEASE" / "dataset" / "cls", ".mat") for place in dict.fromkeys(places)]
     sbd = [(folder, suffix) for folder, suffix in sbd if any(folder.glob(f"[!.]*{suffix}"))]
     if augmented.is_dir() and not sbd:
-        raise FileNotFoundError(
-            f"{augmented} holds no .png files: unpack SegmentationClassAug.zip there, or remove it."
-        )
+        raise FileNotFoundError(f"{augmented} holds no .png files: unpack its archive there, or remove it.")
     is_augmented = has_list or bool(sbd)
     if sbd and not has_list:
         masks = {path.stem for folder, suffix in sbd for path in folder.glob(f"[!.]*{suffix}")}
@@ -382,8 +380,8 @@ def _find_context_from_0(images: Mapping[int, int], num_images: int) -> str:
         return ""
     return (
         f"of {num_images:,} label maps {images[IGNORE_INDEX]:,} hold 255 and none holds 59: maps with ids 0 to 58 and "
-        "255 for background look so, and every class would be taken for the one before it. Take the maps that "
-        "MMSegmentation's pascal_context.py writes, with 0 for background, or the original MAT files."
+        "255 for background look so, and every class would be taken for the one before it. Take maps of "
+        "MMSegmentation's pascal_context.py, with 0 for background, or the original MAT files."
     )
 
 
@@ -504,8 +502,8 @@ def read_label_file(path: Path) -> tuple[np.ndarray, PIL.Image.Image | None]:
         label = PIL.Image.open(path)
         return to_label_map(label), label
     except LabelMapError as error:
-        remedy = "" if LABEL_PROBLEMS[error.kind].advice else " Take the label maps of the official archive."
-        raise ValueError(_name_file(path, error) + remedy) from error
+        of_archive = str(error).replace(WRITE_ANEW, "take the label maps of the official archive")
+        raise ValueError(f"{path}: {of_archive}") from error
     except (OSError, ValueError) as error:
         raise ValueError(_name_file(path, error)) from error
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ldvc.data.folders import find_folder_splits
+from ldvc.data.folders import LAYOUTS, find_folder_splits, find_outside
 from ldvc.data.inspection import SplitSummary
 from ldvc.data.label_maps import LABEL_PROBLEMS
 from ldvc.data.samples import IGNORE_INDEX
@@ -308,10 +308,13 @@ def check_folder(dataset: str, splits: Sequence[str], max_examples: int) -> list
             if known:
                 text = f"{name}: {folder} holds files that are no pictures by their ending: {', '.join(known)}"
                 findings.append(Finding(WARNING, text, "convert those that belong to the dataset to PNG"))
-    metadata = sorted(
-        path for path in Path(dataset).expanduser().rglob("metadata.*") if path.suffix in METADATA_ENDINGS
-    )
-    if found and metadata:
+    if outside := find_outside(dataset, found):
+        text = f"pictures in the folder that belong to no split, and are not read: {len(outside)}"
+        examples = [str(path) for path in outside[:max_examples]]
+        findings.append(Finding(WARNING, text, f"move those that are meant, as {LAYOUTS}", examples))
+    root = Path(dataset).expanduser()
+    metadata = sorted(path for path in root.rglob("metadata.*") if path.suffix in METADATA_ENDINGS) if found else []
+    if metadata:
         text = f"{metadata[0]} is not read: label maps belong to the pictures of the same name"
         remedy = "the library datasets follows it instead; if its pairs are others, rename the files"
         findings.append(Finding(WARNING, text, remedy))

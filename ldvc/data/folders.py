@@ -35,6 +35,7 @@ __all__ = [
     "MissingSplitError",
     "find_folder_splits",
     "find_label_folder",
+    "find_outside",
     "is_image_folder",
     "load_image_folder",
     "read_class_names",
@@ -202,6 +203,17 @@ def find_label_folder(folder: str | Path) -> Path | None:
     return next(
         (path for _, path in _walk_folders(root) if kind_of(path.name) == LABELS and _has_pictures(path)), None
     )
+
+
+def find_outside(folder: str | Path, splits: dict[str, FolderSplit]) -> list[Path]:
+    """Pictures in a folder that are in none of its splits, sorted; other lists than splits leave out many."""
+    root = Path(folder).expanduser()
+    if not splits or (root / "ImageSets").is_dir():
+        return []
+    known = {path for split in splits.values() for pair in split.pairs for path in pair}
+    known |= {path for split in splits.values() for path in split.images_without_label + split.labels_without_image}
+    files = (Path(parent, name) for parent, _, names in os.walk(root) for name in names if not name.startswith("."))
+    return sorted(path for path in files if path.suffix.lower() in PICTURE_SUFFIXES and path not in known)
 
 
 def load_image_folder(folder: str | Path, split: str) -> Dataset:

@@ -252,7 +252,8 @@ def _inspect_image(image: PIL.Image.Image, sample: Sample) -> str:
 
 
 def _inspect_label(label: PIL.Image.Image, sample: Sample) -> str:
-    sample.label_mode, orientation = label.mode, _orientation(label)
+    has_exif = label.format != "PNG" or "exif" in label.info  # a PNG is read to the end to be asked
+    sample.label_mode, orientation = label.mode, _orientation(label) if has_exif else "1"
     label = decode_label(label)
     stored, size = read_ids(label), (label.height, label.width)
     if sample.size not in (None, size):

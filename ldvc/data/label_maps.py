@@ -49,6 +49,7 @@ LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")  # compressions, as Pillow calls them
 ID_MODES = ("P", "L", "1", "I", "I;16", "I;16B", "I;16L")
 NUM_PALETTES_COMPARED = 32  # label maps of a split; a palette of its own in each file shows in the first two
 NUM_COLOURS_LISTED = 8
+WRITE_ANEW = "ldvc check says how to write such files anew"
 
 
 class LabelProblem(NamedTuple):
@@ -117,7 +118,7 @@ class LabelMapError(ValueError):
 
     def __init__(self, kind: str, detail: str, message: str = ""):
         problem = LABEL_PROBLEMS[kind]
-        remedy = problem.advice or "ldvc check says how to write such files anew"
+        remedy = problem.advice or WRITE_ANEW
         self.kind, self.detail = kind, detail
         super().__init__(message or f"{detail}: it is one of the {problem.text}: {remedy}.")
 
@@ -382,6 +383,22 @@ class PaletteLedger:
             self._first.setdefault(pair, (palette, name))
         return ""
 
+    def check(self, label: PIL.Image.Image, name: str) -> None:
+        """Enter a label map, if it has a palette.
+
+        Args:
+            label: As `decode_label` gives it.
+            name: Of its file or sample.
+
+        Raises:
+            LabelMapError: If it contradicts one before it.
+        """
+        palette = palette_of(label)
+        if palette and (conflict := self.add(palette, _used_indices(label), name)):
+            problem = LABEL_PROBLEMS["palette of its own"]
+            message = f"{conflict}: they are {problem.text}; {WRITE_ANEW}."
+            raise LabelMapError("palette of its own", conflict, message)
+
 
 def check_palettes(dataset: Dataset, column: str = "label") -> None:
     """Compare the palettes of label maps spread evenly over a split; their pixels are read only if palettes differ.
@@ -401,13 +418,11 @@ def check_palettes(dataset: Dataset, column: str = "label") -> None:
     ledger = PaletteLedger()
     for row, label in labels.items():
         try:
-            used = np.unique(read_ids(decode_label(label))).tolist()
+            label = decode_label(label)
+            read_ids(label)
         except ValueError:  # damaged, or refused for another reason: its turn to be read says so
             continue
-        if conflict := ledger.add(palette_of(label), used, f"sample {row}"):
-            problem = LABEL_PROBLEMS["palette of its own"]
-            message = f"{conflict}: they are {problem.text}; ldvc check says how to write such files anew."
-            raise LabelMapError("palette of its own", conflict, message)
+        ledger.check(label, f"sample {row}")
 
 
 def _open_palette(cell: Mapping[str, Any] | None) -> PIL.Image.Image | None:

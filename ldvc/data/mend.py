@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 import yaml
 from datasets import Image
+from PIL.ExifTags import Base
 from tqdm import tqdm
 
 from ldvc.data.folders import MissingSplitError, read_class_names
@@ -71,8 +72,24 @@ def _stretch(bits: int) -> Mend:
     return stretch
 
 
+# What Pillow does to a TIFF of an orientation as it reads it -> what undoes that; it leaves other formats to callers.
+UNDO = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_90,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_270,
+}
+
+
 def _stored_pixels(image: PIL.Image.Image) -> PIL.Image.Image:
-    return PIL.Image.fromarray(np.asarray(image), mode=None) if image.mode != "P" else image.convert("RGBA")
+    orientation = image.getexif().get(Base.Orientation, 1) if image.format == "TIFF" else 1
+    pixels = image.convert("RGBA" if image.mode == "P" else image.mode)
+    pixels = pixels.transpose(UNDO[orientation]) if orientation in UNDO else pixels
+    pixels.info.clear()  # of the orientation, too
+    return pixels
 
 
 LABEL_MENDS: dict[str, Mend] = {
@@ -180,7 +197,6 @@ def _write_cell(cell: Mapping[str, Any], path: Path, mend: Mend | None) -> None:
     """Write one picture: mended, as PNG, or with the bytes and the format that it has."""
     with open_cell(cell) as picture:
         if mend is not None:
-            picture.load()
             encoded = BytesIO()  # whole before the file is there
             mend(picture).save(encoded, "PNG")
             path.with_name(f"{path.name}.png").write_bytes(encoded.getvalue())

@@ -23,7 +23,7 @@ from datasets import ClassLabel, Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from ldvc.data.folders import LAYOUTS
-from ldvc.data.label_maps import LabelImage, check_palettes, to_label_map
+from ldvc.data.label_maps import LabelImage, PaletteLedger, check_palettes, to_label_map
 from ldvc.data.pseudo_labels import withhold_labels
 from ldvc.data.rows import holds_pictures, open_split
 from ldvc.data.worlds import WORLDS
@@ -145,7 +145,11 @@ def _keep_columns(
     for column in columns.values():  # undecoded, or a stream decodes to rename and shuffles decoded images
         loaded = loaded.cast_column(column, Image(decode=False))
     loaded = loaded.select_columns(list(columns.values()))
-    loaded = loaded.rename_columns({old: new for new, old in columns.items() if new != old})
+    renamed = {old: new for new, old in columns.items() if new != old}
+    if renamed.keys() & columns.keys():  # a stream renames one after the other, and the second name is taken
+        loaded = loaded.rename_columns({old: f"{new} of {dataset}" for old, new in renamed.items()})
+        renamed = {f"{new} of {dataset}": new for new in renamed.values()}
+    loaded = loaded.rename_columns(renamed)
     for name, feature in (("image", Image()), ("label", LabelImage())):  # files in their own mode, see label_maps
         loaded = loaded.cast_column(name, feature)
     return loaded
@@ -566,7 +570,7 @@ class StreamingTrainingSet(torch.utils.data.IterableDataset):
                 f"{num_workers} data workers cannot share a stream of {stream.num_shards} files per process: "
                 f"use at most {stream.num_shards} workers, or write the dataset in more files."
             )
-        epoch, position = 0, 0
+        epoch, position, palettes = 0, 0, PaletteLedger()
         while True:
             stream.set_epoch(epoch)
             samples, first_position = iter(stream), position
@@ -576,6 +580,7 @@ class StreamingTrainingSet(torch.utils.data.IterableDataset):
                     if sample is None:
                         break
                     image, label_map = _decode(sample)
+                    palettes.check(sample["label"], f"streamed sample {position}")
                     label_map = map_labels(label_map, self.num_classes, reduce_labels=self.reduce_labels)
                 yield image, label_map
                 position += 1

@@ -208,5 +208,6 @@ def check_code(folder: Path, digests: Mapping[str, str]) -> None:
         if (folder / name).is_file() and code_digest(folder / name) != digest:
             raise ImportError(
                 f"{name} is not the one that was published with this folder: the code files of two versions were "
-                "mixed, or one was edited. Fetch the whole folder again, or publish it again with ldvc publish."
+                "mixed. Fetch the whole folder again; or, if you changed it yourself, empty CODE_DIGESTS in "
+                "configuration_ldvc.py."
             )

@@ -231,13 +231,13 @@ class LDVCConfig(TwoTowerConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As the library's, for folders of every LDVC that this code understands.
+        """As the library's, for folders of every LDVC that this code understands, whoever wrote them.
 
         Raises:
             ValueError: If another version saved it; names both and the remedy.
         """
         check_saved_version(config_dict.get("ldvc_version"))
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict(without_attention(config_dict), **kwargs)
 
     @property
     def num_default_classes(self) -> int:
@@ -356,6 +356,13 @@ class LDVCConfig(TwoTowerConfig):
                     f"{ids[name]}, and class {index} is {names[index]!r}; other words for them are fine, another "
                     "order is not: use `set_vocabulary`."
                 )
+
+
+def without_attention(config_dict: dict[str, Any]) -> dict[str, Any]:
+    """Leave out attention implementations: a file may name a repository there, whose code the library would run."""
+    kept = {name: value for name, value in config_dict.items() if "attn_implementation" not in name}
+    towers = {name: kept[name] for name in ("text_config", "vision_config") if isinstance(kept.get(name), dict)}
+    return kept | {name: without_attention(tower) for name, tower in towers.items()}
 
 
 LDVCConfig.register_for_auto_class()

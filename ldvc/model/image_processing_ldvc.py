@@ -1,13 +1,11 @@
 # Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
 """Images and label maps to tensors, logits to label maps, without torchvision; all that the stock pipeline loads."""
 
-import base64
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.request import urlopen
 
 from .compat_ldvc import ImageBackend, SemanticSegmentationPostProcessorOutput
 
@@ -29,15 +27,20 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
 from .configuration_ldvc import LDVCConfig
+from .options_ldvc import SAVED_BESIDE, check_options, check_supported, loading_options
 from .pixels_ldvc import (
-    NUMBERS_OF_CHANNELS,
     ValueRange,
     array_to_rgb,
     channels_last,
+    check_fractions,
     load_pixels,
+    nearest_indices,  # noqa: F401
+    read_source,
+    resize_nearest,
     to_8_bits,
     to_array,
     to_rgb,
+    with_channel_axis,
 )
 
 
@@ -51,6 +54,8 @@ class LDVCImageProcessorKwargs(ImagesKwargs, total=False):
 
     reduce_labels (`bool`, *optional*, defaults to `False`):
         Label maps count from 1 with 0 for background: 0 becomes `ignore_index`, every other id one less.
+    do_reduce_labels (`bool`, *optional*):
+        The library's name for `reduce_labels`.
     ignore_index (`int`, *optional*, defaults to 255):
         The label of unlabelled pixels.
     value_range (pair of `float`, *optional*):
@@ -58,47 +63,9 @@ class LDVCImageProcessorKwargs(ImagesKwargs, total=False):
     """
 
     reduce_labels: bool
+    do_reduce_labels: bool | None
     ignore_index: int
     value_range: tuple | list | None
-
-
-def with_channel_axis(image: Any) -> Any:
-    """Give a (height, width) array its one channel, on the side where its shape leaves no doubt; others pass."""
-    if getattr(image, "ndim", 3) != 2:
-        return image
-    return image[None] if image.shape[1] not in NUMBERS_OF_CHANNELS else image[..., None]
-
-
-def check_fractions(array: np.ndarray, name: str) -> None:
-    """Check that an image that is to be normalised but not rescaled holds values from 0 to 1.
-
-    Raises:
-        ValueError: If not.
-    """
-    if array.min() < 0 or array.max() > 1:
-        raise ValueError(
-            f"{name} holds values from {array.min():.5g} to {array.max():.5g}, but do_rescale=False says that all lie "
-            "between 0 and 1; leave it out, pass value_range=(0, 1) in its place to cut them off, or "
-            "do_normalize=False where they are normalised already."
-        )
-
-
-def resize_nearest(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a label map by picking nearest pixels, equal to PIL's NEAREST, for ids of any size.
-
-    Args:
-        label_map: (height, width) integers.
-        size: (height, width) of the result.
-    """
-    rows, columns = (nearest_indices(source, target) for source, target in zip(label_map.shape, size, strict=True))
-    return label_map[rows[:, None], columns]
-
-
-def nearest_indices(source: int, target: int) -> np.ndarray:
-    """Pixels of a side of `source` pixels that PIL's NEAREST picks for `target` pixels: (target,) int64."""
-    step = np.full(target, source / target)
-    # PIL adds up steps from half a step on; only the same running sum rounds ties as PIL does.
-    return np.cumsum(np.concatenate([step[:1] / 2, step[1:]])).astype(np.int64)
 
 
 class BilinearTaps(NamedTuple):
@@ -355,17 +322,26 @@ def check_threshold(threshold: float | Sequence[float] | Tensor, num_classes: in
     return values
 
 
-def read_source(source: str, timeout: float | None = None) -> bytes:
-    """Bytes behind a URL, a data URL or base64 text; the library's `load_image` would drop mode and transparency.
+def read_outputs(outputs: Any) -> tuple[Tensor, Tensor | None]:
+    """The (batch_size, num_classes, height, width) logits of a model's output, and what it takes from probabilities.
 
-    Args:
-        source: Where.
-        timeout: Seconds to wait for a server.
+    Raises:
+        TypeError: If it is no output.
+        ValueError: If its logits have another shape.
     """
-    if source.startswith(("http://", "https://")):
-        with urlopen(source, timeout=timeout) as answer:
-            return answer.read()
-    return base64.decodebytes((source.partition(",")[2] if source.startswith("data:") else source).encode())
+    if not isinstance(outputs, Mapping):
+        raise TypeError(
+            f"`outputs` is a {type(outputs).__name__}; pass the model's whole output, which also says what "
+            "`seen_score_offset` takes from probabilities (not .logits, and no tuple of return_dict=False), or "
+            '{"logits": logits}.'
+        )
+    logits = outputs.get("logits")
+    if not isinstance(logits, Tensor) or logits.dim() != 4:
+        shape = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"type {type(logits).__name__}"
+        raise ValueError(
+            f"the `logits` of `outputs` have {shape}; they are a tensor (batch_size, num_classes, height, width)."
+        )
+    return logits, outputs.get("class_score_offsets")
 
 
 def best_classes(scores: Tensor, size: tuple[int, int]) -> Tensor:
@@ -414,6 +390,24 @@ class LDVCImageProcessor(ImageBackend):
     ignore_index = 255
     value_range = None
 
+    def __init__(self, **kwargs: Any):
+        known = {*self.valid_kwargs.__annotations__, *SAVED_BESIDE}
+        check_options([name for name in kwargs if kwargs[name] is not None], known, type(self).__name__)
+        super().__init__(**kwargs)
+        check_supported(vars(self))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """As the library's; an argument that nothing knows raises a `TypeError`."""
+        kwargs = loading_options(kwargs, cls.valid_kwargs.__annotations__, cls.__name__)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def _standardize_kwargs(self, do_reduce_labels: bool | None = None, **kwargs: Any) -> dict[str, Any]:
+        """As the library's; its own name for `reduce_labels` is read as ours."""
+        if do_reduce_labels is not None:
+            kwargs["reduce_labels"] = do_reduce_labels
+        return {**super()._standardize_kwargs(**kwargs), "do_reduce_labels": None}
+
     def preprocess(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
         """Prepare images, and label maps beside them.
 
@@ -431,8 +425,12 @@ class LDVCImageProcessor(ImageBackend):
 
         Raises:
             ValueError: If a picture cannot be read or is empty, nothing says what its values mean, a map is no integer
-                map or not of its image's size, or sizes differ after resizing and tensors were asked for.
+                map or not of its image's size, sizes differ after resizing and tensors were asked for, or pictures are
+                to be cropped, padded or laid out otherwise than the model reads them.
+            TypeError: If an option is unknown.
         """
+        check_options(kwargs, [*self.valid_kwargs.__annotations__, "image_like_kwargs"], type(self).__name__)
+        check_supported({**vars(self), **kwargs})
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def process_image(
@@ -656,9 +654,9 @@ class LDVCImageProcessor(ImageBackend):
         Raises:
             ValueError: If sizes and images differ in number, a size is none, the threshold is no probability or not
                 one per class, or `top_k` is not positive.
-            TypeError: If `other_label` is no integer.
+            TypeError: If `other_label` is no integer, or `outputs` no output of a model.
         """
-        logits, offsets = outputs["logits"], outputs.get("class_score_offsets")
+        logits, offsets = read_outputs(outputs)
         if target_sizes is None:
             target_sizes = [logits.shape[-2:]] * len(logits)
         if len(target_sizes) != len(logits):

@@ -136,6 +136,16 @@ class LDVCSemanticSegmenterOutput(ModelOutput):
 # ---- the model
 
 
+def one_row_each(rows: Tensor | None) -> Tensor | None:
+    """Bring (batch_size, 1, num_classes), which a data loader stacks of single images, to (batch_size, num_classes).
+
+    Raises:
+        TypeError: If it is no tensor.
+    """
+    check_tensors(class_index=rows)
+    return rows.squeeze(1) if rows is not None and rows.dim() == 3 else rows
+
+
 class LDVCPreTrainedModel(PreTrainedModel):
     """What the library needs to know of LDVC: initialisation, attention backends, what may be recorded or split."""
 
@@ -383,7 +393,7 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
             class_mask: (batch_size, num_classes), 0 for padding of per-image class lists.
             image_features: From `get_image_features`.
             labels: (batch_size, height, width) class positions or `semantic_loss_ignore_index`; with them, `loss` too.
-            prompt_class_ids: (num_prompts,), see `get_class_embeds`.
+            prompt_class_ids: (num_prompts,), see `get_class_embeds`; per image, (batch_size, num_prompts).
             class_index: (batch_size, num_classes) rows of the encoded classes that make up each image's list.
             seen_class_mask: (num_classes,) or (batch_size, num_classes), 1 for classes that trained with masks, whose
                 probability `seen_score_offset` lowers; known by name for the default vocabulary.
@@ -399,17 +409,12 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
         """
         self._check_options(kwargs)
         check_tensors(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask, labels=labels)
-        classes = {"class_embeds": class_embeds, "class_mask": class_mask, "class_index": class_index}
-        check_tensors(**classes, seen_class_mask=seen_class_mask)
+        check_tensors(class_embeds=class_embeds, class_mask=class_mask, seen_class_mask=seen_class_mask)
+        class_mask, class_index = one_row_each(class_mask), one_row_each(class_index)
         if (pixel_values is None) == (image_features is None):
             raise ValueError("give exactly one of `pixel_values` and `image_features`.")
-        # taken once, so that names, scores and offsets are of one vocabulary whatever another thread sets
-        vocabulary = self.default_vocabulary() if input_ids is None and class_embeds is None else None
-        embeds = self._resolve_classes(input_ids, attention_mask, prompt_class_ids, **classes, vocabulary=vocabulary)
-        if seen_class_mask is None and vocabulary is not None:
-            seen_class_mask = self.seen_class_mask(vocabulary.class_names)
-            if seen_class_mask is not None and class_index is not None:
-                seen_class_mask = seen_class_mask.to(class_index.device)[class_index]
+        sources = (input_ids, attention_mask, prompt_class_ids, class_embeds, class_mask, class_index)
+        embeds, seen_class_mask = self._resolve_classes(*sources, seen_class_mask)
         outputs = self._segment(pixel_values, embeds, class_mask, image_features, **kwargs)
         extras = {"class_score_offsets": self._score_offsets(outputs.logits, seen_class_mask)}
         if labels is not None:

@@ -34,6 +34,7 @@ from .inference_ldvc import (
     segment,
     threshold_per_class,
 )
+from .options_ldvc import check_options
 from .pixels_ldvc import ValueRange
 from .processing_ldvc import LDVCProcessor, check_distinct, read_classes
 from .prompts_ldvc import LDVCTextPrompts  # noqa: F401 - compat_ldvc says why
@@ -45,6 +46,20 @@ from .weights_ldvc import quiet_loading  # noqa: F401 - compat_ldvc says why
 TASK = "zero-shot-image-segmentation"
 PARTS = ("tokenizer", "image_processor", "feature_extractor", "video_processor")  # what `pipeline` would hand on
 LISTS_KEPT = 8  # class embeddings of the label lists used last
+
+PIPELINE_OPTIONS = (
+    *("image", "candidate_labels", "threshold", "top_k", "window", "stride", "short_side", "show_progress", "timeout"),
+    *("value_range", "input_data_format", "batch_size", "num_workers"),
+)
+# What other tasks and models call these options.
+PIPELINE_NAMES = {
+    **dict.fromkeys(("images", "inputs"), "image"),
+    **dict.fromkeys(("class_labels", "class_names", "classes", "labels", "prompts", "queries"), "candidate_labels"),
+    **dict.fromkeys(("text", "text_labels", "text_prompt", "text_queries", "texts"), "candidate_labels"),
+    **dict.fromkeys(("hypothesis_template", "prompt_template", "template"), "`prompt_templates` of the processor,"),
+    **dict.fromkeys(("prompt_templates", "templates"), "`prompt_templates` of the processor,"),
+    **dict.fromkeys(("box_threshold", "mask_threshold", "score_threshold", "text_threshold"), "threshold"),
+}
 
 # Classes of a call, hashable: the name and words of each, or the model's default vocabulary as it was then.
 Labels = tuple[tuple[str, ...], ...] | DefaultVocabulary
@@ -162,7 +177,7 @@ def as_labels(classes: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ..
 
 def as_classes(labels: Labels) -> dict[str, list[str]]:
     """Name -> words of checked labels."""
-    if isinstance(labels, DefaultVocabulary):
+    if not isinstance(labels, tuple):  # the default vocabulary, whose class may come from another copy of its file
         return {name: [name] for name in labels.class_names}
     return {name: words for name, *words in labels}
 
@@ -271,7 +286,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         """A copy starts without kept embeddings: what they are kept for are places of these very weights."""
         return {**self.__dict__, "_kept": (None, {})}
 
-    def __call__(self, image: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:
+    def __call__(self, image: Any = None, candidate_labels: Any = None, **kwargs: Any) -> Any:
         """Segment one picture or many.
 
         Args:
@@ -304,8 +319,11 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         Raises:
             ValueError: If a picture cannot be read, nothing says what its values mean, labels are empty, repeated, too
                 long or missing, or a number is out of range.
-            TypeError: If labels are no strings, or an option is unknown.
+            TypeError: If there is no picture, labels are no strings, or an option is unknown.
         """
+        if image is None:
+            check_options(kwargs, PIPELINE_OPTIONS, "this pipeline", PIPELINE_NAMES)
+            raise TypeError("there is no picture; pass it first, or as `image`.")
         if are_per_image(candidate_labels):
             image, candidate_labels = pair(image, candidate_labels), None
         if isinstance(image, (list, tuple)) and not image:
@@ -328,8 +346,14 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         show_progress: bool | None = None,
         value_range: ValueRange = None,
         input_data_format: str | None = None,
+        **unknown: Any,
     ) -> tuple[dict[str, Any], ...]:
-        """Sort options into those of the three steps; called at construction and by every call."""
+        """Sort options into those of the three steps; called at construction and by every call.
+
+        Raises:
+            TypeError: If one is unknown; names ours for it.
+        """
+        check_options(unknown, PIPELINE_OPTIONS, "this pipeline", PIPELINE_NAMES)
         check_top_k(top_k)
         preprocess = {"labels": read_labels(candidate_labels), "timeout": timeout, "window": window}
         preprocess |= {"negative_labels": read_labels(negative_labels), "background": background}
@@ -447,7 +471,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
     def _class_embeds(self, labels: Labels) -> Tensor:
         """(num_classes, projection_dim) embeddings of a label list, kept while text weights and templates stay."""
-        if isinstance(labels, DefaultVocabulary):
+        if not isinstance(labels, tuple):
             return self.model.vocabulary_embeds(labels)  # kept by the model
         check_text_tower(self.model)
         state, key = text_state(self.model), (labels, tuple(self.processor.prompt_templates))

@@ -6,7 +6,10 @@ the top, of truth values and of whole numbers from 0 to 255; of everything else 
 the picture is refused. Nothing is guessed from the largest value, and nothing is cut off unless that was asked for.
 """
 
+import base64
 from collections.abc import Sequence
+from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -249,14 +252,71 @@ def find_range(values: np.ndarray, name: str = "the image") -> tuple[float, floa
     )
 
 
+def with_channel_axis(image: Any) -> Any:
+    """Give a (height, width) array its one channel, on the side where its shape leaves no doubt; others pass."""
+    if getattr(image, "ndim", 3) != 2:
+        return image
+    return image[None] if image.shape[1] not in NUMBERS_OF_CHANNELS else image[..., None]
+
+
+def check_fractions(array: np.ndarray, name: str) -> None:
+    """Check that an image that is to be normalised but not rescaled holds values from 0 to 1.
+
+    Raises:
+        ValueError: If not.
+    """
+    if array.min() < 0 or array.max() > 1:
+        raise ValueError(
+            f"{name} holds values from {array.min():.5g} to {array.max():.5g}, but do_rescale=False says that all lie "
+            "between 0 and 1; leave it out, pass value_range=(0, 1) in its place to cut them off, or "
+            "do_normalize=False where they are normalised already."
+        )
+
+
+def resize_nearest(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a label map by picking nearest pixels, equal to PIL's NEAREST, for ids of any size.
+
+    Args:
+        label_map: (height, width) integers.
+        size: (height, width) of the result.
+    """
+    rows, columns = (nearest_indices(source, target) for source, target in zip(label_map.shape, size, strict=True))
+    return label_map[rows[:, None], columns]
+
+
+def nearest_indices(source: int, target: int) -> np.ndarray:
+    """Pixels of a side of `source` pixels that PIL's NEAREST picks for `target` pixels: (target,) int64."""
+    step = np.full(target, source / target)
+    # PIL adds up steps from half a step on; only the same running sum rounds ties as PIL does.
+    return np.cumsum(np.concatenate([step[:1] / 2, step[1:]])).astype(np.int64)
+
+
+def read_source(source: str, timeout: float | None = None) -> bytes:
+    """Bytes behind a URL, a data URL or base64 text; the library's `load_image` would drop mode and transparency.
+
+    Args:
+        source: Where.
+        timeout: Seconds to wait for a server.
+    """
+    if source.startswith(("http://", "https://")):
+        with urlopen(source, timeout=timeout) as answer:
+            return answer.read()
+    return base64.decodebytes((source.partition(",")[2] if source.startswith("data:") else source).encode())
+
+
 __all__ = [
     "ValueRange",
     "array_to_rgb",
     "channels_last",
+    "check_fractions",
     "check_value_range",
     "find_range",
     "load_pixels",
+    "nearest_indices",
+    "read_source",
+    "resize_nearest",
     "to_8_bits",
     "to_array",
     "to_rgb",
+    "with_channel_axis",
 ]

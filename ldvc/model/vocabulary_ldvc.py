@@ -8,7 +8,6 @@ What is kept serves only the names and text weights it was made with; when eithe
 import dataclasses
 import hashlib
 import json
-import operator
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -26,16 +25,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from .compat_ldvc import causal_mask
 from .processing_ldvc import Classes, LDVCProcessor, check_distinct, check_templates, name_key, read_classes
-from .prompts_ldvc import LDVCTextPrompts
-from .weights_ldvc import weights_fingerprint, write_files
+from .weights_ldvc import text_fingerprint, text_function, text_modules, write_files
 
 
 VOCABULARY_WEIGHTS = "vocabulary.safetensors"
 VOCABULARY_CONFIG = "vocabulary.json"
 FORMAT_VERSION = 1
-TEXT_PARTS = ("clip.text_model", "clip.text_projection", "text_prompts")
-# Whose modules compute what their class, weights and plain attributes say; of all others it cannot be known.
-KNOWN_LIBRARIES = ("torch.nn.modules.", "transformers.")
 SAMPLES_PER_WEIGHT = 64  # of CLIP, to notice changes that have no version
 LENGTH_TOLERANCE = 0.01  # bfloat16 rounds a unit vector's length by up to 0.4 %
 # Ten thousand class names must not need ten thousand times the memory of one: ViT-B/16's tower, under 1 GB.
@@ -216,68 +211,6 @@ def _check_embeds(embeds: Tensor, class_names: list[str]) -> None:
         )
 
 
-def text_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of all that class embeddings depend on besides token ids: text tower, text projection, text prompts.
-
-    Values count as float32, so that device and storage do not matter. A model loaded in half precision has rounded
-    weights, which are others: set a float32 vocabulary first and convert the model then.
-
-    Raises:
-        ValueError: If the weights are offloaded, so that they cannot be read.
-    """
-    parts = tuple(f"{part}." for part in TEXT_PARTS)
-    weights = {name: weight for name, weight in model.state_dict().items() if name.startswith(parts)}
-    if any(weight.is_meta for weight in weights.values()):
-        raise ValueError(
-            "this model's text weights are offloaded and cannot be compared with a vocabulary's; load the model "
-            "without offload."
-        )
-    config = model.config.text_config  # at equal weights, these still change the result
-    shape = (config.hidden_act, config.num_attention_heads, config.layer_norm_eps)
-    return hashlib.sha256(f"{weights_fingerprint(weights)} {shape}".encode()).hexdigest()
-
-
-# ---- what a text tower computes
-
-
-def text_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """All modules that class embeddings come from, by name, those of adapters among them."""
-    return {
-        f"{part}.{name}": module
-        for part in TEXT_PARTS
-        if (root := operator.attrgetter(part)(model)) is not None
-        for name, module in root.named_modules()
-    }
-
-
-def text_function(model: nn.Module) -> tuple | None:
-    """What the text tower computes with its weights, to be compared; `None` where it cannot be known.
-
-    It is known of torch's, the library's and our own modules, as they are. An adapter, a quantised layer, a
-    parametrization (each of them a module of another kind), a hook or a `forward` put in the place of the class's own
-    may change from one call to the next without a trace in the weights.
-    """
-    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
-        return None
-    function = []
-    for name, module in text_modules(model).items():
-        kind, attributes = type(module), vars(module)
-        is_known = kind is LDVCTextPrompts or (
-            kind.__module__.startswith(KNOWN_LIBRARIES) and kind.forward.__module__.startswith(KNOWN_LIBRARIES)
-        )
-        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        # the library's own, which record hidden states, change nothing
-        is_hooked = any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
-        # a weight that is no parameter, or a method of this one module
-        is_altered = any(isinstance(value, Tensor) or callable(value) for value in attributes.values())
-        if not is_known or is_hooked or is_altered or (module.training and model.config.text_config.attention_dropout):
-            return None
-        plain = {key: value for key, value in attributes.items() if isinstance(value, int | float | str | tuple)}
-        function.append((name, kind, kind.forward, repr(plain)))
-    config = model.config.text_config
-    return (*function, vars(model).get("get_class_embeds"), config._attn_implementation, config.eos_token_id)
-
-
 # ---- the vocabulary of a model
 
 
@@ -344,6 +277,11 @@ class LDVCVocabularyMixin:
             TypeError: If an argument is no tensor.
         """
         check_tensors(input_ids=input_ids, attention_mask=attention_mask, prompt_class_ids=prompt_class_ids)
+        if prompt_class_ids is not None and prompt_class_ids.shape != input_ids.shape[:1]:
+            raise ValueError(
+                f"`prompt_class_ids` has shape {tuple(prompt_class_ids.shape)} for `input_ids` of shape "
+                f"{tuple(input_ids.shape)}; it names the class of each prompt, as the processor returns it."
+            )
         if self.baked_vocabulary is not None:
             raise ValueError(
                 f"this checkpoint has a baked vocabulary ({self.config.num_default_classes} names) and no text tower; "
@@ -584,30 +522,30 @@ class LDVCVocabularyMixin:
         class_embeds: Tensor | None,
         class_mask: Tensor | None,
         class_index: Tensor | None,
-        vocabulary: DefaultVocabulary | None = None,
-    ) -> Tensor:
-        """Turn the call's one source of classes into (1 or batch_size, num_classes, projection_dim) embeddings.
+        seen_class_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Turn the call's one source of classes into embeddings, and say which of them trained with masks.
+
+        Returns:
+            (1 or batch_size, num_classes, projection_dim) embeddings, and the mask of the call, or that of the default
+            vocabulary, or `None`.
 
         Raises:
             ValueError: If there are two sources, or the embeddings have the wrong shape.
         """
         if input_ids is not None and class_embeds is not None:
             raise ValueError("`input_ids` and `class_embeds` both name the classes; give one of them.")
-        if input_ids is not None:
-            list_shape = input_ids.shape[:2] if input_ids.dim() == 3 else None
-            if list_shape is not None:
-                if class_mask is not None and class_mask.shape == list_shape:  # rows of padding need be no prompts
-                    is_class = class_mask.to(input_ids.device).bool()[..., None]
-                    input_ids = torch.where(is_class, input_ids, input_ids[:, :1])
-                    if attention_mask is not None:
-                        attention_mask = torch.where(is_class, attention_mask, attention_mask[:, :1])
-                input_ids = input_ids.flatten(0, 1)
-                attention_mask = None if attention_mask is None else attention_mask.flatten(0, 1)
+        if input_ids is not None and input_ids.dim() == 3:
+            is_padded = class_index is None and class_mask is not None and class_mask.shape == input_ids.shape[:2]
+            own_mask = class_mask if is_padded else None
+            class_embeds = self._encode_lists(input_ids, attention_mask, prompt_class_ids, own_mask)
+        elif input_ids is not None:
             class_embeds = self.get_class_embeds(input_ids, attention_mask, prompt_class_ids)
-            if list_shape is not None:
-                class_embeds = class_embeds.unflatten(0, list_shape)
         elif class_embeds is None:
-            class_embeds = self.vocabulary_embeds(vocabulary or self.default_vocabulary())
+            vocabulary = self.default_vocabulary()  # once, since another thread may set another
+            class_embeds = self.vocabulary_embeds(vocabulary)
+            if seen_class_mask is None:
+                seen_class_mask = self.seen_class_mask(vocabulary.class_names, class_index)
         width = self.config.projection_dim
         if class_embeds.dim() not in (2, 3) or class_embeds.shape[-1] != width or class_embeds.shape[-2] == 0:
             raise ValueError(
@@ -615,8 +553,48 @@ class LDVCVocabularyMixin:
                 f"(batch_size, num_classes, {width}), from this model's `get_class_embeds`."
             )
         if class_index is not None:
-            return class_embeds[class_index]
-        return class_embeds if class_embeds.dim() == 3 else class_embeds.unsqueeze(0)
+            if class_embeds.dim() == 2:
+                return class_embeds[class_index], seen_class_mask
+            return class_embeds.gather(1, class_index[..., None].expand(-1, -1, width)), seen_class_mask
+        return class_embeds if class_embeds.dim() == 3 else class_embeds.unsqueeze(0), seen_class_mask
+
+    def _encode_lists(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        prompt_class_ids: Tensor | None,
+        class_mask: Tensor | None,
+    ) -> Tensor:
+        """Encode prompts per image, as a data loader stacks them: (batch_size, num_classes, projection_dim).
+
+        Args:
+            input_ids: (batch_size, num_prompts, sequence_length).
+            attention_mask: Shaped as `input_ids`.
+            prompt_class_ids: (batch_size, num_prompts) class of each, where a class has several.
+            class_mask: (batch_size, num_prompts), 0 for rows of padding, which need be no prompts.
+
+        Raises:
+            ValueError: If classes of several prompts differ in number between images.
+        """
+        batch_size, num_classes = input_ids.shape[:2]
+        if class_mask is not None:
+            is_class = class_mask.to(input_ids.device).bool()[..., None]
+            input_ids = torch.where(is_class, input_ids, input_ids[:, :1])
+            if attention_mask is not None:
+                attention_mask = torch.where(is_class, attention_mask, attention_mask[:, :1])
+        if prompt_class_ids is not None and prompt_class_ids.shape == input_ids.shape[:2]:
+            counts = (prompt_class_ids.amax(1) + 1).tolist()
+            if len(set(counts)) > 1:
+                raise ValueError(
+                    f"`prompt_class_ids` names {counts} classes of the images; lists of different lengths go to the "
+                    "processor in one call, class_names=[[...], [...]], which pads them."
+                )
+            num_classes = counts[0]
+            firsts = torch.arange(batch_size, device=prompt_class_ids.device) * num_classes
+            prompt_class_ids = (prompt_class_ids + firsts[:, None]).flatten()
+        attention_mask = None if attention_mask is None else attention_mask.flatten(0, 1)
+        embeds = self.get_class_embeds(input_ids.flatten(0, 1), attention_mask, prompt_class_ids)
+        return embeds.unflatten(0, (batch_size, num_classes))
 
     def default_vocabulary(self) -> DefaultVocabulary:
         """The default vocabulary as it is now; it stays as it is whatever is set later, also in another thread.
@@ -693,14 +671,17 @@ class LDVCVocabularyMixin:
         autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
         return function, places, samples, prompt_values, autocast
 
-    def seen_class_mask(self, class_names: Sequence[str] | Classes) -> Tensor | None:
+    def seen_class_mask(
+        self, class_names: Sequence[str] | Classes, class_index: Tensor | None = None
+    ) -> Tensor | None:
         """Tell by name which classes trained with masks, for the argument `seen_class_mask` of a call.
 
         Args:
             class_names: List of names, or dict of synonyms, of which one is enough; case and spaces do not count.
+            class_index: (batch_size, num_classes) rows of them that make up each image's list, or `None`.
 
         Returns:
-            (num_classes,) bool, or `None` where the checkpoint does not say what it trained on.
+            (num_classes,) bool, or as `class_index`, or `None` where the checkpoint does not say what it trained on.
         """
         if not self.config.seen_classes:
             return None
@@ -709,7 +690,8 @@ class LDVCVocabularyMixin:
             classes = [(name, *words) for name, words in read_classes(class_names).items()]
         else:
             classes = [(name,) for name in class_names]
-        return torch.tensor([any(name_key(word) in seen for word in words) for words in classes])
+        mask = torch.tensor([any(name_key(word) in seen for word in words) for words in classes])
+        return mask if class_index is None else mask.to(class_index.device)[class_index]
 
 
 __all__ = ["LDVCBakedVocabulary", "LDVCVocabulary", "LDVCVocabularyMixin", "check_tensors", "text_fingerprint"]

@@ -444,7 +444,7 @@ class TrainingFreeCLIP(LDVCVocabularyMixin, nn.Module):
             raise ValueError("give exactly one of `pixel_values` and `image_features`.")
         if seen_class_mask is not None:
             raise ValueError("`seen_class_mask` is of trained models; no mask has trained this one: leave it out.")
-        embeds = self._resolve_classes(input_ids, attention_mask, prompt_class_ids, **classes)
+        embeds, _ = self._resolve_classes(input_ids, attention_mask, prompt_class_ids, **classes, seen_class_mask=None)
         features = self.get_image_features(pixel_values) if image_features is None else image_features
         embeds = embeds.to(features.feature_map.device, features.feature_map.dtype)
         cosines = compare(features.feature_map, embeds)

@@ -345,7 +345,7 @@ def describe_origin(
     return Origin(
         accelerator.mixed_precision,
         (recipe.dataset, fingerprint(train_data)),
-        (recipe.clip, weights_fingerprint(model.clip.state_dict())[:16]),
+        (recipe.start_from or recipe.clip, weights_fingerprint(model.clip.state_dict())[:16]),
         start,
     )
 
