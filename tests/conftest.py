@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import logging
 import os
 import struct
 import zlib
@@ -241,6 +242,22 @@ def images():
 @pytest.fixture
 def pixel_values():
     return torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """Accelerate keeps its first settings for the life of a process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def told(caplog, monkeypatch):
+    """The library's log, which does not reach pytest's otherwise."""
+    for name in ("transformers", "ldvc.train"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+    return caplog
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ The rules of settings, and which checkpoint is scored as what, are in `test_sett
 """
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -26,6 +25,8 @@ from ldvc.training.recipe import RecipeError
 from ldvc.training.state import Origin
 
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {
     "decoder.layers.0.cross_attn.q_proj.weight": "LDVC's own weights",
@@ -34,19 +35,6 @@ PARTS = {
     "clip.vision_model.encoder.layers.0.self_attn.q_proj.weight": "CLIP's weights",
     "clip.visual_projection.weight": "CLIP's weights",
 }
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps its first settings for the life of a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture
-def told(caplog, monkeypatch):
-    """The library's log, which does not reach pytest's otherwise."""
-    monkeypatch.setattr(logging.getLogger("ldvc.train"), "propagate", True)
-    return caplog
 
 
 def evaluate(checkpoint, scenes, *options):

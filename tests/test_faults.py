@@ -39,6 +39,8 @@ from ldvc.scoring import evaluate
 from ldvc.training import run as training_run
 
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Imports the libraries once and forks for every command, so that a kill costs a second and not ten.
@@ -102,12 +104,6 @@ def commands(tmp_path_factory):
     yield commands
     commands.server.stdin.close()
     commands.server.wait(timeout=30)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps its first settings for the life of a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def log_of(folder):
@@ -312,14 +308,6 @@ def assert_one_line(caplog, *mentions):
     assert "Traceback" not in errors[0]
     for mention in mentions:
         assert mention in errors[0]
-
-
-@pytest.fixture
-def told(caplog, monkeypatch):
-    """The library's log, which does not reach pytest's otherwise."""
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    monkeypatch.setattr(logging.getLogger("ldvc.train"), "propagate", True)
-    return caplog
 
 
 def resume(train_arguments):

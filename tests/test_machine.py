@@ -1,7 +1,6 @@
 """What a run computes on: the recipe decides over the environment, and what is recorded is what was computed."""
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -19,22 +18,9 @@ from ldvc.training.machine import build_accelerator, check_environment, choose_p
 from ldvc.training.recipe import Recipe, RecipeError
 
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator(monkeypatch):
-    """Accelerate keeps its first settings for the life of a process; no variable of a launcher is left over."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
-        monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def told(caplog, monkeypatch):
-    """The library's log, which does not reach pytest's otherwise."""
-    monkeypatch.setattr(logging.getLogger("ldvc.train"), "propagate", True)
-    return caplog
 
 
 def recipe(**values):

@@ -1,12 +1,10 @@
 """What is scored, looked at before anything is trained or scored: label maps, class lists, where the result goes."""
 
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 from ldvc.commands import data as data_commands
@@ -18,20 +16,9 @@ from ldvc.scoring.labels import missing_labels
 from ldvc.training import run as training_run
 
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
 NAMES = "[cat, dog, sofa, grass]"
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps its first settings for the life of a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture
-def told(caplog, monkeypatch):
-    """The library's log, which does not reach pytest's otherwise."""
-    monkeypatch.setattr(logging.getLogger("ldvc.train"), "propagate", True)
-    return caplog
 
 
 @pytest.fixture

@@ -39,14 +39,10 @@ from ldvc.training.run import run_recipe
 from ldvc.training.start import describe_start
 
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = Vocabulary("own", ("cat", "dog", "sofa", "grass"), ("sofa",))
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps its first settings for the life of a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def run(train_arguments, *overrides):

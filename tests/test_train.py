@@ -33,14 +33,10 @@ from ldvc.training.run import load_data, run_recipe
 from ldvc.training.state import Log, Progress, find_state, set_aside_newer
 
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["cat", "dog", "sofa", "grass"]  # of the scenes
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps its first settings for the life of a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def run(train_arguments, *overrides):

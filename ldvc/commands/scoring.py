@@ -104,17 +104,22 @@ def read_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
+def add_dataset_options(parser: argparse.ArgumentParser) -> None:
+    """Add how a dataset is read, as `load_stated_split` takes it."""
+    parser.add_argument("--dataset_config", help="configuration of a dataset that has several")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--dataset_revision", help="commit, branch or tag of a Hub dataset")
+    parser.add_argument("--image_column", default="image")
+    parser.add_argument("--label_column", default="label")
+
+
 def evaluate_parser() -> argparse.ArgumentParser:
     """Arguments of `ldvc evaluate`."""
     parser = make_parser("evaluate", EVALUATE)
     parser.add_argument("checkpoint", nargs="?", help="folder or Hub id of an LDVC checkpoint, or of a CLIP")
     parser.add_argument("--model", help="the same, in place of the first argument")
     parser.add_argument("--dataset", required=True, help="'picturebook', a folder, or a Hub id")
-    parser.add_argument("--dataset_config", help="configuration of a dataset that has several")
-    parser.add_argument("--split", default="validation")
-    parser.add_argument("--dataset_revision", help="commit, branch or tag of a Hub dataset")
-    parser.add_argument("--image_column", default="image")
-    parser.add_argument("--label_column", default="label")
+    add_dataset_options(parser)
     parser.add_argument("--num_images", type=int, help="only the first so many images")
     lists = f"one of {', '.join(VOCABULARIES)}; default: the list in the dataset's folder, or voc2012"
     parser.add_argument("--vocabulary", help=lists)
@@ -183,11 +188,7 @@ def forgetting_parser() -> argparse.ArgumentParser:
     parser.add_argument("--old_vocabulary", help="a known class list such as voc2012, in place of --old_class_names")
     parser.add_argument("--absent_names", help="further names of things that no picture of either dataset shows")
     parser.add_argument("--absent_dataset", help="pictures that show nothing of all these names")
-    parser.add_argument("--dataset_config", help="configuration of a dataset that has several")
-    parser.add_argument("--dataset_revision", help="commit, branch or tag of a Hub dataset")
-    parser.add_argument("--split", default="validation")
-    parser.add_argument("--image_column", default="image")
-    parser.add_argument("--label_column", default="label")
+    add_dataset_options(parser)
     for prefix, key in itertools.product(OTHER_DATASETS, HOW_TO_LOAD):
         parser.add_argument(f"--{prefix}{key}", help=f"of --{prefix}dataset; default: --{key}")
     parser.add_argument("--num_images", type=int, help="only the first so many of each dataset")

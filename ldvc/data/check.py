@@ -18,7 +18,7 @@ from ldvc.data.inspection import SplitSummary, read_split
 from ldvc.data.label_maps import PaletteLedger
 from ldvc.data.mend import mend_dataset
 from ldvc.data.provenance import write_json
-from ldvc.data.samples import IGNORE_INDEX, load_split
+from ldvc.data.samples import IGNORE_INDEX, load_stated_split
 from ldvc.data.vocabularies import Vocabulary, get_vocabulary
 
 
@@ -228,14 +228,10 @@ def read_splits(arguments: argparse.Namespace) -> tuple[list[SplitSummary], list
     summaries, findings, palettes = [], [], PaletteLedger()
     for position, split in enumerate(arguments.split):
         try:
-            dataset = load_split(
-                arguments.dataset,
+            dataset = load_stated_split(
+                arguments,
                 split,
-                config_name=arguments.dataset_config,
-                image_column=arguments.image_column,
-                label_column=arguments.label_column,
                 streaming=arguments.streaming,
-                revision=arguments.dataset_revision,
                 num_images=arguments.num_images,
                 compare_palettes=False,
             )

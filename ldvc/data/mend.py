@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ldvc.data.folders import MissingSplitError, read_class_names
 from ldvc.data.label_maps import open_cell
-from ldvc.data.samples import IGNORE_INDEX, load_split
+from ldvc.data.samples import IGNORE_INDEX, load_stated_split
 
 
 __all__ = ["IMAGE_MENDS", "LABEL_MENDS", "mend_dataset"]
@@ -156,14 +156,10 @@ def mend_dataset(arguments: argparse.Namespace) -> None:
 
     for position, split in enumerate(arguments.split):
         try:
-            dataset = load_split(
-                arguments.dataset,
+            dataset = load_stated_split(
+                arguments,
                 split,
-                config_name=arguments.dataset_config,
-                image_column=arguments.image_column,
-                label_column=arguments.label_column,
                 streaming=arguments.streaming,
-                revision=arguments.dataset_revision,
                 num_images=arguments.num_images,
                 compare_palettes=False,
             )

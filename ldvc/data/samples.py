@@ -37,6 +37,7 @@ __all__ = [
     "TrainingSet",
     "dataset_fingerprint",
     "load_split",
+    "load_stated_split",
     "map_labels",
     "read_labelled",
     "read_sample",
@@ -114,6 +115,25 @@ def load_split(
         with _naming_sample(f"Dataset '{dataset}', split '{split}'"):
             check_palettes(loaded)
     return loaded
+
+
+def load_stated_split(stated: Any, split: str, **options: Any) -> Dataset | IterableDataset:
+    """Load a split of the dataset that a recipe or a command line states.
+
+    Args:
+        stated: Has `dataset`, `dataset_config`, `dataset_revision`, `image_column` and `label_column`.
+        split: Name of the split.
+        options: Further arguments of `load_split`.
+    """
+    return load_split(
+        stated.dataset,
+        split,
+        config_name=stated.dataset_config,
+        image_column=stated.image_column,
+        label_column=stated.label_column,
+        revision=stated.dataset_revision,
+        **options,
+    )
 
 
 def _keep_columns(

@@ -360,7 +360,64 @@ def best_classes(scores: Tensor, size: tuple[int, int]) -> Tensor:
     return pixels.label_map
 
 
-class LDVCImageProcessor(ImageBackend):
+class LDVCPostProcessing:
+    """Logits back to label maps, for the image processor and the processor alike."""
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
+        threshold: float | Sequence[float] | Tensor | None = None,
+        other_label: int | None = None,
+        return_segmentation_scores: bool = False,
+        top_k: int | None = None,
+        class_ids: Tensor | None = None,
+    ) -> list:
+        """Turn the model's output into label maps.
+
+        No (num_classes, height, width) float tensor is made at target size, unless scores are asked for.
+
+        Args:
+            outputs: Output of [`LDVCForSemanticSegmentation`].
+            target_sizes: (height, width) per image, or a (batch_size, 2) tensor; `None` keeps the token grid.
+            threshold: A probability, 0 to 1, or one per class; pixels whose best class is below its threshold become
+                `other_label`.
+            other_label: Id of "other"; `None` is one past the last class, see the model's `set_vocabulary`.
+            return_segmentation_scores: Return probabilities too.
+            top_k: Return so many best classes of every pixel too, at most all.
+            class_ids: (num_channels,) class of each channel, where several make one class; -1 for channels that
+                compete and are "other". `None` is a channel per class.
+
+        Returns:
+            Per image a (height, width) int64 tensor; with scores or `top_k` an object that has it as `segmentation`,
+            beside `segmentation_scores`, (num_classes, height, width), or `top_ids` and `top_scores`, (top_k, height,
+            width), best first, "other" not among them. Scores are probabilities less the offset of seen classes.
+
+        Raises:
+            ValueError: If sizes and images differ in number, a size is none, the threshold is no probability or not
+                one per class, or `top_k` is not positive.
+            TypeError: If `other_label` is no integer, or `outputs` no output of a model.
+        """
+        logits, offsets = read_outputs(outputs)
+        if target_sizes is None:
+            target_sizes = [logits.shape[-2:]] * len(logits)
+        if len(target_sizes) != len(logits):
+            raise ValueError(f"there are {len(target_sizes)} target sizes for {len(logits)} images; give one each.")
+        num_classes, results = logits.shape[1] if class_ids is None else int(class_ids.max()) + 1, []
+        for index, size in enumerate(target_sizes):
+            size = tuple(int(side) for side in size)
+            if len(size) != 2 or min(size) < 1:
+                raise ValueError(f"a target size is {size}; it is (height, width) in pixels, at least 1 each.")
+            pixels = PixelClasses(
+                *(num_classes, size, threshold, other_label, top_k, return_segmentation_scores, logits.device),
+                class_ids,
+            )
+            pixels.add_upsampled(logits[index], None if offsets is None else offsets[index])
+            results.append(pixels.as_output())
+        return results
+
+
+class LDVCImageProcessor(LDVCPostProcessing, ImageBackend):
     """Images to normalised tensors of one size, label maps beside them, and logits back to label maps.
 
     Images are resized to `size`; by default a square of 512 pixels, aspect not kept, so that an image gives the same
@@ -621,62 +678,16 @@ class LDVCImageProcessor(ImageBackend):
             maps.append(label_map)
         return maps
 
-    def post_process_semantic_segmentation(
-        self,
-        outputs: Any,
-        target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
-        threshold: float | Sequence[float] | Tensor | None = None,
-        other_label: int | None = None,
-        return_segmentation_scores: bool = False,
-        top_k: int | None = None,
-        class_ids: Tensor | None = None,
-    ) -> list:
-        """Turn the model's output into label maps.
-
-        No (num_classes, height, width) float tensor is made at target size, unless scores are asked for.
-
-        Args:
-            outputs: Output of [`LDVCForSemanticSegmentation`].
-            target_sizes: (height, width) per image, or a (batch_size, 2) tensor; `None` keeps the token grid.
-            threshold: A probability, 0 to 1, or one per class; pixels whose best class is below its threshold become
-                `other_label`.
-            other_label: Id of "other"; `None` is one past the last class, see the model's `set_vocabulary`.
-            return_segmentation_scores: Return probabilities too.
-            top_k: Return so many best classes of every pixel too, at most all.
-            class_ids: (num_channels,) class of each channel, where several make one class; -1 for channels that
-                compete and are "other". `None` is a channel per class.
-
-        Returns:
-            Per image a (height, width) int64 tensor; with scores or `top_k` an object that has it as `segmentation`,
-            beside `segmentation_scores`, (num_classes, height, width), or `top_ids` and `top_scores`, (top_k, height,
-            width), best first, "other" not among them. Scores are probabilities less the offset of seen classes.
-
-        Raises:
-            ValueError: If sizes and images differ in number, a size is none, the threshold is no probability or not
-                one per class, or `top_k` is not positive.
-            TypeError: If `other_label` is no integer, or `outputs` no output of a model.
-        """
-        logits, offsets = read_outputs(outputs)
-        if target_sizes is None:
-            target_sizes = [logits.shape[-2:]] * len(logits)
-        if len(target_sizes) != len(logits):
-            raise ValueError(f"there are {len(target_sizes)} target sizes for {len(logits)} images; give one each.")
-        num_classes, results = logits.shape[1] if class_ids is None else int(class_ids.max()) + 1, []
-        for index, size in enumerate(target_sizes):
-            size = tuple(int(side) for side in size)
-            if len(size) != 2 or min(size) < 1:
-                raise ValueError(f"a target size is {size}; it is (height, width) in pixels, at least 1 each.")
-            pixels = PixelClasses(
-                *(num_classes, size, threshold, other_label, top_k, return_segmentation_scores, logits.device),
-                class_ids,
-            )
-            pixels.add_upsampled(logits[index], None if offsets is None else offsets[index])
-            results.append(pixels.as_output())
-        return results
-
 
 LDVCImageProcessor.register_for_auto_class()
 if not __name__.startswith("transformers_modules."):  # remote code is found through `auto_map`
     AutoImageProcessor.register(LDVCConfig, image_processor_classes={"pil": LDVCImageProcessor}, exist_ok=True)
 
-__all__ = ["LDVCImageProcessor", "LDVCImageProcessorKwargs", "PixelClasses", "best_classes", "to_rgb"]
+__all__ = [
+    "LDVCImageProcessor",
+    "LDVCImageProcessorKwargs",
+    "LDVCPostProcessing",
+    "PixelClasses",
+    "best_classes",
+    "to_rgb",
+]

@@ -11,7 +11,6 @@ from .compat_ldvc import REQUIREMENT  # noqa: F401 - compat_ldvc says why
 
 
 # isort: split
-from torch import Tensor
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -20,7 +19,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils import TensorType, logging
 
 from .configuration_ldvc import LDVCConfig
-from .image_processing_ldvc import LDVCImageProcessor, LDVCImageProcessorKwargs
+from .image_processing_ldvc import LDVCImageProcessor, LDVCImageProcessorKwargs, LDVCPostProcessing
 from .options_ldvc import OTHER_NAMES, check_options, loading_options
 from .pixels_ldvc import to_rgb  # noqa: F401 - here too, for releases of the library that copy direct imports only
 
@@ -162,7 +161,7 @@ def check_text(text: str | Sequence[str]) -> list[str]:
     return prompts
 
 
-class LDVCProcessor(ProcessorMixin):
+class LDVCProcessor(LDVCPostProcessing, ProcessorMixin):
     """One call for images, class names and label maps.
 
     Args:
@@ -467,21 +466,6 @@ class LDVCProcessor(ProcessorMixin):
                         f"{prompt[:80]!r} holds {tokenizer.convert_ids_to_tokens(special)!r}, where a text begins or "
                         "ends for the text tower, or a character that the tokenizer does not know; remove it."
                     )
-
-    def post_process_semantic_segmentation(
-        self,
-        outputs: Any,
-        target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
-        threshold: float | Sequence[float] | Tensor | None = None,
-        other_label: int | None = None,
-        return_segmentation_scores: bool = False,
-        top_k: int | None = None,
-        class_ids: Tensor | None = None,
-    ) -> list:
-        """As [`LDVCImageProcessor.post_process_semantic_segmentation`]."""
-        return self.image_processor.post_process_semantic_segmentation(
-            outputs, target_sizes, threshold, other_label, return_segmentation_scores, top_k, class_ids
-        )
 
     @property
     def model_input_names(self) -> list[str]:

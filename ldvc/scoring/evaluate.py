@@ -28,7 +28,7 @@ from ldvc.data.check import choose_vocabulary
 from ldvc.data.class_lists import check_label_convention
 from ldvc.data.folders import read_class_names
 from ldvc.data.provenance import check_writable, code_version, provenance, stored_bytes, write_json
-from ldvc.data.samples import load_split, map_labels, read_sample
+from ldvc.data.samples import load_stated_split, map_labels, read_sample
 from ldvc.data.vocabularies import PROMPT_TEMPLATES, SEEN_SCORE_OFFSETS, VOCABULARIES, Vocabulary
 from ldvc.model.image_processing_ldvc import best_classes
 from ldvc.model.inference_ldvc import InferenceSettings, class_scores, encode_classes, prepare_image
@@ -187,7 +187,7 @@ def read_share(
     """Read every n-th image of a split, as one of n processes.
 
     Args:
-        dataset: A map-style split as given by `load_split`.
+        dataset: A map-style split as given by `load_stated_split`.
         processor: Pixel statistics.
         settings: Size.
         device: Where the pixels go.
@@ -222,7 +222,7 @@ def evaluate_model(
     Args:
         model: [`LDVCForSemanticSegmentation`], or a [`TrainingFreeCLIP`].
         processor: Its processor: class prompts and pixel statistics.
-        dataset: A map-style split as given by `load_split`.
+        dataset: A map-style split as given by `load_stated_split`.
         vocabulary: Class list and unseen names.
         settings: Size and windows.
         reduce_labels: Label maps count from 1, with 0 for background.
@@ -490,15 +490,7 @@ def find_history(checkpoint: str) -> list[dict[str, Any]]:
 
 def load_images(arguments: argparse.Namespace) -> Any:
     """Load the split that the command line names."""
-    return load_split(
-        arguments.dataset,
-        arguments.split,
-        config_name=arguments.dataset_config,
-        image_column=arguments.image_column,
-        label_column=arguments.label_column,
-        revision=arguments.dataset_revision,
-        num_images=arguments.num_images,
-    )
+    return load_stated_split(arguments, arguments.split, num_images=arguments.num_images)
 
 
 def images_fingerprint(dataset: Any) -> str:

@@ -20,7 +20,7 @@ from ldvc.data.check import choose_vocabulary, parse_names
 from ldvc.data.class_lists import check_label_convention
 from ldvc.data.folders import read_class_names
 from ldvc.data.provenance import check_writable, provenance, write_json
-from ldvc.data.samples import IGNORE_INDEX, load_split, map_labels
+from ldvc.data.samples import IGNORE_INDEX, load_stated_split, map_labels
 from ldvc.data.vocabularies import Vocabulary
 from ldvc.model.image_processing_ldvc import best_classes
 from ldvc.model.inference_ldvc import InferenceSettings, class_scores, encode_classes
@@ -176,7 +176,7 @@ def read_pictures(
 
     Args:
         checkpoint: Whom to ask.
-        dataset: A map-style split as given by `load_split`.
+        dataset: A map-style split as given by `load_stated_split`.
         names: Names to ask for.
         settings: Size and windows.
         show_progress: Draw a progress bar on the first process.
@@ -205,7 +205,7 @@ def measure(
 
     Args:
         checkpoint: Whom to ask.
-        dataset: A map-style split as given by `load_split`.
+        dataset: A map-style split as given by `load_stated_split`.
         vocabulary: Class names in the order of the ids.
         trained_names: Names whose masks trained AFTER; never asked for as absent.
         settings: Size and windows.
@@ -403,15 +403,7 @@ def choose_labels(arguments: argparse.Namespace, prefix: str, checkpoint: Checkp
 def load_data(arguments: argparse.Namespace, prefix: str = "") -> Dataset:
     """Load the split that is scored, of `--dataset` or of another by the prefix of its options."""
     given = {key.removeprefix(prefix): value for key, value in vars(arguments).items() if key.startswith(prefix)}
-    return load_split(
-        given["dataset"],
-        given["split"],
-        config_name=given["dataset_config"],
-        image_column=given["image_column"],
-        label_column=given["label_column"],
-        revision=given["dataset_revision"],
-        num_images=arguments.num_images,
-    )
+    return load_stated_split(argparse.Namespace(**given), given["split"], num_images=arguments.num_images)
 
 
 def score_section(

@@ -30,7 +30,7 @@ from ldvc.data.samples import (
     TrainingCollator,
     TrainingSet,
     dataset_fingerprint,
-    load_split,
+    load_stated_split,
     map_labels,
     read_sample,
 )
@@ -160,17 +160,8 @@ def load_data(recipe: Recipe, split: str, num_images: int | None, streaming: boo
         reduce_labels=recipe.reduce_labels,
         revision=recipe.dataset_revision,
     )
-    return load_split(
-        recipe.dataset,
-        split,
-        config_name=recipe.dataset_config,
-        image_column=recipe.image_column,
-        label_column=recipe.label_column,
-        streaming=streaming,
-        revision=recipe.dataset_revision,
-        num_images=num_images,
-        seed=recipe.seed if split == recipe.train_split else 0,
-    )
+    seed = recipe.seed if split == recipe.train_split else 0
+    return load_stated_split(recipe, split, streaming=streaming, num_images=num_images, seed=seed)
 
 
 def build_batches(
