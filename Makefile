@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 export OMP_WAIT_POLICY ?= passive
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: train record experiments embedded bench load test test-slow style quality venv clean
+.PHONY: train record experiments embedded bench load test test-slow smoke style quality venv clean
 
 train: venv
 	$(LAUNCH) train.py $(ARGS)
@@ -56,6 +56,19 @@ test: venv
 
 test-slow: venv
 	$(TEST) -m slow $(ARGS)
+
+# The same few things where LDVC is installed in editable mode, from a wheel, and from a wheel beside nothing but what it
+# needs at run time; the last one in an environment of its own.
+SMOKE := build/smoke
+smoke: venv
+	rm -rf build && mkdir -p $(SMOKE)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(SMOKE) .
+	$(BIN)/python -m pip install --quiet --no-deps --target $(SMOKE)/site $(SMOKE)/ldvc-*.whl
+	$(PYTHON) -m venv $(SMOKE)/venv
+	$(SMOKE)/venv/bin/python -m pip install --quiet --constraint constraints.txt $(SMOKE)/ldvc-*.whl
+	cd $(SMOKE) && HF_HUB_OFFLINE=1 $(CURDIR)/$(BIN)/python $(CURDIR)/tests/smoke.py
+	cd $(SMOKE) && HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR)/$(SMOKE)/site $(CURDIR)/$(BIN)/python $(CURDIR)/tests/smoke.py
+	cd $(SMOKE) && HF_HUB_OFFLINE=1 venv/bin/python $(CURDIR)/tests/smoke.py
 
 style: venv
 	$(BIN)/ruff check --fix .

@@ -16,7 +16,13 @@ Result = Mapping[str, Any]
 GOAL_ROWS = (
     ("tower", "time", "LDVC with cached class embeddings / bare `CLIPVisionModel`, 512 x 512, 20 classes"),
     ("tower", "multiply_adds", "the same, multiply-adds"),
+    ("training_free", "naclip", "training-free CLIP (NACLIP) / bare `CLIPVisionModel`, 512 x 512, 20 classes"),
+    ("training_free", "multiply_adds", "the same, multiply-adds"),
     ("clipseg", "20", "`CLIPSegForImageSegmentation` / LDVC, 352 x 352, 20 labels"),
+    ("segmenters", "1", "`CLIPSegForImageSegmentation` / our CLIPSeg, the same logits, 352 x 352, 1 label"),
+    ("segmenters", "20", "the same, 20 labels"),
+    ("segmenters", "171", "the same, 171 labels"),
+    ("segmenters", "memory, 171 labels", "the same, peak memory at 171 labels"),
     ("classes", "171", "171 classes / 20, cached embeddings"),
     ("classes", "1000", "1,000 classes / 20"),
     ("classes", "10000", "10,000 classes / 20"),

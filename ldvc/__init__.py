@@ -14,18 +14,21 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "InferenceSettings": "inference_ldvc",
-    "LDVCConfig": "configuration_ldvc",
-    "LDVCForSemanticSegmentation": "modeling_ldvc",
-    "LDVCImageFeatures": "modeling_ldvc",
-    "LDVCImageProcessor": "image_processing_ldvc",
-    "LDVCProcessor": "processing_ldvc",
-    "LDVCSemanticSegmenterOutput": "modeling_ldvc",
-    "LDVCVocabulary": "vocabulary_ldvc",
-    "Segmentation": "inference_ldvc",
-    "ZeroShotImageSegmentationPipeline": "pipeline_ldvc",
-    "segment": "inference_ldvc",
-    "segmentation_loss": "loss_ldvc",
+    "CLIPSegSegmenter": "ldvc.segmenters.clipseg",
+    "InferenceSettings": "ldvc.model.inference_ldvc",
+    "LDVCConfig": "ldvc.model.configuration_ldvc",
+    "LDVCForSemanticSegmentation": "ldvc.model.modeling_ldvc",
+    "LDVCImageFeatures": "ldvc.model.modeling_ldvc",
+    "LDVCImageProcessor": "ldvc.model.image_processing_ldvc",
+    "LDVCProcessor": "ldvc.model.processing_ldvc",
+    "LDVCSemanticSegmenterOutput": "ldvc.model.modeling_ldvc",
+    "LDVCVocabulary": "ldvc.model.vocabulary_ldvc",
+    "Segmentation": "ldvc.model.inference_ldvc",
+    "TrainingFreeCLIP": "ldvc.segmenters.training_free",
+    "ZeroShotImageSegmentationPipeline": "ldvc.segmenters.pipeline",
+    "load": "ldvc.loading",
+    "segment": "ldvc.model.inference_ldvc",
+    "segmentation_loss": "ldvc.model.loss_ldvc",
 }
 __all__ = sorted(_HOMES)
 
@@ -38,7 +41,7 @@ def __getattr__(name: str) -> Any:
     """
     if name not in _HOMES:
         raise AttributeError(f"module 'ldvc' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"ldvc.model.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

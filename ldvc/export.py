@@ -8,7 +8,7 @@ multiple in `ldvc_export.json`, and `ExportedLDVC`, which runs the program, chec
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,54 +24,11 @@ from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 from ldvc.model.processing_ldvc import LDVCProcessor
 from ldvc.model.vocabulary_ldvc import LDVCVocabulary, text_fingerprint
 from ldvc.places import how_to_install
+from ldvc.segmenters.exported import EXPORT_FILE, ExportedLDVC, ExportedSizes
 
 
-EXPORT_FILE = "ldvc_export.json"
 ONNX_FILE, INT8_FILE, TORCH_FILE = "model.onnx", "model_int8.onnx", "model.pt2"
 MISSING = f"exporting needs {{}}; install the extra: {how_to_install('export')}."
-
-
-@dataclass(frozen=True)
-class ExportedSizes:
-    """What pictures and embeddings a program takes.
-
-    Attributes:
-        size_multiple: Height and width in pixels are multiples of it.
-        smallest_side: The smallest height and width in pixels.
-        num_channels: Channels of a picture.
-        projection_dim: Width of a class embedding.
-        format: `"onnx"` or `"torch"`.
-        file: The program's file in the folder.
-    """
-
-    size_multiple: int
-    smallest_side: int
-    num_channels: int
-    projection_dim: int
-    format: str
-    file: str
-
-    def check(self, pixel_values: Any, class_embeds: Any) -> None:
-        """Check the inputs of a call.
-
-        Raises:
-            ValueError: If a shape does not fit; names the shape and the nearest size that does.
-        """
-        pixels, embeds = tuple(pixel_values.shape), tuple(class_embeds.shape)
-        if len(pixels) != 4 or pixels[1] != self.num_channels:
-            raise ValueError(
-                f"`pixel_values` has shape {pixels}; it must be (images, {self.num_channels}, height, width)."
-            )
-        if len(embeds) != 2 or embeds[1] != self.projection_dim or not embeds[0]:
-            raise ValueError(f"`class_embeds` has shape {embeds}; it must be (classes, {self.projection_dim}).")
-        step = self.size_multiple
-        if any(side % step or side < self.smallest_side for side in pixels[2:]):
-            near = [max(self.smallest_side, round(side / step) * step) for side in pixels[2:]]
-            raise ValueError(
-                f"`pixel_values` is {pixels[2]} x {pixels[3]} pixels; this program takes multiples of {step} from "
-                f"{self.smallest_side} on: resize to {near[0]} x {near[1]}, or use the checkpoint itself, which takes "
-                "every size."
-            )
 
 
 class Program(nn.Module):
@@ -205,56 +162,6 @@ def write_sizes(config: LDVCConfig, folder: Path, kind: str, file: str) -> None:
     smallest = 2 * step if is_limited else step
     sizes = ExportedSizes(step, smallest, channels, config.projection_dim, kind, file)
     (folder / EXPORT_FILE).write_text(json.dumps(asdict(sizes), indent=2) + "\n", encoding="utf-8")
-
-
-class ExportedLDVC:
-    """Runs an exported program and checks what it is given.
-
-    Example:
-    ```python
-    >>> program = ExportedLDVC("exported")
-    >>> embeds = LDVCVocabulary.load("exported").class_embeds
-    >>> logits = program(pixel_values, embeds)  # (batch_size, num_classes, grid_height, grid_width)
-    ```
-
-    Args:
-        folder: What `export_onnx` or `export_torch` wrote.
-
-    Raises:
-        FileNotFoundError: If the folder holds no export.
-    """
-
-    def __init__(self, folder: str | Path):
-        folder = Path(folder)
-        if not (folder / EXPORT_FILE).is_file():
-            raise FileNotFoundError(f"{folder} has no {EXPORT_FILE}; write one with ldvc export.")
-        self.sizes = ExportedSizes(**json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8")))
-        path = folder / self.sizes.file
-        if self.sizes.format == "onnx":
-            import onnxruntime
-
-            self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        else:
-            # Its own guards are about memory layout and refuse a batch of one; `sizes` is what holds, see the tests.
-            self._program = torch.export.load(path).module(check_guards=False)
-
-    @torch.no_grad()
-    def __call__(self, pixel_values: Tensor, class_embeds: Tensor) -> Tensor:
-        """Logits of every class.
-
-        Args:
-            pixel_values: (batch_size, num_channels, height, width), sides multiples of `sizes.size_multiple`.
-            class_embeds: (num_classes, projection_dim).
-
-        Returns:
-            (batch_size, num_classes, grid_height, grid_width).
-        """
-        self.sizes.check(pixel_values, class_embeds)
-        inputs = {"pixel_values": pixel_values, "class_embeds": class_embeds}
-        if self.sizes.format == "torch":
-            return self._program(**inputs)
-        arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in inputs.items()}
-        return torch.from_numpy(self._session.run(["logits"], arrays)[0])
 
 
 @torch.no_grad()

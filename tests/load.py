@@ -40,9 +40,10 @@ POLL_SECONDS = 0.1
 TIMEOUT = 120  # seconds for one answer
 KEPT_SECONDS = 20  # that the page keeps files here, so that a run of minutes sees them go
 PAGE = f"""
-import sys, demo_ldvc
-demo_ldvc.KEPT_SECONDS, demo_ldvc.SWEEP_SECONDS = {KEPT_SECONDS}, 2
-demo_ldvc.launch(port=int(sys.argv[1]))
+import sys
+from ldvc.app import page
+page.KEPT_SECONDS, page.SWEEP_SECONDS = {KEPT_SECONDS}, 2
+page.launch(port=int(sys.argv[1]))
 """
 COMMAND = "import sys; sys.argv[0] = 'ldvc'; from ldvc.__main__ import main; main()"
 SIDES = (48, 200, 333, 512, 640, 900, 1500, 2400)  # pixels

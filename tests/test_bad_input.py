@@ -5,13 +5,12 @@ import pickle
 import re
 import resource
 import shutil
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import png_of
 from fuzz import at_most
 from PIL import Image
 from typer.testing import CliRunner
@@ -442,7 +441,7 @@ def test_heads_that_do_not_divide_the_width_of_the_clip_are_refused(clip_folder)
 def test_a_clip_that_is_none_is_refused(tmp_path, make_model, clip_model):
     build = LDVCForSemanticSegmentation.from_clip_pretrained
     assert_raises(lambda: build(torch.nn.Linear(2, 2)), ValueError, ("Linear", "CLIPModel", "folder", "Hub id"))
-    assert_raises(lambda: build(clip_model.vision_model), ValueError, ("CLIPVisionModel", "not a CLIPModel"))
+    assert_raises(lambda: build(clip_model.vision_model), ValueError, ("CLIPVision", "not a CLIPModel"))
     make_model().save_pretrained(tmp_path)
     assert_raises(lambda: build(tmp_path), ValueError, ("'ldvc'", "loads with from_pretrained"))
     with pytest.raises(OSError, match="nowhere"):
@@ -567,8 +566,19 @@ FILES = {
     "pickle": (lambda folder: written(folder / "object.png", pickle.dumps(["cat"])), "object.png"),
     "missing": (lambda folder: folder / "nowhere.png", "nowhere.png"),
 }
+
+
+def made_siglip(folder, clip):
+    """Make a folder whose files are CLIP's and whose configuration says that it is a SigLIP."""
+    place = shutil.copytree(clip, folder / "foreign")
+    (place / "config.json").write_text(
+        json.dumps({**json.loads((place / "config.json").read_text()), "model_type": "siglip"})
+    )
+    return place
+
+
 CHECKPOINTS = {
-    "foreign CLIP": lambda folder, clip: shutil.copytree(clip, folder / "foreign"),
+    "foreign model": lambda folder, clip: made_siglip(folder, clip),
     "empty folder": lambda folder, clip: made(folder / "hollow"),
     "missing folder": lambda folder, clip: folder / "nowhere",
     "a file": lambda folder, clip: written(folder / "model.safetensors", b""),
@@ -644,15 +654,6 @@ def cut(folder, suffix):
 
 def change_json(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def png_of(width, height):
-    """A PNG of a few bytes that says it has so many pixels."""
-    content = b"\x89PNG\r\n\x1a\n"
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")):
-        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    return content
 
 
 def damaged_copy(doors, tmp_path, damage):

@@ -56,10 +56,7 @@ def photos(tmp_path_factory):
 @pytest.fixture
 def broken_photos(photos, tmp_path):
     """Return a copy of the pictures, the third cut in half."""
-    folder = tmp_path / "broken"
-    folder.mkdir()
-    for path in photos.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
+    folder = shutil.copytree(photos, tmp_path / "broken")
     content = (folder / "p2.png").read_bytes()
     (folder / "p2.png").write_bytes(content[: len(content) // 2])
     return folder

@@ -9,19 +9,10 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from ldvc.commands.data import check as main
-from ldvc.data.check import (
-    Finding,
-    Sample,
-    SplitSummary,
-    check_ids,
-    check_names,
-    choose_vocabulary,
-    exit_code,
-    inspect_sample,
-    parse_names,
-    read_split,
-)
+from ldvc.data.check import choose_vocabulary, exit_code, parse_names
+from ldvc.data.findings import Finding, check_ids, check_names
 from ldvc.data.folders import find_folder_splits, is_image_folder, load_image_folder, read_class_names
+from ldvc.data.inspection import Sample, SplitSummary, inspect_sample, read_split
 from ldvc.data.samples import load_split, read_sample
 from ldvc.data.vocabularies import Vocabulary
 
@@ -374,7 +365,7 @@ def test_a_damaged_sample_never_raises():
 
 
 def test_the_class_list_may_lie_in_the_folder(own, tmp_path):
-    (own / "classes.txt").write_text("cat\n dog\n\nsofa\ngrass\n")
+    (own / "classes.txt").write_text("cat\n dog\nsofa\ngrass\n\n")
     assert read_class_names(own) == ["cat", "dog", "sofa", "grass"]
     code, report = check(own, tmp_path)
     assert code == 0

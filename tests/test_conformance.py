@@ -16,6 +16,7 @@ import copy
 import inspect
 import json
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPModel
 
+from ldvc.model.compat_ldvc import REQUIREMENT, check_release, enable_checkpointing
 from ldvc.model.configuration_ldvc import LDVCConfig
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 
@@ -48,16 +50,6 @@ each_decoder = pytest.mark.parametrize(
     "decoder",
     [name if name in ("route", "class") else pytest.param(name, marks=pytest.mark.slow) for name in DECODERS],
 )
-
-
-@pytest.fixture
-def inputs(tiny_processor, pixel_values):
-    return {"pixel_values": pixel_values, **tiny_processor(class_names=NAMES, return_tensors="pt")}
-
-
-@pytest.fixture
-def labels():
-    return torch.randint(0, len(NAMES), (2, 32, 32))
 
 
 @pytest.fixture
@@ -109,6 +101,10 @@ def initialised_by_rules_alone(model_class, config):
     return model
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.16"),
+    reason="until 5.15 the library skips the layers of a nested model where the outer class is remote code",
+)
 @each_decoder
 def test_the_rules_of_initialisation_leave_no_weight_out(make_model, clip_model, decoder):
     model = initialised_by_rules_alone(LDVCForSemanticSegmentation, tiny_config(make_model, decoder))
@@ -227,7 +223,7 @@ def test_tied_weights_there_are_none(make_model):
 def test_the_input_embeddings_are_the_text_towers_and_can_be_replaced(make_model, inputs):
     model = make_model()
     embeddings = model.get_input_embeddings()
-    assert embeddings is model.clip.text_model.get_input_embeddings()
+    assert embeddings is model.clip.text_model.embeddings.token_embedding
     assert embeddings.num_embeddings == model.config.text_config.vocab_size
     assert model.get_output_embeddings() is None
     expected = model(**inputs).logits
@@ -344,7 +340,7 @@ def test_gradient_checkpointing_gives_loss_and_gradients_of_the_plain_model(make
     found = []
     for is_checkpointed in (False, True):
         if is_checkpointed:
-            model.activation_checkpointing_enable()
+            enable_checkpointing(model)
             assert model.is_gradient_checkpointing
         model.zero_grad()
         loss = model(**inputs, labels=labels).loss
@@ -355,7 +351,7 @@ def test_gradient_checkpointing_gives_loss_and_gradients_of_the_plain_model(make
     assert gradients.keys() == others.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(others[name], gradient, atol=1e-6, rtol=1e-4)
-    model.activation_checkpointing_disable()
+    model.gradient_checkpointing_disable()
     assert not model.is_gradient_checkpointing
 
 
@@ -436,11 +432,12 @@ def test_a_copy_and_a_pickle_free_copy_of_the_weights_give_the_same(make_model, 
 
 def test_the_installed_transformers_is_in_the_stated_range():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    stated = next(line for line in project["dependencies"] if line.startswith("transformers"))
-    allowed = SpecifierSet(stated.removeprefix("transformers"))
+    assert REQUIREMENT in project["dependencies"]
+    allowed = SpecifierSet(REQUIREMENT.removeprefix("transformers"))
     assert Version(transformers.__version__) in allowed
-    assert Version("5.22") not in allowed
-    assert Version("5.24") not in allowed  # not released, so not tested
+    for release in ("5.3.0", "5.4.0", "5.24.0", "6.0.0"):
+        with nullcontext() if Version(release) in allowed else pytest.raises(ImportError):
+            check_release(release)
 
 
 def test_a_default_configuration_makes_a_model_without_arguments():

@@ -546,3 +546,53 @@ def test_the_example_is_the_first_held_out_page():
     with Image.open(EXAMPLE_PICTURE) as picture:
         difference = np.asarray(picture).astype(int) - np.asarray(draw_scene("test", 0, 0, image_size=512).image)
     assert abs(difference).mean() < 8  # levels of 255: JPEG
+
+
+# ---- other kinds of models
+
+
+KINDS = ["clip", "clipseg"]
+THOUSAND = ", ".join(f"thing {number}" for number in range(1000))
+
+
+@pytest.fixture
+def kinds(clip_folder, clipseg_folder):
+    """Return a folder of each kind that needs no training."""
+    return {"clip": clip_folder, "clipseg": clipseg_folder}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_of_another_kind_segments_compares_and_says_what_it_cannot(kinds, upload, kind):
+    page = Page(Segmenter(kinds[kind]))
+    page.picture.GRADIO_CACHE = str(Path(upload["path"]).parent)
+    visit, status, overlay, _, shown, *_, note, routing, _ = page.on_picture(None, "cat, dog", 0.0, upload, "sky")
+    assert "2 classes on 80 x 96 pixels" in status
+    assert visit.answer.names == ["cat", "dog", "other"]
+    assert [value for _, value in shown.choices] == ["cat", "dog", "other"]
+    assert (overlay.size, routing) == (visit.scene.preview.size, None)
+    assert "there are no routes to draw: " in note
+    visit, status, *_ = page.on_settings(visit, THOUSAND, 0.0)
+    assert "1000 classes on 80 x 96 pixels" in status
+    _, _, _, shown = page.show_result(visit)
+    assert 0 < len(shown["choices"]) < 1000, "of so many, those that the picture shows"
+    found = [name for _, name in shown["choices"]]
+    hidden, _ = page.on_shown(visit, found[1:])
+    assert hidden.answer.hidden == {found[0]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_of_another_kind_works_in_the_browser(driver, kinds, upload, tmp_path, kind):
+    blocks = launch(kinds[kind], port=free_port(), block=False)
+    try:
+        driver.get(blocks.local_url)
+        browser = Browser(driver, blocks.local_url, tmp_path)
+        browser.wait_for(lambda: browser.find("#picture input[type=file]"), "the page")
+        browser.type_labels("cat, dog")
+        browser.upload(upload["path"])
+        browser.wait_for(lambda: "2 classes on 80 x 96 pixels" in browser.find("#status").text, "the mask")
+        browser.driver.execute_script("document.querySelector('#labels textarea').value = ''")
+        browser.type_labels(THOUSAND)
+        browser.wait_for(lambda: "1000 classes" in browser.find("#status").text, "a thousand labels")
+    finally:
+        blocks.close()

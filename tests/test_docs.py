@@ -1,9 +1,13 @@
 """What README and cards say is true: numbers have a source, code runs, paths and test names exist."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ldvc.commands import experiments as commands
 from ldvc.experiments import report
@@ -39,6 +43,22 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(monkeypatch):
     assert names["outputs"].logits.shape[1] == 4
     assert names["logits"].shape[1] == 3
     assert names["label_map"].shape == names["result"].label_map.shape == names["image"].size[::-1]
+
+
+@pytest.mark.slow
+def test_the_script_of_the_page_on_serving_runs_in_spawned_processes(tmp_path):
+    first, second = blocks((ROOT / "docs" / "serving.md").read_text(), "python")
+    folder = ROOT / "picturebook" / "ldvc"
+    first = first.replace('"picturebook/ldvc"', repr(str(folder)))
+    (tmp_path / "serve.py").write_text(f"{first}    print([tuple(maps[0].shape) for maps in label_maps])\n")
+    for name, size in (("a.jpg", (40, 30)), ("b.jpg", (24, 50))):
+        Image.new("RGB", size, "blue").save(tmp_path / name)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "serve.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.strip() == "[(30, 40), (50, 24)]", done.stderr
+    assert "encode_classes" in second
 
 
 @pytest.mark.slow

@@ -374,7 +374,7 @@ def test_every_second_layer_shifts_its_windows():
     assert [layer.self_attn.is_shifted for layer in decoder.layers] == [False, True, False, True]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     grid=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     region=st.tuples(st.integers(1, 5), st.integers(1, 5)),
@@ -603,7 +603,7 @@ def test_a_linear_ramp_over_the_padded_image_is_cut_where_the_image_ends():
     torch.testing.assert_close(fitted[0, 0, 0, 1:], centres[1:], **CLOSE)  # the first lies outside the cell centres
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     source=st.tuples(st.integers(1, 7), st.integers(1, 9)),
     target=st.tuples(st.integers(1, 40), st.integers(1, 40)),
@@ -629,7 +629,7 @@ def test_post_processing_never_holds_the_scores_at_target_size(monkeypatch):
     assert largest <= 1000
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     source=st.tuples(st.integers(1, 60), st.integers(1, 60)), target=st.tuples(st.integers(1, 60), st.integers(1, 60))
 )

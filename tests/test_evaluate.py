@@ -26,7 +26,6 @@ from ldvc.model.inference_ldvc import (
 )
 from ldvc.model.regions_ldvc import fit_to_image
 from ldvc.scoring import evaluate
-from ldvc.scoring.baseline import TrainingFreeCLIP
 from ldvc.scoring.evaluate import (
     bootstrap_intervals,
     choose_templates,
@@ -39,6 +38,7 @@ from ldvc.scoring.evaluate import (
     permute_names,
 )
 from ldvc.scoring.predictions import KeptPredictions
+from ldvc.segmenters.training_free import TrainingFreeCLIP
 
 
 WHOLE = InferenceSettings(short_side=32, window=0)
@@ -129,9 +129,9 @@ def test_a_single_unseen_name_has_none_to_change_places_with():
 
 @torch.no_grad()
 def test_the_training_free_baseline_covers_the_picture_where_patches_do_not_fit(clip_model):
-    baseline = TrainingFreeCLIP(clip_model)
+    baseline = TrainingFreeCLIP(clip_model, "value", softmax_scale=None)
     pixels, embeds = torch.randn(1, 3, 40, 52), torch.randn(2, clip_model.config.projection_dim)
-    features, patch_size = baseline.encoder.get_image_features(pixels), clip_model.config.vision_config.patch_size
+    features, patch_size = baseline.get_image_features(pixels), clip_model.config.vision_config.patch_size
     assert 52 % patch_size
     logits = torch.einsum("bdhw,cd->bchw", features.feature_map, embeds)
     expected = fit_to_image(logits, (40, 52), patch_size)
@@ -144,7 +144,7 @@ def test_permuted_names_move_every_unseen_name_and_no_seen_one():
 
 
 def test_groups_are_averaged_apart():
-    table = group_scores([0.1, 0.2, float("nan"), 0.6], [1, 3], {"things": [0, 1], "stuff": [2, 3]})
+    table = group_scores([0.1, 0.2, float("nan"), 0.6], [1, 3], {"things": [0, 1], "stuff": [2, 3]}, [0, 1, 3])
     assert table == {"things_seen": 0.1, "things_unseen": 0.2, "stuff_seen": None, "stuff_unseen": 0.6}
 
 
@@ -173,13 +173,13 @@ def test_clip_without_training_compares_its_own_tokens(clip_model, tokenizer):
     with torch.no_grad():
         text = clip_model.get_text_features(ids).pooler_output
         text = text / text.norm(dim=-1, keepdim=True)
-        plain = TrainingFreeCLIP(clip_model, patch_features="tokens")
+        plain = TrainingFreeCLIP(clip_model, "tokens", softmax_scale=None)
         vision = clip_model.vision_model
         tokens = clip_model.visual_projection(vision.post_layernorm(vision(pixels).last_hidden_state[:, 1:]))
         tokens = tokens / tokens.norm(dim=-1, keepdim=True)
         expected = (tokens @ text.T).view(1, 4, 4, 1).permute(0, 3, 1, 2)
         torch.testing.assert_close(plain(pixels, plain.get_class_embeds(ids)).logits, expected, rtol=1e-4, atol=1e-4)
-        value_path = TrainingFreeCLIP(clip_model)
+        value_path = TrainingFreeCLIP(clip_model, "value", softmax_scale=None)
         assert not torch.allclose(value_path(pixels, text).logits, expected, atol=1e-2)
 
 

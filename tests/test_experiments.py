@@ -174,7 +174,7 @@ def test_a_wrong_list_is_refused_by_name(content, list_file, change, message):
         ({"group": "z"}, "row 'full': its group 'z' is none of a"),
         ({"title": 3}, "row 1: `title` is 3; give text"),
         ({"overrides": ["x"]}, r"row 1: `overrides` is \['x'\]; give keys"),
-        ({"training_free": "magic"}, "`training_free` is 'magic'; use value or tokens"),
+        ({"training_free": "magic"}, "`training_free` is 'magic'; use tokens or value or"),
     ],
 )
 def test_a_wrong_row_is_refused_by_name(content, list_file, change, message):

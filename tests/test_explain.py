@@ -309,7 +309,7 @@ def test_an_explanation_in_words_names_classes_margin_and_routes():
 def test_the_command_prints_the_explanation_and_writes_both_pictures(
     tiny_model, tiny_processor, image, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(explain, "load_checkpoint", lambda _: (tiny_model, tiny_processor))
+    monkeypatch.setattr(explain, "load", lambda _: (tiny_model, tiny_processor))
     image.save(tmp_path / "picture.png")
     command = [str(tmp_path / "picture.png"), "--labels", "cat|dog, grass", "--point", "12", "40"]
     command += ["--output", str(tmp_path / "routes.png"), "--cross_attention", str(tmp_path / "classes.png")]

@@ -39,6 +39,8 @@ from ldvc.scoring import evaluate
 from ldvc.training import run as training_run
 
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Imports the libraries once and forks for every command, so that a kill costs a second and not ten.
@@ -104,12 +106,6 @@ def commands(tmp_path_factory):
     commands.server.wait(timeout=30)
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps its first settings for the life of a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def log_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -152,21 +148,21 @@ def wait_for_save(folder, rng, longest=10.0):
 def train_through_kills(commands, train_arguments, tmp_path, num_kills, max_steps):
     """Train once straight, once with kills, and compare; returns where the kills fell."""
     options = ["--max_steps", str(max_steps), "--save_every", "1", "--num_workers", "0"]
-    commands.must_end_well("train", [*train_arguments, *options, "--output_dir", tmp_path / "whole"])
+    commands.must_end_well(["train", *train_arguments, *options, "--output_dir", tmp_path / "whole"])
     rng, killed = random.Random(0), tmp_path / "killed"
-    resume = [*train_arguments, *options, "--output_dir", killed, "--resume_from_checkpoint", "latest"]
+    resume = ["train", *train_arguments, *options, "--output_dir", killed, "--resume_from_checkpoint", "latest"]
     kills = {"in a save": 0, "elsewhere": 0}
     while sum(kills.values()) < num_kills:
         in_save = sum(kills.values()) % 2 == 0
         seconds = rng.uniform(0.05, 0.9)
         wait = (lambda: wait_for_save(killed, rng)) if in_save else (lambda seconds=seconds: time.sleep(seconds))
         start = time.time()
-        code = commands.run("train", resume, wait)
+        code = commands.run(resume, wait)
         assert code in (-signal.SIGKILL, 0), commands.output.read_text()
         if code == 0:
             break  # the run was done before its last kills
         kills["in a save" if is_saving(killed, start) else "elsewhere"] += 1
-    commands.must_end_well("train", resume)
+    commands.must_end_well(resume)
     assert_same_run(tmp_path / "whole", killed)
     assert not list(killed.glob("*.part")), "nothing half-written is left beside the checkpoint"
     return kills
@@ -312,14 +308,6 @@ def assert_one_line(caplog, *mentions):
     assert "Traceback" not in errors[0]
     for mention in mentions:
         assert mention in errors[0]
-
-
-@pytest.fixture
-def told(caplog, monkeypatch):
-    """The library's log, which does not reach pytest's otherwise."""
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    monkeypatch.setattr(logging.getLogger("ldvc.train"), "propagate", True)
-    return caplog
 
 
 def resume(train_arguments):

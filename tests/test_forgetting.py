@@ -13,7 +13,6 @@ from PIL import Image
 from ldvc.commands.scoring import forgetting as main
 from ldvc.data.vocabularies import Vocabulary
 from ldvc.model.inference_ldvc import InferenceSettings
-from ldvc.scoring.baseline import TrainingFreeCLIP
 from ldvc.scoring.evaluate import evaluate_model, mean_iou, resample, share
 from ldvc.scoring.forgetting import (
     ABSENT_ROWS,
@@ -28,6 +27,7 @@ from ldvc.scoring.forgetting import (
     measure,
     measure_claims,
 )
+from ldvc.segmenters.training_free import TrainingFreeCLIP
 
 
 WHOLE = InferenceSettings(short_side=32, window=0)
@@ -91,7 +91,9 @@ def test_groups_follow_what_trained_each_checkpoint(before, after):
 
 def test_empty_groups_are_left_out(make_model, tiny_processor, clip_model):
     everything = make_checkpoint(make_model, tiny_processor, seen=VOCABULARY.class_names)
-    clip = Checkpoint("clip", TrainingFreeCLIP(clip_model), tiny_processor, is_training_free=True)
+    clip = Checkpoint(
+        "clip", TrainingFreeCLIP(clip_model, "value", softmax_scale=None), tiny_processor, is_training_free=True
+    )
     assert list(group_names(VOCABULARY, clip, everything)) == ["seen"]
 
 

@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 from ldvc import loading
 from ldvc.app.cli import app
 from ldvc.app.rasters import RasterImage
+from ldvc.masks.files import parse_value_range
 from ldvc.masks.formats import Format, OutputFolder, describe_names
 from ldvc.masks.rasters import (
     RasterPicture,
     RasterSettings,
     geo_reference,
     parse_bands,
-    parse_range,
 )
 from ldvc.model.inference_ldvc import InferenceSettings, segment
 
@@ -232,10 +232,9 @@ def test_a_raster_that_cannot_be_used_is_one_line_and_the_others_go_on(
     [
         (("--bands", "0"), "--bands is '0'; give one band or three, counted from 1, such as 4,3,2."),
         (("--bands", "1,2"), "--bands is '1,2'; give one band or three"),
-        (("--value-range", "9,1"), "--value-range is '9,1'; give the values of black and white, such as 0,3000."),
-        (("--value-range", "5"), "--value-range is '5'"),
+        (("--value-range", "9,1"), "--value-range '9,1' is no pair of numbers, the first below the second: 0,4095."),
+        (("--value-range", "0,nan"), "--value-range '0,nan' is no pair of numbers"),
         (("--bands", "1"), "--bands is of TIFF files, and there is none."),
-        (("--value-range", "0,1"), "--value-range is of TIFF files, and there is none."),
     ],
 )
 def test_options_of_rasters_that_make_no_sense_are_refused(checkpoint, tmp_path, options, message):
@@ -247,7 +246,7 @@ def test_options_of_rasters_that_make_no_sense_are_refused(checkpoint, tmp_path,
 
 def test_numbers_of_options_are_read_as_written():
     assert (parse_bands("4, 3,2"), parse_bands(None), parse_bands("1")) == ((4, 3, 2), (), (1,))
-    assert (parse_range("-0.5,1e3"), parse_range(None)) == ((-0.5, 1000.0), None)
+    assert (parse_value_range("-0.5,1e3"), parse_value_range(None)) == ((-0.5, 1000.0), None)
 
 
 def test_a_source_without_a_place_gives_a_map_without_one_and_says_so_once(checkpoint, tmp_path, pixels, caplog):

@@ -16,6 +16,7 @@ DOORS = {"train", "configuration_ldvc", "modeling_ldvc", "processing_ldvc"}
 FLOORS = {
     "ldvc.model": 1,
     "ldvc": 2,  # public names, loading, processes, places
+    "ldvc.segmenters": 2,
     "ldvc.masks": 3,
     "ldvc.export": 3,
     "ldvc.data": 4,

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForSemanticSegmentation, CLIPModel, Trainer, TrainingArguments
 
-from ldvc.model import modeling_ldvc
+from ldvc.model import modeling_ldvc, vocabulary_ldvc
+from ldvc.model.compat_ldvc import enable_checkpointing
 from ldvc.model.configuration_ldvc import LDVCConfig
 from ldvc.model.loss_ldvc import segmentation_loss
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
@@ -35,16 +36,6 @@ DECODERS = {
 }
 NO_PROMPTS = {"num_vision_prompts": 0, "num_text_prompts": 0}
 NO_DROPOUT = {"decoder_dropout": 0.0, "vision_prompt_dropout": 0.0}
-
-
-@pytest.fixture
-def inputs(tiny_processor, pixel_values):
-    return {"pixel_values": pixel_values, **tiny_processor(class_names=NAMES, return_tensors="pt")}
-
-
-@pytest.fixture
-def labels():
-    return torch.randint(0, len(NAMES), (2, 32, 32))
 
 
 @pytest.fixture
@@ -623,7 +614,7 @@ def test_many_names_are_encoded_a_block_at_a_time(tiny_model, tiny_processor, mo
     classes = tiny_processor(class_names=names, return_tensors="pt")
     expected, blocks = tiny_model.get_class_embeds(**classes), []
     tiny_model.clip.text_model.final_layer_norm.register_forward_hook(lambda _, args, out: blocks.append(len(out)))
-    monkeypatch.setattr(modeling_ldvc, "PROMPTS_PER_PASS", 2)
+    monkeypatch.setattr(vocabulary_ldvc, "PROMPTS_PER_PASS", 2)
     torch.testing.assert_close(tiny_model.get_class_embeds(**classes), expected, **CLIP_CLOSE)
     assert blocks == [2, 2, 1]
 
@@ -1030,7 +1021,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_model, inputs, lab
     model.zero_grad()
     calls = []
     model.decoder.layers[0].cross_attn.register_forward_hook(lambda *_: calls.append(1))
-    model.activation_checkpointing_enable()
+    enable_checkpointing(model)
     model(**inputs, labels=labels).loss.backward()
     assert len(calls) == 2  # forward, and again in the backward pass
     for name, parameter in model.named_parameters():

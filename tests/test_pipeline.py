@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import HIDE_LDVC
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -137,6 +138,15 @@ def test_a_baked_vocabulary_needs_no_text_tower(make_model, tiny_processor):
     assert_all_same(pipe(PICTURES, batch_size=2), expected)
     with pytest.raises(ValueError, match=r"has a baked vocabulary and no text tower .*; leave the names out"):
         pipe(PICTURES[0], candidate_labels=["dog"])
+
+
+def test_a_default_vocabulary_of_another_copy_of_the_code_is_asked_for_too(pipe, tiny_processor, monkeypatch):
+    """As in a published folder, where pipeline and model come from two copies of their siblings."""
+    pipe.model.set_vocabulary(NAMES, tiny_processor)
+    expected = pipe(PICTURES[0])
+    monkeypatch.setattr(pipeline_ldvc, "DefaultVocabulary", type("Another", (), {}))
+    assert_same(pipe(PICTURES[0]), expected)
+    assert_same(pipe(PICTURES[0], window=40), pipe(PICTURES[0], window=40, candidate_labels=NAMES))
 
 
 # ---- many pictures
@@ -433,21 +443,9 @@ def test_a_saved_pipeline_keeps_its_processor(make_model, clip_folder, tmp_path)
     assert_same(again(PICTURES[0], candidate_labels=NAMES), pipe(PICTURES[0], candidate_labels=NAMES))
 
 
-REMOTE = """
-import json, sys
-import torch
-
-torch.set_num_threads(1)
-
-
-class NotInstalled:
-    def find_spec(self, name, path=None, target=None):
-        if path is None and name.endswith("ldvc"):
-            raise ModuleNotFoundError(f"{name} is hidden")
-
-
-sys.meta_path.insert(0, NotInstalled())
-
+REMOTE = (
+    HIDE_LDVC
+    + """
 import numpy as np
 from transformers import pipeline
 
@@ -463,6 +461,7 @@ for name, place, task in (("published", folder, None), ("again", again, "zero-sh
     pipe.save_pretrained(again)
 print(json.dumps(found))
 """
+)
 
 
 @pytest.mark.slow

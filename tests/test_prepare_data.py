@@ -19,11 +19,12 @@ from datasets import Image, load_dataset
 from scipy.io import savemat
 
 from ldvc.commands.data import prepare as main
-from ldvc.data import prepare
-from ldvc.data import samples as samples_module
-from ldvc.data.converters import find_coco_stuff, find_pascal_context, find_voc2012, voc_colours
+from ldvc.data import class_lists, prepare
+from ldvc.data.class_lists import check_label_convention
+from ldvc.data.converters import find_coco_stuff, find_pascal_context, find_voc2012
+from ldvc.data.label_maps import voc_colours
 from ldvc.data.prepare import convert_sample, write_dataset
-from ldvc.data.samples import check_label_convention, load_split, read_sample
+from ldvc.data.samples import load_split, read_sample
 from ldvc.data.vocabularies import VOCABULARIES
 
 
@@ -154,7 +155,7 @@ def test_the_official_archive_of_sbd_is_read_beside_voc(voc, tmp_path, levels_up
     assert ids_of(conversion.splits["train"]) == [*TRAIN_IDS, SBD_IDS[0]]
     sample = conversion.splits["train"][-1]
     assert sample.label_path.suffix == ".mat"
-    row, pixels = convert_sample(sample, conversion)
+    row, pixels, _ = convert_sample(sample, conversion)
     written = np.asarray(PIL.Image.open(io.BytesIO(row["label"]["bytes"])))
     expected = np.asarray(PIL.Image.open(voc / "png" / f"{SBD_IDS[0]}.png"))
     assert np.array_equal(written, expected)
@@ -468,9 +469,9 @@ def write_grey(path, ids):
 
 
 def coco_ids(seed):
-    """Some raw ids of COCO-Stuff, another selection for each seed, the last id of the list among them."""
+    """Some raw ids of COCO-Stuff, another selection for each seed, the last id of the list and 255 among them."""
     ids = np.random.default_rng(seed).choice([*RAW_COCO_IDS, 255], (6, 9))
-    ids[0, 0] = 181
+    ids[0, 0], ids[0, 1] = 181, 255
     return ids
 
 
@@ -857,6 +858,131 @@ def test_a_reordered_palette_is_refused(voc, tmp_path, capsys):
     expect_error(voc, tmp_path / "out", capsys, f"{path}: id 1 shows the colour of id 15", "reordered the palette")
 
 
+# ---- ids that are numbered in another way, and files that programs have rewritten
+
+
+def store_as_used_greys(path):
+    """As optipng stores a grey label map: a palette of the greys that occur."""
+    used, index = np.unique(np.asarray(PIL.Image.open(path)), return_inverse=True)
+    shape = PIL.Image.open(path).size[::-1]
+    label = PIL.Image.fromarray(index.reshape(shape).astype(np.uint8))
+    label.putpalette(np.repeat(used, 3).astype(np.uint8).tobytes())
+    label.save(path)
+
+
+def test_grey_label_maps_behind_a_palette_are_refused_with_the_remedy(augmented_voc, tmp_path, capsys):
+    path = augmented_voc / "SegmentationClassAug" / f"{SBD_IDS[0]}.png"
+    store_as_used_greys(path)
+    parts = [f"{path}: mode P with greys 0 at 0, 11 at 1", "take the label maps of the official archive"]
+    expect_error(augmented_voc, tmp_path / "out", capsys, *parts)
+
+
+@pytest.mark.parametrize("name", ["label map as JPEG", "several pages"])
+def test_other_files_that_are_no_label_maps_are_refused_by_name(coco, tmp_path, capsys, name):
+    path = coco / "stuffthingmaps" / "train2017" / f"{COCO_TRAIN[0]}.png"
+    label = PIL.Image.open(path).copy()
+    if name == "several pages":
+        label.save(path, save_all=True, append_images=[PIL.Image.new("L", label.size)])
+    else:
+        label.save(path, "JPEG")
+    part = "2 pages: it is one of the label maps of several pages" if name == "several pages" else "JPEG: it is one of"
+    expect_refusal(["coco_stuff", "--source", str(coco)], tmp_path / "out", capsys, f"{path}: {part}")
+
+
+def test_palettes_that_contradict_each_other_are_refused(coco, tmp_path, capsys):
+    for number, image_id in enumerate(COCO_TRAIN):
+        path = coco / "stuffthingmaps" / "train2017" / f"{image_id}.png"
+        label = PIL.Image.open(path)
+        label.putpalette([(value * 5 + number * 3) % 256 for value in range(768)])
+        label.save(path)
+    parts = [f"{COCO_TRAIN[1]}.png shows id", "programs have rewritten the palettes"]
+    expect_refusal(["coco_stuff", "--source", str(coco)], tmp_path / "out", capsys, *parts)
+
+
+def test_an_archive_that_was_unpacked_into_a_folder_of_its_name_is_found(augmented_voc):
+    inner = augmented_voc / "SegmentationClassAug" / "SegmentationClassAug"
+    (augmented_voc / "SegmentationClassAug").rename(augmented_voc / "aside")
+    inner.parent.mkdir()
+    (augmented_voc / "aside").rename(inner)
+    assert ids_of(find_voc2012(augmented_voc).splits["train"]) == TRAIN_IDS + SBD_IDS
+
+
+def test_an_empty_folder_of_sbd_is_no_augmented_training_set(voc, tmp_path, capsys):
+    (voc / "SegmentationClassAug").mkdir()
+    expect_error(voc, tmp_path / "out", capsys, "SegmentationClassAug holds no .png files: unpack its archive there")
+
+
+def test_voc_maps_without_background_are_refused(voc, tmp_path, capsys):
+    for path in (voc / "SegmentationClass").iterdir():
+        ids = np.asarray(PIL.Image.open(path)).astype(int)
+        write_label(path, np.where(ids == 0, 255, np.where(ids == 255, 255, ids - 1)), palette=False)
+    expect_error(
+        voc, tmp_path / "out", capsys, "id 0, which is background, is in 1 of 5 images", "ids 0 to 19 without"
+    )
+
+
+def test_context_maps_that_count_from_0_are_refused(context, tmp_path, capsys):
+    for path in (context / "SegmentationClassContext").iterdir():
+        write_grey(path, np.asarray(PIL.Image.open(path)) - np.uint8(1))  # background, 0, becomes 255
+    refuse_context(context, tmp_path, capsys, "of 5 label maps", "none holds 59: maps with ids 0 to 58 and 255")
+
+
+def test_context_maps_with_their_last_class_or_without_255_are_taken(context, tmp_path):
+    for number, path in enumerate(sorted((context / "SegmentationClassContext").iterdir())):
+        ids = np.asarray(PIL.Image.open(path)).copy()
+        ids[ids == 59] = 58
+        ids[0, 0] = 255 if number else 59
+        write_grey(path, ids)
+    assert convert_context(context, tmp_path / "out") == 0
+
+
+def shift_coco(coco, pick):
+    for path in coco.glob("stuffthingmaps/*/*.png"):
+        ids = np.random.default_rng(int(path.stem)).choice(pick, (6, 9))
+        write_grey(path, ids)
+
+
+def test_coco_maps_that_count_from_1_are_refused_even_where_few_classes_occur(coco, tmp_path, capsys):
+    shift_coco(coco, [0, 1, 18, 124])  # unlabeled, person, dog, grass in labels.txt
+    parts = ["no label map of 5 holds 255", "numbered from 1 with 0 for unlabeled", "stuffthingmaps_trainval2017.zip"]
+    expect_refusal(["coco_stuff", "--source", str(coco)], tmp_path / "out", capsys, *parts)
+
+
+@pytest.mark.parametrize("proof", [255, 12, 91])
+def test_coco_maps_with_an_id_that_only_the_official_numbering_has_are_taken(coco, tmp_path, proof):
+    shift_coco(coco, [0, 1, 17, proof])
+    assert main(["coco_stuff", "--source", str(coco), "--output", str(tmp_path / "out")]) == 0
+
+
+def test_the_numbering_is_judged_over_all_files_of_a_run_that_was_resumed(context, tmp_path, monkeypatch):
+    for path in (context / "SegmentationClassContext").iterdir():
+        ids = np.asarray(PIL.Image.open(path)) - np.uint8(1)
+        ids[0, 0] = 255
+        write_grey(path, ids)
+    conversion = find_pascal_context(context)
+    with monkeypatch.context() as patches:
+        fill_disk_at(patches, "validation")
+        with pytest.raises(OSError, match="cannot be written"):
+            write_dataset(conversion, tmp_path / "out")
+    with pytest.raises(ValueError, match="PASCAL Context: of 5 label maps 5 hold 255 and none holds 59"):
+        write_dataset(find_pascal_context(context), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_of_a_windows_editor_are_read(voc, encoding):
+    path = voc / "ImageSets" / "Segmentation" / "train.txt"
+    path.write_bytes("\r\n".join(TRAIN_IDS).encode(encoding))
+    assert ids_of(find_voc2012(voc).splits["train"]) == TRAIN_IDS
+
+
+def test_a_list_of_one_class_with_flags_is_refused(voc, tmp_path, capsys):
+    write_list(voc, "train", [f"{image_id} -1" for image_id in TRAIN_IDS])
+    expect_error(
+        voc, tmp_path / "out", capsys, f"holds '{TRAIN_IDS[0]} -1': a flag after the id", "of ids, as in ImageS"
+    )
+
+
 # ---- the disk and the output
 
 
@@ -928,22 +1054,39 @@ def test_overwrite_leaves_a_folder_with_someone_elses_classes_json(voc, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("num_classes", "reduce_labels", "message"),
-    [(59, True, "reduce_labels is True, .* made for False"), (60, False, "num_classes is 60, .* made for 59")],
+    ("change", "reduce_labels", "message"),
+    [
+        (lambda names: names, True, "reduce_labels is True, .* made for False"),
+        (lambda names: [*names, "zebra"], False, "num_classes is 60, .* made for 59"),
+        (lambda names: names[:-1], False, "num_classes is 58, .* made for 59"),
+        (lambda names: ["aeroplane", *names[2:], "bag"], False, "class 1 is 'bed', there it is 'bag'"),
+    ],
 )
 def test_settings_of_another_convention_than_the_folders_are_refused(
-    context, tmp_path, num_classes, reduce_labels, message
+    context, tmp_path, change, reduce_labels, message
 ):
     convert_context(context, tmp_path / "out")
-    check_label_convention(str(tmp_path / "out"), 59, reduce_labels=False)
+    names = list(VOCABULARIES["pascal_context"].class_names)
+    check_label_convention(str(tmp_path / "out"), names, reduce_labels=False)
     with pytest.raises(ValueError, match=message):
-        check_label_convention(str(tmp_path / "out"), num_classes, reduce_labels=reduce_labels)
+        check_label_convention(str(tmp_path / "out"), change(names), reduce_labels=reduce_labels)
+
+
+def test_a_class_list_of_another_spelling_is_the_folders_own(tmp_path):
+    (tmp_path / "classes.txt").write_text("traffic_light\npottedplant\n")
+    check_label_convention(str(tmp_path), ["Traffic light", "potted-plant"], reduce_labels=False)
+    with pytest.raises(
+        ValueError, match=r"class 1 is 'plant', there it is 'pottedplant'; .* correct its classes\.txt"
+    ):
+        check_label_convention(str(tmp_path), ["traffic light", "plant"], reduce_labels=False)
+    (tmp_path / "classes.txt").write_text("traffic light\nplant\n")  # the remedy
+    check_label_convention(str(tmp_path), ["traffic light", "plant"], reduce_labels=False)
 
 
 def test_a_dataset_without_our_classes_json_has_no_convention_to_check(tmp_path):
     (tmp_path / "classes.json").write_text('{"class_names": ["cat"]}')
     for dataset in (str(tmp_path), str(tmp_path / "nowhere"), "someone/dataset"):
-        check_label_convention(dataset, 7, reduce_labels=True)
+        check_label_convention(dataset, ["cat"], reduce_labels=True)
 
 
 def test_a_dataset_on_the_hub_is_asked_for_its_convention_too(tmp_path, monkeypatch):
@@ -954,9 +1097,9 @@ def test_a_dataset_on_the_hub_is_asked_for_its_convention_too(tmp_path, monkeypa
         asked.append((dataset, name, repo_type, revision))
         return str(tmp_path / name)
 
-    monkeypatch.setattr(samples_module, "hf_hub_download", download)
+    monkeypatch.setattr(class_lists, "hf_hub_download", download)
     with pytest.raises(ValueError, match="reduce_labels is True, but the label maps of 'me/cats' were made for False"):
-        check_label_convention("me/cats", 2, reduce_labels=True, revision="v1")
+        check_label_convention("me/cats", ["cat", "dog"], reduce_labels=True, revision="v1")
     assert asked == [("me/cats", "classes.json", "dataset", "v1")]
 
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from accelerate import PartialState
 from accelerate.commands.config.config_args import load_config_from_file
+from PIL import Image
+from safetensors.torch import load_file
 
 from ldvc.commands import scoring as commands
 from ldvc.model.loss_ldvc import count_masks
@@ -90,6 +92,41 @@ def test_the_normaliser_of_the_loss_counts_the_masks_of_all_processes(monkeypatc
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda number: number.add_(4))  # of the other process
     labels = torch.tensor([[[0, 1]], [[1, 255]]])
     assert count_masks(labels, num_classes=3) == (3 + 4) / 2
+
+
+def test_a_step_with_fewer_masks_than_processes_weighs_what_it_weighs_in_one(monkeypatch):
+    """The sum over processes has a least value, not each process's part: else the loss halves with two of them."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda number: number.add_(0))
+    assert count_masks(torch.tensor([[[1, 255]]]), num_classes=3) == 1 / 4
+    assert count_masks(torch.tensor([[[255, 255]]]), num_classes=3) == 1 / 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", ["1", "2"])
+def test_two_processes_train_as_one_where_a_step_has_fewer_masks_than_processes(train_arguments, tmp_path, parts):
+    data = tmp_path / "data"
+    for kind in ("images", "masks"):
+        (data / "train" / kind).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(8):  # one class each, of every other one an unseen
+        label = np.full((40, 40), 2 if index % 2 else index % 4, dtype=np.uint8)
+        Image.fromarray(label).save(data / "train" / "masks" / f"{index}.png")
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(data / "train/images" / f"{index}.png")
+    options = ["--dataset", str(data), "--eval_split", "train", "--unseen_classes", "[sofa, dog]", "--save_every", "0"]
+    options += ["--decoder_dropout", "0", "--vision_prompt_dropout", "0", "--max_steps", "4"]
+    options += ["--batch_size", str(2 * int(parts)), "--gradient_accumulation_steps", parts]
+    launch(tmp_path, ROOT / "train.py", *train_arguments, *options)
+    run_recipe(read_recipe([*train_arguments, *options, "--output_dir", str(tmp_path / "one")]))
+    losses, weights = [], []
+    for name in ("run", "one"):
+        records = map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
+        losses.append([record["loss"] for record in records if "loss" in record])
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+    np.testing.assert_allclose(*losses, rtol=1e-3)  # sums in another order; half of it without the right divisor
+    for name, weight in weights[0].items():
+        np.testing.assert_allclose(weight, weights[1][name], atol=1e-3, err_msg=name)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ldvc.model.compat_ldvc import enable_checkpointing
 from ldvc.model.pipeline_ldvc import ZeroShotImageSegmentationPipeline
 from ldvc.model.processing_ldvc import LDVCProcessor, name_key
 
@@ -421,12 +422,17 @@ def test_promise_4_the_masks_of_the_pipeline_carry_the_name_of_their_channel(
     )
     with torch.no_grad():
         outputs = model(**tiny_processor(images=image, class_names=class_names, return_tensors="pt"))
-    label_map = tiny_processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0].numpy()
+    found = tiny_processor.post_process_semantic_segmentation(
+        outputs, target_sizes=[size], return_segmentation_scores=True
+    )[0]
+    label_map, ranked = found["segmentation"].numpy(), found["segmentation_scores"].sort(dim=0, descending=True).values
     shown = {mask["label"]: np.asarray(mask["mask"]) > 0 for mask in masks}
-    assert set(shown) == {class_names[index] for index in np.unique(label_map)}
-    for name, mask in shown.items():
-        # the pipeline encodes a list once, which rounds otherwise than the call above: a tie may fall the other way
-        assert (mask == (label_map == class_names.index(name))).mean() > 0.99
+    assert set(shown) <= set(class_names)
+    # the pipeline encodes a list once, which rounds otherwise than the call above: a tie may fall the other way
+    is_decided = np.ones(size, dtype=bool) if len(class_names) == 1 else (ranked[0] - ranked[1] > 1e-3).numpy()
+    for index, name in enumerate(class_names):
+        mask = shown.get(name, np.zeros(size, dtype=bool))
+        assert (mask == (label_map == index))[is_decided].all()
 
 
 # ---- 5: CLIP untouched
@@ -453,7 +459,7 @@ def test_promise_5_no_training_changes_a_clip_weight(
 ):
     model = copy.deepcopy(models(decoder)).to(dtype).train()
     if is_checkpointed:
-        model.activation_checkpointing_enable()
+        enable_checkpointing(model)
     before = {name: tensor.clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     optimizer = OPTIMISERS[optimiser](model.parameters())  # all of them, as a user may do
     class_names = [["cat", "dog"], ["sofa", "grass", "sky"]] if per_image else ["cat", "dog", "sky"]

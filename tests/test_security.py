@@ -11,16 +11,15 @@ import json
 import os
 import pickle
 import shutil
-import struct
 import time
 import zipfile
-import zlib
 from pathlib import Path, PurePath
 
 import datasets
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
+from conftest import png_of
 from fuzz import FUZZERS, fuzz
 from gradio import Request
 from hypothesis import HealthCheck, given, settings
@@ -202,13 +201,11 @@ def as_zip(content, path):
         archive.writestr("archive/byteorder", "little")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(make_model, tiny_processor, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    model = make_model()
-    model.set_vocabulary(["cat", "dog"], tiny_processor)
-    model.save_pretrained(folder)
-    tiny_processor.save_pretrained(folder)
+def plant(trap, source, tmp_path, name, is_zip):
+    """Copy a folder of weights, and put a pickle in their place."""
+    folder = shutil.copytree(source, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    as_zip(trap[0], folder / name) if is_zip else (folder / name).write_bytes(trap[0])
     return folder
 
 
@@ -221,29 +218,21 @@ def checkpoint(make_model, tiny_processor, tmp_path_factory):
     ],
 )
 def test_a_pickled_checkpoint_is_refused_in_one_line(checkpoint, tmp_path, trap, name, is_zip):
-    folder = shutil.copytree(checkpoint, tmp_path / "model")
-    (folder / "model.safetensors").unlink()
-    as_zip(trap[0], folder / name) if is_zip else (folder / name).write_bytes(trap[0])
+    folder = plant(trap, checkpoint, tmp_path, name, is_zip)
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_checkpoint(folder)
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
 def test_a_pickled_checkpoint_never_runs(checkpoint, tmp_path, trap, is_zip):
-    folder = shutil.copytree(checkpoint, tmp_path / "model")
-    (folder / "model.safetensors").unlink()
-    path = folder / "pytorch_model.bin"
-    as_zip(trap[0], path) if is_zip else path.write_bytes(trap[0])
+    folder = plant(trap, checkpoint, tmp_path, "pytorch_model.bin", is_zip)
     with pytest.raises((pickle.UnpicklingError, ValueError, OSError)):
         LDVCForSemanticSegmentation.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
 def test_a_pickled_clip_never_runs(clip_folder, tmp_path, trap, is_zip):
-    folder = shutil.copytree(clip_folder, tmp_path / "clip")
-    (folder / "model.safetensors").unlink()
-    path = folder / "pytorch_model.bin"
-    as_zip(trap[0], path) if is_zip else path.write_bytes(trap[0])
+    folder = plant(trap, clip_folder, tmp_path, "pytorch_model.bin", is_zip)
     with pytest.raises((pickle.UnpicklingError, ValueError, OSError)):
         LDVCForSemanticSegmentation.from_clip_pretrained(folder, decoder_attention_heads=4)
 
@@ -326,15 +315,6 @@ def test_a_recipe_makes_no_objects(tmp_path, trap, key):
 
 
 # ---- bombs
-
-
-def png_of(width, height):
-    """A PNG of a few bytes that says it has so many pixels."""
-    chunks = b"\x89PNG\r\n\x1a\n"
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")):
-        chunks += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    return chunks
 
 
 class Rows(list):

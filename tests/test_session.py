@@ -95,7 +95,7 @@ def test_no_label_text_opens_a_file_of_this_machine(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (", ".join(f"name {number}" for number in range(101)), "101 class names; this page takes 100"),
+        (", ".join(f"name {number}" for number in range(2001)), "2001 class names; this page takes 2000"),
         ("cat, other", "'other' is what pixels below the threshold are called"),
         (" ".join(["grass"] * 300), "tokens long, the text tower reads"),
     ],
@@ -268,3 +268,31 @@ def test_the_zip_holds_ids_at_the_size_of_the_picture_their_names_and_the_overla
             assert overlay.width == 640
     assert names["names"] == {"0": "cat", "1": "sofa", "2": "other"}
     assert (names["words"], names["threshold"]) == ({"cat": ["cat"], "sofa": ["sofa", "couch"]}, 0.4)
+
+
+# ---- what competes, and long lists
+
+
+def test_names_that_compete_come_back_as_other_and_are_explained(segmenter, visit, tmp_path):
+    everything = segmenter.segment(Visit(visit.scene), "cat, dog, grass, sky", 0.0)
+    answer = segmenter.segment(visit, "cat, dog", 0.0, "grass; sky")
+    assert answer.names == ["cat", "dog", "other"]
+    size = answer.scene.picture_size
+    assert np.array_equal(segmenter.label_map(answer, size), segmenter.label_map(everything, size).clip(max=2))
+    names = [best.name for best in segmenter.explain(answer).top_classes]
+    assert set(names) == {"cat", "dog", "grass", "sky"}, "a pixel may be other because a rival won"
+    segmenter.write_masks(answer, tmp_path / "masks.zip")
+    with zipfile.ZipFile(tmp_path / "masks.zip") as archive:
+        assert json.loads(archive.read("names.json"))["negative_labels"] == {"grass": ["grass"], "sky": ["sky"]}
+    with pytest.raises(ValueError, match="'cat' is a class of this call and a negative label too"):
+        segmenter.segment(visit, "cat, dog", 0.0, "cat")
+
+
+def test_the_name_of_a_vocabulary_stands_for_its_classes_and_of_many_those_found_are_listed(segmenter, visit):
+    answer = segmenter.segment(visit, "coco_stuff", 0.0)
+    assert len(answer.names) == 171
+    label_map = segmenter.label_map(answer, answer.scene.picture_size)
+    listed = segmenter.listed_names(answer, label_map)
+    assert listed == [answer.names[index] for index in np.unique(label_map)]
+    few = segmenter.segment(visit, "cat, dog, grass", 0.0)
+    assert segmenter.listed_names(few, label_map * 0) == ["cat", "dog", "grass"]

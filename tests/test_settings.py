@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from accelerate.state import AcceleratorState
+from conftest import TINY_RECIPE
 from safetensors.torch import load_file
 
 from ldvc.commands import scoring as commands
@@ -25,12 +26,12 @@ from ldvc.scoring import evaluate as evaluate_module
 from ldvc.scoring.evaluate import load_checkpoint
 from ldvc.scoring.protocol import (
     ProtocolAudit,
+    checkpoint_fingerprints,
     names_given_to_the_loss,
     names_trained_with_masks,
     protocol_mismatches,
     read_protocol,
     shared_names,
-    trained_weights_fingerprint,
 )
 from ldvc.scoring.signatures import LOW_MIOU
 from ldvc.training.recipe import RecipeError, read_recipe
@@ -38,14 +39,10 @@ from ldvc.training.run import run_recipe
 from ldvc.training.start import describe_start
 
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = Vocabulary("own", ("cat", "dog", "sofa", "grass"), ("sofa",))
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps its first settings for the life of a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def run(train_arguments, *overrides):
@@ -319,25 +316,11 @@ def finished(tmp_path_factory, scenes, clip_folder):
         if overrides not in made:
             AcceleratorState._reset_state(reset_partial_state=True)
             folder = tmp_path_factory.mktemp("finished")
-            recipe = {
+            recipe = TINY_RECIPE | {
                 "dataset": str(scenes),
-                "class_names": list(VOCABULARY.class_names),
-                "unseen_classes": ["sofa"],
                 "clip": str(clip_folder),
-                "num_vision_prompts": 2,
-                "decoder_attention_heads": 4,
-                "cpu": True,
-                "decoder_intermediate_size": 32,
-                "num_regions": 2,
-                "route_top_k": 2,
-                "crop_size": 32,
-                "image_scale": [40, 40],
-                "short_side": 32,
-                "window": 0,
                 "max_steps": 1,
                 "batch_size": 2,
-                "num_workers": 0,
-                "num_pictures": 0,
                 "save_every": 0,
                 "num_eval_images": 2,
                 "warmup_steps": 0,
@@ -674,12 +657,17 @@ def test_weights_that_were_put_in_the_place_of_others_are_noticed(finished, scen
 
 
 def test_a_baked_vocabulary_leaves_the_fingerprint_of_the_trained_weights(tiny_model, tiny_processor):
-    fingerprint = trained_weights_fingerprint(tiny_model)
+    fingerprint = checkpoint_fingerprints(tiny_model)
     tiny_model.set_vocabulary(["cat", "dog"], tiny_processor, bake=True)
-    assert trained_weights_fingerprint(tiny_model) == fingerprint
+    baked = checkpoint_fingerprints(tiny_model)
+    # what made its class embeddings is gone, so that nobody can say whether they are those of the audit
+    assert [field for field in fingerprint if baked[field] != fingerprint[field]] == [
+        "text_prompts_sha256",
+        "clip_sha256",
+    ]
     with torch.no_grad():
         next(tiny_model.decoder.parameters()).add_(1)
-    assert trained_weights_fingerprint(tiny_model) != fingerprint
+    assert checkpoint_fingerprints(tiny_model)["weights_sha256"] != fingerprint["weights_sha256"]
 
 
 @pytest.mark.slow
@@ -783,7 +771,7 @@ def test_evaluation_takes_floor_and_history_into_account(finished, scenes, clip_
     written = json.loads(floor.read_text())
     assert written["audit"]["status"] == "training_free"
     assert list(written["scores"]) == ["0.0"]
-    plain = ["--training_free", "--patch_features", "tokens", "--prompt_templates", "ensemble15"]
+    plain = ["--training_free", "--method", "tokens", "--prompt_templates", "ensemble15"]
     assert evaluate(clip_folder, scenes, *plain, "--output", str(output)) == 0
     assert json.loads(output.read_text())["scores"] != written["scores"]
     written["scores"]["0.0"] |= {"miou_seen": 1.0, "miou_unseen": 1.0}

@@ -5,20 +5,24 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
+from ldvc.commands.experiments import publish
 from ldvc.commands.training import train as main
-from ldvc.data.samples import dataset_fingerprint
+from ldvc.data.samples import dataset_fingerprint, load_split
 from ldvc.masks.drawing import save_curves
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 from ldvc.model.processing_ldvc import LDVCProcessor
@@ -26,17 +30,13 @@ from ldvc.scoring.evaluate import load_checkpoint
 from ldvc.training.optimisation import learning_rate_at
 from ldvc.training.recipe import Recipe, RecipeError, read_recipe
 from ldvc.training.run import load_data, run_recipe
-from ldvc.training.state import Progress, find_state
+from ldvc.training.state import Log, Progress, find_state, set_aside_newer
 
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["cat", "dog", "sofa", "grass"]  # of the scenes
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps its first settings for the life of a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def run(train_arguments, *overrides):
@@ -196,7 +196,8 @@ def test_two_processes_train_on_every_draw_and_score_every_image_once(train_argu
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
     protocols = [json.loads((tmp_path / name / "protocol.json").read_text()) for name in ("run", "one")]
     for protocol in protocols:
-        protocol.pop("weights_sha256")  # equal to rounding, too
+        for field in ("weights_sha256", "text_prompts_sha256"):
+            protocol.pop(field)  # equal to rounding, too
     assert protocols[0] == protocols[1]
     for score in ("pixel_accuracy", "miou_seen"):
         assert two["scores"]["0.0"][score] == pytest.approx(one["scores"]["0.0"][score], abs=0.01)
@@ -259,6 +260,98 @@ def test_overwriting_leaves_nothing_of_the_run_before(train_arguments, finished_
     assert not (finished_run / "config.json").exists()
 
 
+def test_going_back_to_an_older_state_sets_the_newer_ones_aside(train_arguments, finished_run, caplog):
+    (finished_run / "states" / "step_0000006.set_aside").mkdir()  # of another time
+    state = finished_run / "states" / "step_0000004"
+    run(train_arguments, "--resume_from_checkpoint", str(state), "--keep_states", "1", "--num_eval_images", "2")
+    assert "newer states were set aside: step_0000006.set_aside" in caplog.text
+    assert sorted(path.name for path in (finished_run / "states").iterdir()) == [
+        "step_0000006",  # of this branch
+        "step_0000006.set_aside",
+    ]
+    assert (finished_run / "states" / "step_0000006.set_aside" / "counts.pt").is_file()
+
+
+def test_only_states_behind_the_one_taken_are_set_aside(tmp_path):
+    for step in (2, 4, 6, 8):
+        (tmp_path / "states" / f"step_{step:07d}").mkdir(parents=True)
+    assert [path.name for path in set_aside_newer(tmp_path, 4)] == [f"step_000000{n}.set_aside" for n in (6, 8)]
+    recipe = replace(Recipe(vocabulary="voc2012"), resume_from_checkpoint="latest")
+    assert find_state(recipe, tmp_path).name == "step_0000004"
+
+
+@pytest.mark.parametrize("num_workers", ["0", "2"])
+def test_a_bad_sample_is_one_line_whoever_reads_it(train_arguments, tmp_path, caplog, num_workers, bad_scenes):
+    options = ["--dataset", str(bad_scenes), "--num_workers", num_workers, "--num_eval_images", "2"]
+    assert main([*train_arguments, *options]) == 2
+    (error,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert error.startswith("train: Sample 7: label id 9 is outside the 4 classes")
+    assert "\n" not in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def bad_scenes(scenes, tmp_path):
+    """Return the scenes with an id in the training split that is no class, at row 7."""
+    data = load_split(str(scenes), "train")
+    labels = [data[row]["label"] for row in range(10)]
+    labels[7] = Image.fromarray(np.full((40, 40), 9, dtype=np.uint8))
+    folder = shutil.copytree(scenes, tmp_path / "bad")
+    columns = {"image": [data[row]["image"] for row in range(10)], "label": labels}
+    Dataset.from_dict(columns, features=data.features).to_parquet(folder / "train-00000-of-00001.parquet")
+    return folder
+
+
+def test_a_log_is_json_where_a_mean_does_not_exist(tmp_path):
+    log = Log(tmp_path / "log.jsonl", Accelerator(cpu=True), 0, 9)
+    log.write({"step": 1, "hiou": float("nan"), "signatures": ["a"], "loss": 2.0})
+    text = (tmp_path / "log.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {"step": 1, "hiou": None, "signatures": ["a"], "loss": 2.0}
+
+
+@pytest.mark.slow
+def test_scores_on_the_training_split_are_marked(train_arguments, tmp_path, capsys):
+    result = run(train_arguments, "--eval_split", "train", "--num_eval_images", "2", "--max_steps", "1")
+    assert result["scored_on_training_images"]
+    assert "these label maps are those of the training split, or a part of it" in capsys.readouterr().out
+    AcceleratorState._reset_state(reset_partial_state=True)
+    options = ["--num_eval_images", "2", "--max_steps", "1", "--output_dir", str(tmp_path / "other")]
+    assert not run(train_arguments, *options)["scored_on_training_images"]
+
+
+@pytest.mark.parametrize(("steps", "is_said"), [("1", True), pytest.param("2", False, marks=pytest.mark.slow)])
+def test_a_warm_up_longer_than_the_run_is_said(train_arguments, caplog, steps, is_said):
+    run(train_arguments, "--max_steps", steps, "--warmup_steps", "2", "--num_eval_images", "2")
+    assert ("`warmup_steps` 2 is more than `max_steps` 1: the run ends before" in caplog.text) == is_said
+
+
+def test_a_stream_cut_to_its_first_pictures_is_refused(train_arguments):
+    with pytest.raises(RecipeError, match=r"`num_train_images` is 6 and `streaming` is on: .* leave one of the two"):
+        read_recipe([*train_arguments, "--streaming", "true", "--num_train_images", "6"])
+
+
+@pytest.mark.parametrize("kind", ["folder", "below a file"])
+def test_a_place_for_results_that_cannot_be_written_is_refused_before_training(
+    train_arguments, tmp_path, caplog, kind
+):
+    (tmp_path / "file").write_text("")
+    path = tmp_path if kind == "folder" else tmp_path / "file" / "results.json"
+    assert main([*train_arguments, "--results_file", str(path)]) == 2
+    assert f"the result cannot be written to {str(path)!r}: " in caplog.text
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_what_helps_against_a_diverged_loss_works(train_arguments, tmp_path, caplog):
+    options = ["--num_eval_images", "2", "--max_steps", "3"]
+    assert main([*train_arguments, *options, "--learning_rate", "1e30", "--warmup_steps", "0"]) == 2
+    message = next(record.getMessage() for record in caplog.records if "start the run anew" in record.getMessage())
+    assert "with a lower --learning_rate, with --max_grad_norm 1, or with --mixed_precision no" in message
+    AcceleratorState._reset_state(reset_partial_state=True)
+    remedy = ["--learning_rate", "1e-4", "--max_grad_norm", "1", "--mixed_precision", "no"]
+    assert main([*train_arguments, *options, *remedy, "--overwrite_output_dir", "true"]) == 0
+
+
 def test_streamed_data_trains(train_arguments, tmp_path):
     run(train_arguments, "--streaming", "true", "--max_steps", "2")
     assert json.loads((tmp_path / "run" / "protocol.json").read_text())["image_draws"] == 8
@@ -300,8 +393,46 @@ def test_pushing_to_the_hub_takes_the_audit_along(train_arguments, tmp_path, mon
     monkeypatch.setattr(
         "ldvc.training.run.upload_file", lambda **options: pushed.append((options["path_in_repo"], options["repo_id"]))
     )
+    order = []
+    monkeypatch.setattr("ldvc.training.run.write_json", lambda data, path: order.append((path.name, len(pushed))))
     run(train_arguments, "--max_steps", "1", "--push_to_hub", "true", "--hub_model_id", "me/mine")
+    assert order == [("protocol.json", 0), ("results.json", 0)]  # what is scored is written before anything is pushed
     assert pushed == [(name, "me/mine") for name in ("LDVCForSemanticSegmentation", "LDVCProcessor", "protocol.json")]
+
+
+@pytest.mark.slow
+def test_a_push_that_fails_leaves_a_finished_run_and_says_how_to_push_again(
+    train_arguments, tmp_path, monkeypatch, caplog
+):
+    def offline(self, repository):
+        raise ConnectionError("cannot reach the Hub:\noffline")
+
+    monkeypatch.setattr(LDVCForSemanticSegmentation, "push_to_hub", offline)
+    options = ["--num_eval_images", "2", "--max_steps", "1", "--push_to_hub", "true", "--hub_model_id", "me/mine"]
+    assert main([*train_arguments, *options]) == 2
+    folder = tmp_path / "run"
+    assert json.loads((folder / "results.json").read_text())["num_images"] == 2
+    message = next(record.getMessage() for record in caplog.records if "could not be pushed" in record.getMessage())
+    assert "(cannot reach the Hub: offline); once the Hub can be reached: " in message
+    pushed = []
+    hub = SimpleNamespace(
+        create_repo=lambda *args, **options: None,
+        upload_folder=lambda **options: pushed.append(options["repo_id"]),
+    )
+    monkeypatch.setattr("ldvc.experiments.publish.HfApi", lambda: hub)
+    monkeypatch.chdir(tmp_path)
+    program, command, *words = message.split("be reached: ")[1].split()
+    assert (program, command) == ("ldvc", "publish")
+    assert publish(words) == 0  # the remedy
+    assert pushed == ["me/mine"]
+
+
+def test_the_word_no_is_a_precision_where_yaml_reads_a_truth_value(tmp_path):
+    (tmp_path / "r.yaml").write_text("vocabulary: voc2012\nmixed_precision: no\n")
+    assert read_recipe([str(tmp_path / "r.yaml")]).mixed_precision == "no"
+    assert read_recipe(["--mixed_precision", "no"]).mixed_precision == "no"
+    with pytest.raises(RecipeError, match="`mixed_precision` is True; it must be str"):
+        read_recipe(["--mixed_precision", "yes"])
 
 
 def test_every_seed_is_scored_on_the_same_pages():

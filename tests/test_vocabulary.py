@@ -13,11 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import IMAGE_SIZE, build_clip
+from PIL import Image
 from safetensors.torch import load_file, save
 from torch import nn
+from torch.nn.utils import parametrize, prune
 from transformers import pipeline
 
+from ldvc.model.inference_ldvc import encode_classes
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
+from ldvc.model.pipeline_ldvc import read_labels
 from ldvc.model.processing_ldvc import LDVCProcessor
 from ldvc.model.vocabulary_ldvc import LDVCVocabulary, text_fingerprint
 
@@ -554,6 +558,278 @@ def test_a_copy_of_the_model_makes_its_own_embeddings(tiny_model, vocabulary, ti
     cloned.text_prompts.tokens.data += torch.randn(3, 4, 32)
     assert torch.equal(default_logits(cloned, pixel_values), named_logits(cloned, tiny_processor, pixel_values))
     assert torch.equal(default_logits(tiny_model, pixel_values), before)
+
+
+# ---- never those of another function of the same weights
+
+
+class Adapter(nn.Module):
+    """Mimics a low-rank adapter: another function at a switch, the weights untouched."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer, self.is_on = layer, True
+        self.delta = nn.Parameter(torch.randn_like(layer.weight), requires_grad=False)
+
+    def forward(self, hidden_states):
+        output = self.base_layer(hidden_states)
+        return output + hidden_states @ self.delta.T if self.is_on else output
+
+
+class Scaled(nn.Module):
+    """A parametrization with a number that is no weight."""
+
+    factor = 1.0
+
+    def forward(self, weight):
+        return weight * self.factor
+
+
+def adapt(model):
+    attention = model.clip.text_model.encoder.layers[0].self_attn
+    attention.q_proj = adapter = Adapter(attention.q_proj)
+    return lambda: setattr(adapter, "is_on", not adapter.is_on)
+
+
+def hook(model, own=lambda m: m.clip.text_model.encoder.layers[1]):
+    strength = [1.0]
+    own(model).register_forward_hook(lambda module, inputs, output: output + strength[0] * torch.arange(32))
+    return lambda: strength.append(strength.pop() + 1)
+
+
+def hook_before(model):
+    strength = [0.0]
+    layer = model.clip.text_model.encoder.layers[1].mlp
+    layer.register_forward_pre_hook(lambda module, inputs: inputs[0] * (1 - strength[0]))
+    return lambda: strength.append(strength.pop() + 1)
+
+
+def parametrise(model):
+    layer = model.clip.text_model.encoder.layers[1].mlp.fc1
+    parametrize.register_parametrization(layer, "weight", scaled := Scaled())
+    return lambda: setattr(scaled, "factor", scaled.factor + 1)
+
+
+def replace_forward(model):
+    layer, strength = model.clip.text_model.encoder.layers[1].mlp.fc1, [1.0]
+    own = layer.forward
+    layer.forward = lambda hidden_states: own(hidden_states) * strength[0]
+    return lambda: strength.append(strength.pop(0) + 1)
+
+
+def mask_a_weight(model):
+    layer = model.clip.text_model.encoder.layers[1].mlp.fc1
+    prune.identity(layer, "weight")
+    return lambda: layer.weight_mask.fill_(0.5)
+
+
+def change_attribute(model):
+    norm = model.clip.text_model.encoder.layers[1].layer_norm1
+    return lambda: setattr(norm, "eps", norm.eps + 100.0)
+
+
+def wrap_the_encoder(model):
+    own = model.get_class_embeds
+    return lambda: setattr(model, "get_class_embeds", lambda *call, **options: own(*call, **options).roll(1, 1))
+
+
+def cut_a_layer(model):
+    encoder = model.clip.text_model.encoder
+    return lambda: setattr(encoder, "layers", encoder.layers[:1])
+
+
+def swap_layers(model):
+    layers = model.clip.text_model.encoder.layers
+
+    def swap():
+        layers[0], layers[2] = layers[2], layers[0]
+
+    return swap
+
+
+def hide_a_weight(model):
+    layer = model.clip.text_model.encoder.layers[1].mlp.fc1
+    weight = layer.weight.detach().clone()
+    del layer.weight
+    layer.weight = weight
+    return lambda: setattr(layer, "weight", layer.weight * 2)
+
+
+SWITCHES = {
+    "adapter": adapt,
+    "hook": hook,
+    "hook before": hook_before,
+    "hook on the final norm": lambda model: hook(model, lambda m: m.clip.text_model.final_layer_norm),
+    "hook on the prompts": lambda model: hook(model, lambda m: m.text_prompts),
+    "parametrization": parametrise,
+    "replaced forward": replace_forward,
+    "pruning": mask_a_weight,
+    "attribute": change_attribute,
+    "wrapped encoder": wrap_the_encoder,
+    "fewer layers": cut_a_layer,
+    "other order of layers": swap_layers,
+    "weight that is no parameter": hide_a_weight,
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@torch.no_grad()
+def test_promise_3_what_switches_the_text_tower_without_a_weight_is_noticed(
+    tiny_model, tiny_processor, pixel_values, switch
+):
+    toggle = SWITCHES[switch](tiny_model)
+    tiny_model.set_vocabulary(NAMES, tiny_processor)
+    pipe = pipeline("zero-shot-image-segmentation", model=tiny_model, processor=tiny_processor, device="cpu")
+    before, own = default_logits(tiny_model, pixel_values), pipe._class_embeds(read_labels(NAMES))
+    toggle()
+    after = default_logits(tiny_model, pixel_values)
+    assert torch.equal(after, named_logits(tiny_model, tiny_processor, pixel_values))
+    assert not torch.allclose(after, before, atol=1e-3)
+    assert torch.equal(pipe._class_embeds(read_labels(NAMES)), encode_classes(tiny_model, tiny_processor, NAMES)[1])
+    assert not torch.allclose(pipe._class_embeds(read_labels(NAMES)), own, atol=1e-3)
+
+
+@torch.no_grad()
+def test_promise_3_hooks_of_all_modules_are_noticed(tiny_model, tiny_processor, pixel_values):
+    tiny_model.set_vocabulary(NAMES, tiny_processor)
+    before = default_logits(tiny_model, pixel_values)
+    double = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: output * 2 if module is tiny_model.clip.text_model.encoder.layers[1] else None
+    )
+    try:
+        assert not torch.allclose(default_logits(tiny_model, pixel_values), before, atol=1e-3)
+    finally:
+        double.remove()
+    assert torch.equal(default_logits(tiny_model, pixel_values), before)
+
+
+@torch.no_grad()
+def test_dropout_in_a_part_that_trains_is_never_kept(tokenizer, make_model, tiny_processor, pixel_values):
+    model = make_model(build_clip(tokenizer, attention_dropout=0.5))
+    model.set_vocabulary(NAMES, tiny_processor)
+    model.clip.text_model.train()
+    assert not torch.equal(default_logits(model, pixel_values), default_logits(model, pixel_values))
+
+
+@torch.no_grad()
+def test_a_text_tower_as_it_came_is_asked_once_after_recording_and_in_any_dtype(
+    tiny_model, tiny_processor, pixel_values, monkeypatch
+):
+    tiny_model.set_vocabulary(NAMES, tiny_processor)
+    tiny_model(pixel_values, output_hidden_states=True)  # installs the library's recording hooks
+    for dtype in (torch.float32, torch.bfloat16):
+        tiny_model.to(dtype)
+        default_logits(tiny_model, pixel_values.to(dtype))
+        with monkeypatch.context() as patch:
+            patch.setattr(type(tiny_model), "get_class_embeds", None)
+            default_logits(tiny_model, pixel_values.to(dtype))
+
+
+@torch.no_grad()
+def test_promise_3_holds_for_adapters_of_peft(tiny_model, tiny_processor, pixel_values):
+    peft = pytest.importorskip("peft")
+    tiny_model.set_vocabulary(NAMES, tiny_processor)
+    plain = default_logits(tiny_model, pixel_values)
+    lora = peft.LoraConfig(
+        r=4, lora_alpha=64, target_modules=r"clip\.text_model\..*\.(q_proj|v_proj)", init_lora_weights=False
+    )
+    adapted = peft.get_peft_model(tiny_model, lora).eval()
+    adapted.add_adapter("second", lora)
+    first = adapted(pixel_values=pixel_values).logits
+    adapted.set_adapter("second")
+    second = adapted(pixel_values=pixel_values).logits
+    with adapted.disable_adapter():
+        torch.testing.assert_close(adapted(pixel_values=pixel_values).logits, plain)
+    adapted.set_adapter("default")
+    assert torch.equal(adapted(pixel_values=pixel_values).logits, first)
+    for one, other in ((first, plain), (second, plain), (first, second)):
+        assert not torch.allclose(one, other, atol=1e-2)
+
+
+# ---- quantised
+
+
+def quantise_dynamically(model):
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+class Packed(nn.Module):
+    """A layer whose weights lie in a form of its own, as quantised ones do."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.scale = float(layer.weight.abs().max()) / 127
+        self.register_buffer("packed", (layer.weight / self.scale).round().to(torch.int8))
+        self.register_buffer("bias", layer.bias.detach().clone())
+
+    def forward(self, hidden_states):
+        return nn.functional.linear(hidden_states, self.packed * self.scale, self.bias)
+
+
+def pack(model):
+    for layer in model.clip.text_model.encoder.layers:
+        layer.mlp.fc1 = Packed(layer.mlp.fc1)
+    return model
+
+
+def quantise_by_torchao(model):
+    quantization = pytest.importorskip("torchao.quantization")
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("quantise", [quantise_dynamically, pack, quantise_by_torchao])
+@torch.no_grad()
+def test_a_quantised_text_tower_answers_by_every_way(make_model, tiny_processor, pixel_values, tmp_path, quantise):
+    model = quantise(make_model())
+    expected = named_logits(model, tiny_processor, pixel_values)
+    model.set_vocabulary(NAMES, tiny_processor)
+    torch.testing.assert_close(default_logits(model, pixel_values), expected)
+    vocabulary = model.encode_vocabulary(NAMES, tiny_processor)
+    vocabulary.save(tmp_path)
+    model.set_vocabulary(tmp_path)
+    torch.testing.assert_close(default_logits(model, pixel_values), expected)
+    assert vocabulary.fingerprint == text_fingerprint(quantise(make_model())), "the same weights, quantised alike"
+    assert vocabulary.fingerprint != text_fingerprint(make_model())
+    with pytest.raises(ValueError, match=r"encode its names with model\.encode_vocabulary of the checkpoint"):
+        make_model().set_vocabulary(vocabulary)
+    pipe = pipeline("zero-shot-image-segmentation", model=model, processor=tiny_processor, device="cpu")
+    picture = Image.new("RGB", (32, 32), "red")
+    assert pipe(picture, candidate_labels=NAMES)
+    assert pipe(picture)
+
+
+@torch.no_grad()
+def test_the_fingerprint_knows_the_switches_of_an_adapter_and_refuses_hooks(tiny_model, tiny_processor, vocabulary):
+    plain = text_fingerprint(tiny_model)
+    toggle = adapt(tiny_model)
+    first = text_fingerprint(tiny_model)
+    toggle()
+    second = text_fingerprint(tiny_model)
+    assert len({plain, first, second}) == 3
+    hook(tiny_model)
+    for ask in (
+        lambda: tiny_model.encode_vocabulary(NAMES, tiny_processor),
+        lambda: tiny_model.set_vocabulary(NAMES, tiny_processor, bake=True),
+        lambda: tiny_model.set_vocabulary(vocabulary),
+    ):
+        with pytest.raises(ValueError, match=r"a hook or a replaced method of .*encoder\.layers\.1. may"):
+            ask()
+
+
+class Sealed(torch.Tensor):
+    """A weight that nobody can read."""
+
+    def dequantize(self):
+        raise NotImplementedError("sealed")
+
+
+def test_weights_that_cannot_be_read_give_no_vocabulary(tiny_model, tiny_processor):
+    layer = tiny_model.clip.text_model.encoder.layers[0].mlp.fc1
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Sealed), requires_grad=False)
+    with pytest.raises(ValueError, match=r"fc1.weight' is a .*, whose values cannot be read \(sealed\); encode"):
+        text_fingerprint(tiny_model)
 
 
 # ---- baked

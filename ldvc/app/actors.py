@@ -14,7 +14,7 @@ Nothing of Ray is imported here: `datasets.map(RowSegmenter(...), batched=True)`
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ class CellPicture(Picture):
 
     cell: Any = field(repr=False, compare=False, default=None)
 
-    def read(self, max_pixels: int) -> Image.Image:
+    def read(self, max_pixels: int, value_range: Sequence[float] | None = None) -> Image.Image:
         """Decode it, under a `pixel_limit`.
 
         Raises:
@@ -55,9 +55,9 @@ class CellPicture(Picture):
         if isinstance(cell, Mapping):
             cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
         if isinstance(cell, (bytes, bytearray)):
-            return decode_picture(io.BytesIO(cell), max_pixels)
+            return decode_picture(io.BytesIO(cell), max_pixels, value_range)
         if isinstance(cell, str):
-            return decode_picture(Path(cell), max_pixels)
+            return decode_picture(Path(cell), max_pixels, value_range)
         raise ValueError(f"holds no picture but {type(cell).__name__}; encoded bytes, a path or both are read.")
 
 

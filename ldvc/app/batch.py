@@ -25,16 +25,17 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from ldvc.app.rasters import is_streamed, segment_raster
-from ldvc.loading import default_names, load_checkpoint, one_line, unseen_names
+from ldvc.loading import default_names, load, one_line, unseen_names
 from ldvc.masks.files import Picture, pixel_limit
 from ldvc.masks.formats import OutputFolder, describe_names
 from ldvc.model.inference_ldvc import (
     InferenceSettings,
     PreparedPicture,
-    encode_classes,
     prepare_picture,
+    resolve_queries,
     segment_batch,
 )
+from ldvc.model.segmenter_ldvc import read_rivals
 from ldvc.model.vocabulary_ldvc import LDVCVocabulary
 from ldvc.model.weights_ldvc import weights_fingerprint
 
@@ -135,6 +136,10 @@ class Segmenter:
         keeps_best_scores: Return every pixel's best score too.
         batch_size: Pictures, or windows, per call of the model; `None` is one picture, or the settings' windows.
         seen_score_offset: See [`LDVCConfig`]; `None` is the checkpoint's.
+        negative: Name -> synonyms of what competes and comes back as "other".
+        background: Words that are one class together.
+        load_settings: Of `ldvc.load`, such as the method of a CLIP without training.
+        value_range: The values that are black and white; `None` is what each picture says itself.
 
     Raises:
         ValueError: If the checkpoint, the classes, the threshold or the offset cannot be used.
@@ -153,18 +158,28 @@ class Segmenter:
         keeps_best_scores: bool = False,
         batch_size: int | None = None,
         seen_score_offset: float | None = None,
+        negative: dict[str, list[str]] | None = None,
+        background: list[str] | None = None,
+        load_settings: dict[str, Any] | None = None,
+        value_range: tuple[float, float] | None = None,
     ):
+        self.value_range = [] if value_range is None else [value_range]
         parsed = None if threshold is None else parse_threshold(threshold)
-        if other is not None and parsed is None:
-            raise ValueError(f"--other {other!r} names pixels below a threshold; give --threshold too.")
+        if other is not None and parsed is None and not negative:
+            raise ValueError(f"--other {other!r} names pixels below a threshold; give --threshold too, or --not.")
+        self.load_settings = dict(load_settings or {})
         fields = {} if seen_score_offset is None else {"seen_score_offset": seen_score_offset}
-        self.model, self.processor = load_checkpoint(model, device, **fields)
+        self.model, self.processor = load(model, device, **self.load_settings, **fields)
         if seen_score_offset and not self.model.config.seen_classes:
             raise ValueError(
                 f"--seen-score-offset {seen_score_offset}: {model!r} does not say which classes it trained on "
                 "(`seen_classes` of its config.json); name them there, or leave the option out."
             )
         saved = None if vocabulary is None else LDVCVocabulary.load(vocabulary)
+        if saved is not None and not hasattr(self.model, "set_vocabulary"):
+            raise ValueError(
+                f"--vocabulary holds embeddings for LDVC, which {model!r} is not; name classes by --labels."
+            )
         if saved is not None:
             self.model.set_vocabulary(saved)
         # of what decides results: a model that was trained anew has the same name
@@ -173,22 +188,19 @@ class Segmenter:
         self.model_name = str(Path(model).resolve()) if Path(model).exists() else model
         if settings is not None and batch_size is not None:
             settings = replace(settings, window_batch_size=batch_size)
-        self.settings, self.classes, self.class_embeds = settings, classes, None
-        self.batch_size = batch_size or 1
-        if classes is None:
-            self.names = default_names(self.model)
-        else:
-            is_shown = sys.stderr.isatty()
-            self.names, self.class_embeds = encode_classes(self.model, self.processor, classes, show_progress=is_shown)
-        default_other = self.model.config.other_label if classes is None else None
-        self.other = None if parsed is None else other or default_other or "other"
+        self.settings, self.classes, self.batch_size = settings, classes, batch_size or 1
+        self.negative, self.background = negative, background
+        self.rivals = read_rivals(default_names(self.model) if classes is None else classes, negative, background)
+        asked = resolve_queries(self.model, self.processor, classes, None, self.rivals, sys.stderr.isatty())
+        self.named, self.class_embeds, default_other = asked
+        self.names = self.rivals.names(self.named)
+        self.other = other or default_other if parsed is not None or self.rivals.has_other else None
         if self.other in self.names:
-            raise ValueError(f"{self.other!r} is one of the classes; name pixels below the threshold with --other.")
+            raise ValueError(f"{self.other!r} is one of the classes; name what is none of them with --other.")
         self.thresholds: list[float] | None = None
         if parsed is not None:
-            general, single = parsed
-            check_known(single, self.names)
-            self.thresholds = [single.get(name, general) for name in self.names]
+            check_known(parsed[1], self.names)
+            self.thresholds = [parsed[1].get(name, parsed[0]) for name in self.names]
         self.threshold = None if parsed is None else {"all": parsed[0], **parsed[1]}
         self.keeps_scores, self.top_k = keeps_scores, 1 if keeps_best_scores else None
 
@@ -198,7 +210,7 @@ class Segmenter:
         Raises:
             ValueError: If the scores of so many classes would not fit into memory.
         """
-        job.image = job.picture.read(max_pixels)
+        job.image = job.picture.read(max_pixels, *self.value_range)
         size = 4 * len(self.names) * job.image.width * job.image.height
         if self.keeps_scores and size > MAX_SCORE_BYTES:
             raise ValueError(
@@ -246,13 +258,15 @@ class Segmenter:
             self.model,
             self.processor,
             pictures,
-            self.classes,
+            self.classes or self.named,
             class_embeds=self.class_embeds,
             settings=self.settings,
             threshold=self.thresholds,
             other_label=self.other,
             return_scores=self.keeps_scores,
             top_k=self.top_k,
+            negative_labels=self.negative,
+            background=self.background,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -269,7 +283,10 @@ class Segmenter:
             threshold=self.threshold,
             inference=inference,
             scores=self.keeps_scores,
-            seen_score_offset=self.model.config.seen_score_offset,
+            seen_score_offset=getattr(self.model.config, "seen_score_offset", 0.0),
+            **({"negative_labels": self.negative} if self.negative else {}),
+            **({"background": self.background} if self.background else {}),
+            **({"settings": self.load_settings} if self.load_settings else {}),
             settings_sha256=self.settings_fingerprint(),
         )
 
@@ -279,6 +296,7 @@ class Segmenter:
         for name in ("_name_or_path", "transformers_version"):  # a checkpoint that is moved or saved anew is the same
             config.pop(name, None)
         parts = (config, self.processor.image_processor.to_json_string(), self.processor.prompt_templates)
+        parts += tuple(self.value_range)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def unseen_names(self) -> list[str]:

@@ -101,7 +101,7 @@ def run_bench(model: nn.Module, processor: Any, cases: Sequence[BenchCase], repe
     """Time each case.
 
     Args:
-        model: `LDVCForSemanticSegmentation` in eval mode, on its device.
+        model: Any segmenter in eval mode, on its device.
         processor: Its processor.
         cases: What to time.
         repeats: Timed calls per case.
@@ -154,11 +154,11 @@ def build_steps(
     size = {"height": case.side, "width": case.side}
     pixel_values = processor(images=pictures, size=size, return_tensors="pt")["pixel_values"].to(model.device)
     pixel_values = pixel_values.to(model.dtype)
-    vision_model = model.clip.vision_model
+    vision_model = find_tower(model)
 
     def run_whole() -> list[Tensor]:
         inputs = processor(images=pictures, size=size, return_tensors="pt").to(model.device, model.dtype)
-        outputs = model(**inputs, class_embeds=class_embeds)
+        outputs = {"logits": model(**inputs, class_embeds=class_embeds).logits}
         maps = processor.post_process_semantic_segmentation(outputs, target_sizes=[(height, width)] * len(pictures))
         return [label_map.cpu() for label_map in maps]
 
@@ -169,9 +169,21 @@ def build_steps(
     }
 
 
+def find_tower(model: nn.Module) -> nn.Module:
+    """The model's own vision tower, whatever kind of segmenter it is.
+
+    Raises:
+        ValueError: If it has none, as an exported program.
+    """
+    tower = next((module for name, module in model.named_modules() if name.split(".")[-1] == "vision_model"), None)
+    if tower is None:
+        raise ValueError("an exported program has no vision tower of its own to compare with; time its checkpoint.")
+    return tower
+
+
 def encode_names(model: nn.Module, processor: Any, num_classes: int) -> tuple[Tensor, float | None]:
     """Class embeddings of so many names, and the milliseconds they took; random ones for a baked vocabulary."""
-    if model.config.baked_vocabulary:
+    if getattr(model, "baked_vocabulary", None) is not None:
         embeds = torch.randn(num_classes, model.config.projection_dim, generator=torch.Generator().manual_seed(0))
         return F.normalize(embeds, dim=-1).to(model.device, model.dtype), None
     names = [f"thing {index}" for index in range(num_classes)]

@@ -20,13 +20,13 @@ from ldvc import __version__
 from ldvc.app.labels import as_classes, check_labels, parse_labels
 from ldvc.app.labels import render as render_labels
 from ldvc.data.rows import find_rows
-from ldvc.loading import EMBEDDED_CHECKPOINT, default_names, load_checkpoint, one_line
+from ldvc.loading import EMBEDDED_CHECKPOINT, default_names, load, one_line, read_settings
 from ldvc.masks.coco import FIRST_CATEGORY_ID
-from ldvc.masks.files import MAX_PIXELS, Found, Picture, find_pictures
+from ldvc.masks.files import MAX_PIXELS, Found, Picture, find_pictures, parse_value_range
 from ldvc.masks.formats import WRITERS, Existing, Format, OutputFolder
 from ldvc.masks.geo import RasterWriter
 from ldvc.masks.parts import written_aside
-from ldvc.masks.rasters import RasterPicture, RasterSettings, as_rasters, parse_bands, parse_range
+from ldvc.masks.rasters import RasterPicture, RasterSettings, as_rasters, parse_bands
 from ldvc.places import how_to_install
 from ldvc.shares import Share, join_processes
 
@@ -112,7 +112,7 @@ app.add_typer(labels_app, name="labels")
 ModelOption = Annotated[
     str,
     typer.Option(
-        "--model", "-m", help="Folder or Hub id of an LDVC checkpoint.", show_default="the embedded checkpoint"
+        "--model", "-m", help="Folder or Hub id of LDVC, a CLIP or a CLIPSeg.", show_default="the embedded checkpoint"
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
@@ -142,12 +142,18 @@ Examples:
   ldvc segment aerial.tif --labels "field, wood, water" --window 512 --format npz --scores
   ldvc segment aerial.tif --labels "field, wood, water" --window 512 --short-side 0 --format geotiff
   ldvc segment photos --labels classes.txt --format label-studio --image-url "/data/local-files/?d=photos/"
+  ldvc segment photo.jpg --labels "person, helmet" --not "wall, floor" --model openai/clip-vit-base-patch16
+  ldvc segment photo.jpg --labels voc2012 --background stuff --model CIDAS/clipseg-rd64-refined
   ldvc segment --dataset data/voc2012 --split validation --id-column image_id --batch-size 8
   accelerate launch --multi_gpu --num_processes 4 -m ldvc segment photos --skip-existing
 
 \b
 Labels: commas part classes, bars part synonyms. A value that ends in .txt is a
-file with one class per line.
+file with one class per line; coco_stuff, voc2012 and other names of
+vocabularies stand for their classes, stuff for a list of surroundings. This
+holds for --not and --background too: what --not names competes with the labels
+and comes back as "other"; the words of --background are one class together,
+less those that are labels by themselves.
 Names of results: a picture found in a folder keeps its path below it, any other
 its file name, without the suffix; where two would be the same, both keep it.
 Of a dataset, results are named by the rows' numbers or by --id-column.
@@ -192,6 +198,16 @@ SeenOffsetOption = Annotated[
         min=0, max=0.99, help="Lower the probability of classes that trained with masks, by 0.1 for instance."
     ),
 ]
+NotOption = Annotated[
+    str | None, typer.Option("--not", help='Names that compete with the labels and come back as "other".')
+]
+BackgroundOption = Annotated[
+    str | None, typer.Option(help='Words that are one class together, "background"; stuff is a ready list.')
+]
+MethodOption = Annotated[str | None, typer.Option(help="How a CLIP segments without training.")]
+SettingOption = Annotated[
+    list[str] | None, typer.Option("--setting", help="NAME=VALUE, a setting of the method; repeatable.")
+]
 OtherOption = Annotated[str | None, typer.Option(help='Name of "other".')]
 CategoryOption = Annotated[
     int, typer.Option(min=0, help="COCO's category id of the first class; 0 makes them the ids of the label maps.")
@@ -202,9 +218,6 @@ UrlOption = Annotated[
 ]
 BandsOption = Annotated[
     str | None, typer.Option(help="Bands of TIFF files as red, green and blue, counted from 1: 4,3,2; or one band.")
-]
-RangeOption = Annotated[
-    str | None, typer.Option(help="Values of TIFF files that are black and white, where they are not bytes: 0,3000.")
 ]
 ScoresOption = Annotated[bool, typer.Option("--scores", help="Keep all probabilities in the npz.")]
 ShortSideOption = Annotated[
@@ -218,6 +231,12 @@ BatchOption = Annotated[
     int | None,
     typer.Option(min=1, help="Pictures, or windows, per call of the model; by default 1 picture, or 4 windows."),
 ]
+ValueRangeOption = Annotated[
+    str | None,
+    typer.Option(
+        help='Values that are black and white, "0,4095", in pictures of more than 8 bits.', metavar="LOW,HIGH"
+    ),
+]
 MaxPixelsOption = Annotated[int, typer.Option(min=1, help="Refuse larger pictures, which may be decompression bombs.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
 SkipOption = Annotated[bool, typer.Option("--skip-existing", help="Make only what is missing or damaged: resume.")]
@@ -229,6 +248,10 @@ def segment_command(
     labels: LabelsOption = None,
     model: ModelOption = DEFAULT_MODEL,
     vocabulary: VocabularyOption = None,
+    negative: NotOption = None,
+    background: BackgroundOption = None,
+    method: MethodOption = None,
+    setting: SettingOption = None,
     output: OutputOption = Path("ldvc-masks"),
     formats: FormatsOption = None,
     recursive: RecursiveOption = False,
@@ -244,7 +267,7 @@ def segment_command(
     first_category_id: CategoryOption = FIRST_CATEGORY_ID,
     image_url: UrlOption = None,
     bands: BandsOption = None,
-    value_range: RangeOption = None,
+    value_range: ValueRangeOption = None,
     short_side: ShortSideOption = None,
     window: WindowOption = None,
     stride: StrideOption = None,
@@ -261,32 +284,36 @@ def segment_command(
     """
     formats = formats or [Format.PNG, Format.OVERLAY]
     check_options(labels, vocabulary, formats, scores, overwrite, skip_existing)
-    entries = None if labels is None else parse_labels(labels)
+    classes, rivals, words = map(read_labels, (labels, negative, background))
     found = find_source(images, recursive, output, dataset, [split, dataset_config, image_column, id_column])
-    rasters = read_rasters(found, formats, bands, value_range) | ({"image_url": image_url} if image_url else {})
+    levels, facts = parse_value_range(value_range), {"scores": scores}  # those of the npz files
+    facts |= read_rasters(found, formats, bands, levels) | ({"image_url": image_url} if image_url else {})
+    facts |= describe_rows(dataset, id_column, split, dataset_config, len(found.pictures))
     from ldvc.app import batch  # seconds, so after what can be refused at once
 
-    classes = None if entries is None else as_classes(entries)
-    settings = batch.make_settings(short_side, window, stride)
-    share = join_processes()
-    device, kept = share.device if device == "auto" and share.device else device, what_is_kept(formats, scores)
+    settings, share = batch.make_settings(short_side, window, stride), join_processes()
     segmenter = batch.Segmenter(
-        *(model, device, classes, vocabulary, settings, threshold, other, *kept, batch_size, seen_score_offset)
+        *(model, share.device if device == "auto" and share.device else device, classes, vocabulary, settings),
+        *(threshold, other, *what_is_kept(formats, scores), batch_size, seen_score_offset, rivals),
+        *(words and [word for own in words.values() for word in own], read_settings(method, setting), levels),
     )
-    description = segmenter.describe() | {"scores": scores} | rasters  # scores of the npz files
-    if dataset is not None and id_column is None:  # names are row numbers, which every split has
-        description["rows"] = describe_rows(dataset, split, dataset_config, len(found.pictures))
-    folder = OutputFolder(
-        *(output, formats, description, len(segmenter.names), segmenter.unseen_names(), first_category_id)
-    )
-    existing = Existing.OVERWRITE if overwrite else Existing.SKIP if skip_existing else Existing.REFUSE
-    pictures = start_folder(folder, found, existing, share)
+    arguments = (output, formats, segmenter.describe() | facts, len(segmenter.names), segmenter.unseen_names())
+    folder = OutputFolder(*arguments, first_category_id)
+    pictures = start_folder(folder, found, overwrite, skip_existing, share)
     failures = batch.segment_pictures(pictures, segmenter, folder, max_pixels, debug, share.is_main)
     return finish_batch(found, len(pictures), failures, folder, share)
 
 
-def start_folder(folder: OutputFolder, found: Found, existing: Existing, share: Share) -> list[Picture]:
+def read_labels(text: str | None) -> dict[str, list[str]] | None:
+    """Read an option of names; `None` where it is not given."""
+    return None if text is None else as_classes(parse_labels(text))
+
+
+def start_folder(
+    folder: OutputFolder, found: Found, overwrite: bool, skip_existing: bool, share: Share
+) -> list[Picture]:
     """Check the output folder; returns the pictures that this process is to do."""
+    existing = Existing.OVERWRITE if overwrite else Existing.SKIP if skip_existing else Existing.REFUSE
     todo = set(folder.start({picture.name: picture.path for picture in found.pictures}, existing, share))
     return [picture for picture in found.pictures if picture.name in todo]
 
@@ -298,28 +325,32 @@ def what_is_kept(formats: Sequence[Format], scores: bool) -> tuple[bool, bool]:
 
 
 def read_rasters(
-    found: Found, formats: Sequence[Format], bands: str | None, value_range: str | None
+    found: Found, formats: Sequence[Format], bands: str | None, value_range: tuple[float, float] | None
 ) -> dict[str, Any]:
-    """Let rasterio read the TIFF files where bands, values or places matter; returns what names.json says of it.
+    """Let rasterio read the TIFF files where bands or places matter; returns what names.json says of it.
 
     Raises:
-        ValueError: If the options make no sense, or there is no TIFF file for them.
+        ValueError: If the bands make no sense, or there is no TIFF file for them.
     """
-    settings = RasterSettings(parse_bands(bands), parse_range(value_range))
-    if not (bands or value_range or any(issubclass(WRITERS[kind], RasterWriter) for kind in formats)):
+    settings = RasterSettings(parse_bands(bands), value_range)
+    if not (bands or any(issubclass(WRITERS[kind], RasterWriter) for kind in formats)):
         return {}
     found.pictures = as_rasters(found.pictures, settings)
     if any(isinstance(picture, RasterPicture) for picture in found.pictures):
         return {"rasters": {"bands": settings.bands, "value_range": settings.value_range}}
-    if bands or value_range:
-        raise ValueError(f"{'--bands' if bands else '--value-range'} is of TIFF files, and there is none.")
+    if bands:
+        raise ValueError("--bands is of TIFF files, and there is none.")
     return {}
 
 
-def describe_rows(dataset: str, split: str | None, config_name: str | None, count: int) -> list[str | int | None]:
-    """Which rows the numbers count that results are named by."""
+def describe_rows(
+    dataset: str | None, id_column: str | None, split: str | None, dataset_config: str | None, num_rows: int
+) -> dict[str, list[Any]]:
+    """What numbers of rows refer to, where results are named by these, which every split has."""
+    if dataset is None or id_column is not None:
+        return {}
     place = str(Path(dataset).resolve()) if Path(dataset).exists() else dataset
-    return [place, split or DATASET_DEFAULTS["--split"], config_name, count]
+    return {"rows": [place, split or DATASET_DEFAULTS["--split"], dataset_config, num_rows]}
 
 
 def find_source(
@@ -412,7 +443,8 @@ Examples:
 
 \b
 Errors (segmentation refuses the list): empty, repeated or over-long names,
-control characters. Warnings: near-identical embeddings, names that the
+control characters. Warnings: near-identical embeddings, negations ("without",
+"no"), which CLIP reads past, names that the
 tokenizer splits into more than 3 pieces a word or reads as bytes, invisible
 characters. Two labels are near-identical when their distance (1 - cosine) is
 under a quarter of the list's median distance; lists of fewer than 8 labels are
@@ -437,14 +469,15 @@ def labels_check_command(
     from ldvc.model.inference_ldvc import encode_classes
 
     entries = None if labels is None else parse_labels(labels)
-    loaded, processor = load_checkpoint(model, "cpu")
+    loaded, processor = load(model, "cpu")
     if entries is None:
         entries = [(name, [name]) for name in default_names(loaded)]
 
     def encode(classes: dict[str, list[str]]) -> Tensor:
-        return encode_classes(loaded, processor, classes, show_progress=sys.stderr.isatty())[1]
+        embeds = encode_classes(loaded, processor, classes, show_progress=sys.stderr.isatty())[1]
+        return embeds / embeds.norm(dim=-1, keepdim=True)  # CLIPSeg's are of any length
 
-    has_text_tower = not loaded.config.baked_vocabulary
+    has_text_tower = getattr(loaded, "baked_vocabulary", None) is None
     report = check_labels(entries, processor, encode if has_text_tower else None, max_cosine, pairs)
     if as_json:
         typer.echo(json.dumps({"model": model, **report.to_dict()}, indent=2, ensure_ascii=False))
@@ -475,6 +508,8 @@ def bench_command(
     sizes: Annotated[str | None, typer.Option(help="Sides in pixels; by default the checkpoint's own.")] = None,
     batches: Annotated[str, typer.Option(help="Pictures per call.")] = "1,4",
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls per row.")] = 20,
+    method: MethodOption = None,
+    setting: SettingOption = None,
     device: DeviceOption = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file too.")] = None,
     debug: DebugOption = False,
@@ -486,7 +521,7 @@ def bench_command(
 
     from ldvc.app import bench
 
-    loaded, processor = load_checkpoint(model, device)
+    loaded, processor = load(model, device, **read_settings(method, setting))
     sides = sides or [own_side(processor)]
     cases = bench.all_cases(counts, sides, batch_sizes)
     rows = list(tqdm(bench.run_bench(loaded, processor, cases, repeats), total=len(cases), disable=None))
@@ -559,9 +594,11 @@ def demo_command(
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens the page to the network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    method: MethodOption = None,
+    setting: SettingOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Open a web page: a picture, your labels, the mask."""
     from ldvc.app.page import launch
 
-    launch(model, host=host, port=port)
+    launch(model, host=host, port=port, **read_settings(method, setting))

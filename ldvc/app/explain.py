@@ -17,12 +17,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ldvc.app.labels import as_classes, parse_labels
-from ldvc.loading import load_checkpoint
+from ldvc.loading import load
 from ldvc.masks.drawing import INK, PAPER, draw_sheet, fit_to_cell
 from ldvc.model.inference_ldvc import resolve_classes
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation, LDVCImageFeatures, LDVCSemanticSegmenterOutput
 from ldvc.model.processing_ldvc import LDVCProcessor
 from ldvc.model.regions_ldvc import fit_to_image
+from ldvc.model.segmenter_ldvc import Segmenter, ask
 
 
 __all__ = [
@@ -160,7 +161,7 @@ class PixelExplanation:
         region: The pixel's region; its token's own pixels where the decoder does not route.
         layers: One entry per decoder layer that gives attention weights.
         decoder_attention: What the decoder's self-attention is, as in the configuration; "class queries" for the
-            class-query decoder.
+            class-query decoder, the model's class where it has no such decoder.
     """
 
     point: tuple[int, int]
@@ -174,7 +175,7 @@ class PixelExplanation:
 
 
 def explain_pixel(
-    model: LDVCForSemanticSegmentation,
+    model: Segmenter,
     processor: LDVCProcessor,
     image: Any,
     class_names: Sequence[str] | Mapping[str, Sequence[str]] | None,
@@ -187,7 +188,7 @@ def explain_pixel(
     """Explain the class of one pixel.
 
     Args:
-        model: Any LDVC model. Its decoder runs with eager attention for this call, the only one that gives weights.
+        model: Any segmenter; LDVC's decoder runs with eager attention for this call, the only one that gives weights.
         processor: The checkpoint's processor; the picture is resized as it says and seen at once, without windows.
         image: PIL image, uint8 array, path or URL.
         class_names: List of names or dict of synonyms; `None` is the default vocabulary.
@@ -217,9 +218,8 @@ def explain_pixel(
     best = probabilities.argsort(descending=True, stable=True).tolist()
     margin = float(probabilities[best[0]] - probabilities[best[1]]) if len(names) > 1 else None
     token = grid.token_at(point)
-    is_routed = bool(outputs.routes)
     # without routes, the region is the token: a grid that is cut once per token
-    region_grid = grid if is_routed else TokenGrid(grid.picture_size, grid.input_size, grid.patch_size, 10**9)
+    region_grid = grid if outputs.routes else TokenGrid(grid.picture_size, grid.input_size, grid.patch_size, 10**9)
     return PixelExplanation(
         point=point,
         picture_size=grid.picture_size,
@@ -231,7 +231,7 @@ def explain_pixel(
             LayerExplanation(_routes_of(outputs, layer, token, grid), _class_attention_of(model, weights, token, grid))
             for layer, weights in enumerate(outputs.cross_attentions or ())
         ),
-        decoder_attention="class queries" if model.config.decoder_query == "class" else model.config.decoder_attention,
+        decoder_attention=_attention_of(model),
     )
 
 
@@ -263,6 +263,8 @@ def cross_attention_maps(
     """
     image = processor.image_processor.load_rgb(image)
     _, outputs, grid = _observe(model, processor, image, class_names, class_embeds, image_features)
+    if not _has_decoder(model):
+        raise ValueError(f"{type(model).__name__} has none of LDVC's decoder layers, so no cross-attention to show.")
     if not outputs.cross_attentions:
         raise ValueError(
             f"this class-query decoder of {model.config.num_decoder_layers} layer takes its masks from the attention "
@@ -312,6 +314,8 @@ def draw_routing(image: Image.Image | np.ndarray, explanation: PixelExplanation)
         ValueError: If the decoder does not route.
     """
     if not any(layer.routes for layer in explanation.layers):
+        if explanation.decoder_attention not in (*UNROUTED, "class queries"):
+            raise ValueError(f"there are no routes to draw: {_unrouted_reason(explanation.decoder_attention)}.")
         raise ValueError(
             f"nothing is routed in this model: {_unrouted_reason(explanation.decoder_attention)}. Its attention "
             "between image and classes is drawn by draw_cross_attention; for routes, use a model with "
@@ -390,6 +394,11 @@ def _observe(
     if image_features is None:
         pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
         image_features = model.get_image_features(pixel_values.to(model.device, model.dtype))
+    picture_size = (image.height, image.width)
+    if not _has_decoder(model):  # its logits are all there is to see: a cell of their grid stands for a token
+        logits, offsets = ask(model, class_embeds, image_features=image_features)
+        outputs = LDVCSemanticSegmenterOutput(logits=logits, class_score_offsets=offsets)
+        return tuple(names), outputs, TokenGrid(picture_size, tuple(logits.shape[-2:]), 1, 10**9)
     with _eager_decoder(model):
         outputs = model(
             image_features=image_features,
@@ -400,12 +409,24 @@ def _observe(
             output_decoder_attentions=True,
         )
     grid = TokenGrid(
-        picture_size=(image.height, image.width),
+        picture_size=picture_size,
         input_size=tuple(image_features.image_size),
         patch_size=model.config.vision_config.patch_size,
         num_regions=model.config.num_regions,
     )
     return tuple(names), outputs, grid
+
+
+def _has_decoder(model: Segmenter) -> bool:
+    """Whether the model has LDVC's decoder, whose routes and attention can be read."""
+    return getattr(model, "decoder", None) is not None
+
+
+def _attention_of(model: Segmenter) -> str:
+    """What the decoder's self-attention is; the model's kind where it has no decoder of LDVC's."""
+    if not _has_decoder(model):
+        return type(model).__name__
+    return "class queries" if model.config.decoder_query == "class" else model.config.decoder_attention
 
 
 def _probabilities_at(
@@ -455,6 +476,8 @@ def _unrouted_reason(decoder_attention: str) -> str:
     """Say what a decoder without routes does instead."""
     if decoder_attention == "class queries":
         return "in a class-query decoder the classes attend to the image, and its tokens are never updated"
+    if decoder_attention not in UNROUTED:
+        return f"{decoder_attention} has none of LDVC's decoder layers, which route"
     return f"with decoder_attention={decoder_attention!r}, {UNROUTED[decoder_attention]}"
 
 
@@ -490,7 +513,7 @@ def _draw_layer(
 
 def explain_picture(arguments: argparse.Namespace) -> None:
     """Explain a pixel: the text to the terminal, the pictures to files; arguments of `ldvc explain`."""
-    model, processor = load_checkpoint(arguments.model)
+    model, processor = load(arguments.model)
     class_names = None if arguments.labels is None else as_classes(parse_labels(arguments.labels))
     image = processor.image_processor.load_rgb(arguments.image)
     explanation = explain_pixel(model, processor, image, class_names, tuple(arguments.point))

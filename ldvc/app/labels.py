@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldvc.data.vocabularies import find_list
+
 
 if TYPE_CHECKING:  # these imports take seconds
     from torch import Tensor
@@ -26,6 +28,8 @@ EVERYDAY_WORDS = ("person", "car", "tree", "sky", "building", "water", "chair", 
 MIN_OWN_LABELS = 8
 MAX_PIECES = 3  # per word; a published CLIP has most English nouns in one or two pieces
 MIN_LETTERS_PER_PIECE = 2
+# CLIP reads the words and not the negation: "person without helmet" is found where people wear one.
+NEGATIONS = frozenset({"no", "not", "non", "without", "never", "neither", "nor", "except", "minus", "sans"})
 MATRIX_LABELS = 12  # lists up to this length are shown as a full matrix
 MEDIAN_LABELS = 2000  # evenly spaced labels that stand for longer lists in the median
 MAX_NEAR_PAIRS = 1000
@@ -41,7 +45,7 @@ class Finding:
     Attributes:
         level: "error": segmentation refuses the list; "warning": it runs, perhaps badly.
         kind: "empty", "duplicate", "control character", "too long", "unknown character", "invisible character",
-            "split badly" or "near-identical".
+            "negation", "split badly" or "near-identical".
         label: The label.
         message: What is wrong, and what to do.
     """
@@ -88,7 +92,8 @@ def parse_labels(text: str) -> Entries:
 
     Args:
         text: "cat, sofa|couch, grass": classes by commas, synonyms by bars, the first of which is the class's name.
-            A text that ends in .txt is a file with one class per line; commas there belong to names, empty lines and
+            The name of a vocabulary or word list ("coco_stuff", "stuff") stands for its names. A text that ends in
+            .txt is a file with one class per line; commas there belong to names, empty lines and
             lines that begin with # are left out.
 
     Returns:
@@ -108,6 +113,8 @@ def parse_labels(text: str) -> Entries:
         parts = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not parts:
             raise ValueError(f"label file {str(path)!r} names no class; write one per line.")
+    elif (listed := find_list(text.strip())) is not None:
+        return [(name, [name]) for name in listed]
     else:
         parts = text.split(",")
     entries = []
@@ -197,6 +204,12 @@ def check_words(entries: Entries) -> tuple[list[Finding], dict[str, list[str]]]:
                 continue
             owners[key] = word
             kept.append(word)
+            if denied := NEGATIONS.intersection(re.split(r"[^\w]+", key)):
+                message = (
+                    f"holds {min(denied)!r}, which CLIP reads past: it finds what the other words name. Name what is "
+                    "there, and give what must not be found as a negative label (ldvc segment --not)."
+                )
+                findings.append(Finding("warning", "negation", word, message))
             if hidden := [c for c in word if unicodedata.category(c) == "Cf"]:
                 message = f"holds the invisible character U+{ord(hidden[0]):04X}; type the name again."
                 findings.append(Finding("warning", "invisible character", word, message))

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -53,22 +54,28 @@ CSS = """
 CLICK_HIDDEN_DOWNLOAD = "() => setTimeout(() => document.querySelector('#masks_file').click(), 100)"
 
 
-def build_demo(model_folder: str | Path = EMBEDDED_CHECKPOINT) -> gr.Blocks:
+def build_demo(model_folder: str | Path = EMBEDDED_CHECKPOINT, **settings: Any) -> gr.Blocks:
     """Build the page; `launch` gives it its looks and its limits, and starts it.
 
     Served in another way, nobody deletes visitors' files: `launch` does.
 
     Args:
-        model_folder: LDVC checkpoint: a folder or Hub id.
+        model_folder: What `ldvc.load` takes: a folder or Hub id.
+        settings: Of `ldvc.load`.
 
     Raises:
-        ValueError: If it is no LDVC checkpoint.
+        ValueError: If it cannot segment by names.
     """
-    return Page(Segmenter(model_folder)).blocks
+    return Page(Segmenter(model_folder, **settings)).blocks
 
 
 def launch(
-    model_folder: str | Path = EMBEDDED_CHECKPOINT, host: str = "127.0.0.1", port: int = 7860, *, block: bool = True
+    model_folder: str | Path = EMBEDDED_CHECKPOINT,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    *,
+    block: bool = True,
+    **settings: Any,
 ) -> gr.Blocks:
     """Serve the page until interrupted.
 
@@ -77,9 +84,10 @@ def launch(
         host: Address to listen on; the default answers this machine only.
         port: TCP port, 1 to 65,535.
         block: Wait for Ctrl+C; otherwise return at once, `close()` of the result stops the page.
+        settings: Of `ldvc.load`.
 
     Raises:
-        ValueError: If the model is no LDVC checkpoint, or the port is no port.
+        ValueError: If the model cannot segment by names, or the port is no port.
         OSError: If the port cannot be used.
     """
     check_port(host, port)
@@ -88,7 +96,7 @@ def launch(
         Path(given).mkdir(parents=True, exist_ok=True)
     folder = TemporaryDirectory(prefix="ldvc_demo_", dir=given, ignore_cleanup_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = folder.name  # for all that is uploaded or made; Gradio asks again and again
-    blocks = build_demo(model_folder)
+    blocks = build_demo(model_folder, **settings)
     own = set(Path(folder.name).rglob("*"))  # the example
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning(f"the page listens on {host}: everyone who reaches this machine can use it.")
@@ -254,8 +262,17 @@ class Page:
             info="Commas, semicolons or lines between names; synonyms as in sofa|couch.",
             lines=1,
             max_lines=6,
-            max_length=20_000,
+            max_length=40_000,
             elem_id="labels",
+        )
+        self.negative = gr.Textbox(
+            "",
+            label="Not",
+            info=f"Names that compete with them and come back as “{OTHER}”; may be empty.",
+            lines=1,
+            max_lines=3,
+            max_length=20_000,
+            elem_id="negative",
         )
         self.threshold = gr.Slider(
             0,
@@ -288,7 +305,7 @@ class Page:
             shown["choices"],
             value=shown["value"],
             label="Classes, with their share of the picture",
-            info="★ trained without a single mask" if self.segmenter.model.config.seen_classes else None,
+            info="★ trained without a single mask" if self.segmenter.knows_seen_classes else None,
             elem_id="classes",
         )
         self.download = gr.Button("Download masks and overlay (zip)", elem_id="download")
@@ -329,18 +346,20 @@ class Page:
         result = [self.visit, self.status, self.overlay, self.swatches, self.shown]
         explanation = [self.row, self.column, self.top_classes, self.margin, self.routing]
         settings = [self.visit, self.labels, self.threshold]
+        all_settings = [*settings, self.negative]
         # Without preprocessing, the upload comes as the path of a file that nobody has opened yet.
         self.picture.input(
             self.on_picture,
-            [*settings, self.picture],
+            [*settings, self.picture, self.negative],
             [*result, *explanation, self.picture],
             preprocess=False,
             **model,
         )
-        gr.on([self.run.click, self.labels.submit], self.on_settings, settings, [*result, *explanation], **model)
+        submitted = [self.run.click, self.labels.submit, self.negative.submit]
+        gr.on(submitted, self.on_settings, all_settings, [*result, *explanation], **model)
         self.threshold.input(  # while it is dragged, and from the keyboard; values that were passed over are left out
             self.on_settings,
-            settings,
+            all_settings,
             [*result, *explanation],
             trigger_mode="always_last",
             show_progress="hidden",
@@ -363,7 +382,14 @@ class Page:
 
     # ---- handlers
 
-    def on_picture(self, visit: Visit | None, label_text: str, threshold: float, upload: Mapping | None) -> list:
+    def on_picture(
+        self,
+        visit: Visit | None,
+        label_text: str,
+        threshold: float,
+        upload: Mapping | None,
+        negative_text: str | None = None,
+    ) -> list:
         """Take a new picture."""
         visit, started = visit or self.first_visit, time.perf_counter()
         if upload is None:  # the box was emptied; the result stays until there is another picture
@@ -373,7 +399,10 @@ class Page:
         except ValueError as error:
             picture = visit.scene.preview if visit.scene else None
             return [*self.refuse(visit, error, 8), picture]
-        return [*self.on_settings(Visit(scene, visit.answer), label_text, threshold, started), gr.skip()]
+        return [
+            *self.on_settings(Visit(scene, visit.answer), label_text, threshold, negative_text, started),
+            gr.skip(),
+        ]
 
     def uploaded_file(self, upload: Mapping) -> Path:
         """Return the file of an upload: what the browser names might be any file of this machine.
@@ -387,13 +416,18 @@ class Page:
         return path
 
     def on_settings(
-        self, visit: Visit | None, label_text: str, threshold: float, started: float | None = None
+        self,
+        visit: Visit | None,
+        label_text: str,
+        threshold: float,
+        negative_text: str | None = None,
+        started: float | None = None,
     ) -> list:
         """Segment the picture with the names and the threshold on the page."""
         visit, encoding = visit or self.first_visit, "kept" if started is None else "made"
         started = started or time.perf_counter()
         try:
-            visit = replace(visit, answer=self.segmenter.segment(visit, label_text, threshold))
+            visit = replace(visit, answer=self.segmenter.segment(visit, label_text, threshold, negative_text))
         except ValueError as error:
             return self.refuse(visit, error, 8)
         status, *result = self.show_result(visit)
@@ -406,7 +440,9 @@ class Page:
         visit = visit or self.first_visit
         if visit.answer is None:
             return [visit, gr.skip()]
-        names = visit.answer.names
+        preview = visit.answer.scene.preview
+        label_map = self.segmenter.label_map(visit.answer, (preview.height, preview.width))
+        names = self.segmenter.listed_names(visit.answer, label_map)
         # a class that this answer does not have keeps its state for a later one
         hidden = (visit.answer.hidden - set(names)) | (set(names) - set(shown))
         visit = replace(visit, answer=replace(visit.answer, hidden=frozenset(hidden)))
@@ -454,14 +490,17 @@ class Page:
         label_map = self.segmenter.label_map(answer, (preview.height, preview.width))
         shares = np.bincount(label_map.ravel(), minlength=len(answer.names)) / label_map.size
         unseen = set(self.segmenter.unseen_names(answer))
+        listed = self.segmenter.listed_names(answer, label_map)
+        listed_set = set(listed)
         choices = [
             (f"{name}{' ★' if name in unseen else ''} · {share:.0%}", name)
             for name, share in zip(answer.names, shares, strict=True)
+            if name in listed_set
         ]
         height, width = answer.scene.picture_size
         status = f"{len(answer.classes)} classes on {width} x {height} pixels"
-        shown = {"choices": choices, "value": [name for name in answer.names if name not in answer.hidden]}
-        return [status, self.segmenter.draw(answer, label_map), style_swatches(answer.names), shown]
+        shown = {"choices": choices, "value": [name for name in listed if name not in answer.hidden]}
+        return [status, self.segmenter.draw(answer, label_map), style_swatches(listed), shown]
 
     def show_explanation(self, visit: Visit) -> list:
         """Return row, column, classes, margin and picture of the chosen pixel."""

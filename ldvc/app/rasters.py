@@ -13,6 +13,7 @@ from ldvc.masks.geo import Block
 from ldvc.masks.rasters import RasterPicture, RasterReader
 from ldvc.model.image_processing_ldvc import PixelClasses
 from ldvc.model.inference_ldvc import open_windows, resized_blocks
+from ldvc.model.segmenter_ldvc import seen_queries
 
 
 if TYPE_CHECKING:
@@ -53,14 +54,16 @@ def segment_raster(picture: RasterPicture, segmenter: Segmenter, folder: OutputF
 
 def raster_blocks(reader: RasterReader, segmenter: Segmenter) -> Iterator[Block]:
     """Yield the label map of a raster from top to bottom."""
-    model, classes = segmenter.model, segmenter.classes
-    # of the default vocabulary, the model knows by itself
-    seen_class_mask = None if classes is None else model.seen_class_mask(classes)
-    arguments = (segmenter.class_embeds, segmenter.settings, False, seen_class_mask)
-    num_classes = len(segmenter.names)
-    with open_windows(model, segmenter.processor, RasterImage(reader), *arguments) as scores:
-        for rows, columns, block in resized_blocks(scores, reader.size, num_classes):
-            pixels = PixelClasses(num_classes, tuple(block.shape[1:]), segmenter.thresholds, top_k=1)
+    names, rivals = segmenter.names, segmenter.rivals
+    class_ids = rivals.class_ids(len(segmenter.named))
+    seen = seen_queries(segmenter.model, segmenter.classes or segmenter.named, rivals)
+    arguments = (segmenter.class_embeds, segmenter.settings, False, seen)
+    num_channels = len(names) if class_ids is None else len(class_ids)
+    with open_windows(segmenter.model, segmenter.processor, RasterImage(reader), *arguments) as scores:
+        for rows, columns, block in resized_blocks(scores, reader.size, num_channels):
+            pixels = PixelClasses(
+                len(names), tuple(block.shape[1:]), segmenter.thresholds, top_k=1, class_ids=class_ids
+            )
             pixels.add(slice(None), slice(None), block)
             ids, best = pixels.label_map.numpy(), pixels.top_scores[0].numpy()
             yield Block(rows, columns, ids, best, reader.is_valid(rows, columns))

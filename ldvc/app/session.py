@@ -9,6 +9,7 @@ import warnings
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +17,15 @@ from PIL import Image, UnidentifiedImageError
 
 from ldvc.app.explain import PixelExplanation, explain_pixel
 from ldvc.app.labels import as_classes
-from ldvc.loading import EMBEDDED_CHECKPOINT, load_checkpoint, one_line, unseen_names
+from ldvc.data.vocabularies import find_list
+from ldvc.loading import EMBEDDED_CHECKPOINT, load, one_line, unseen_names
 from ldvc.masks.drawing import draw_overlay, save_label_map
 from ldvc.masks.formats import describe_names
 from ldvc.model.image_processing_ldvc import to_rgb
 from ldvc.model.inference_ldvc import encode_classes
-from ldvc.model.modeling_ldvc import LDVCImageFeatures, LDVCSemanticSegmenterOutput
+from ldvc.model.modeling_ldvc import LDVCSemanticSegmenterOutput
 from ldvc.model.processing_ldvc import Classes
+from ldvc.model.segmenter_ldvc import Rivals, ask, own_names, read_rivals, seen_class_mask
 from ldvc.places import shipped
 
 
@@ -34,7 +37,8 @@ EXAMPLE_LABELS = "balloon, cat, grass, sky"
 EXAMPLE_POINT = (400, 340)  # (row, column), on the cat
 OTHER = "other"
 SEPARATORS = r"[,;\r\n\uff0c\uff1b\u3001]"  # the last three are Chinese and Japanese commas
-MAX_LABELS = 100  # more do not fit on a page; the command line takes any number
+MAX_LABELS = 2000  # of a page, whose text box holds no more; the command line takes any number
+MAX_LISTED = 100  # with more, only those that the picture shows are listed
 MAX_PIXELS = 50_000_000  # of a picture, width times height: a large camera, 150 MB decoded
 PREVIEW_SIDES = (640, 1024)  # pixels; the longer side of what is shown, larger pictures shrink to the second
 NO_ANSWER = "there is no result yet: give a picture and class names first."
@@ -48,12 +52,12 @@ class Scene:
     Attributes:
         preview: RGB, as the page shows it.
         picture_size: (height, width) of the picture itself in pixels.
-        features: What the decoder needs.
+        features: What the decoder needs, of the model's own kind.
     """
 
     preview: Image.Image
     picture_size: tuple[int, int]
-    features: LDVCImageFeatures
+    features: Any
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,9 @@ class Answer:
     Attributes:
         scene: The picture.
         classes: Name -> words, in the order of the class axis.
-        class_embeds: (num_classes, projection_dim).
-        outputs: The decoder's answer on the token grid.
+        rivals: What competes with them and is not shown.
+        class_embeds: (num_channels, projection_dim), of classes and rivals.
+        outputs: The model's answer on the token grid.
         threshold: Probability below which a pixel is "other"; 0 for none.
         point: (row, column) of the pixel of the preview that is explained.
         hidden: Classes that are switched off.
@@ -72,6 +77,7 @@ class Answer:
 
     scene: Scene
     classes: Classes
+    rivals: Rivals
     class_embeds: torch.Tensor
     outputs: LDVCSemanticSegmenterOutput
     threshold: float
@@ -81,7 +87,7 @@ class Answer:
     @property
     def names(self) -> list[str]:
         """Names of all ids of the label map."""
-        return [*self.classes, OTHER] if self.threshold else list(self.classes)
+        return [*self.classes, OTHER] if self.threshold or self.rivals.words else list(self.classes)
 
 
 @dataclass(frozen=True)
@@ -101,17 +107,27 @@ class Segmenter:
     """A model that is asked about pictures; knows nothing of visitors, so that all of them can share it.
 
     Args:
-        model_folder: LDVC checkpoint: a folder or Hub id.
+        model_folder: What `ldvc.load` takes: a folder or Hub id.
+        settings: Of `ldvc.load`.
 
     Raises:
-        ValueError: If it is no LDVC checkpoint.
+        ValueError: If it cannot segment by names.
     """
 
-    def __init__(self, model_folder: str | Path = EMBEDDED_CHECKPOINT):
-        self.model, self.processor = load_checkpoint(model_folder)
+    def __init__(self, model_folder: str | Path = EMBEDDED_CHECKPOINT, **settings: Any):
+        self.model, self.processor = load(model_folder, **settings)
         self.name = Path(model_folder).name
-        config = self.model.config
-        self.vocabulary = config.default_class_names
+        self.vocabulary = own_names(self.model)
+
+    @property
+    def has_text_tower(self) -> bool:
+        """Whether it can encode names that it does not know."""
+        return getattr(self.model, "baked_vocabulary", None) is None
+
+    @property
+    def knows_seen_classes(self) -> bool:
+        """Whether it knows which classes trained with masks."""
+        return bool(getattr(self.model.config, "seen_classes", None))
 
     def start(self) -> tuple[Visit, str]:
         """Return the first visit and its label text: an example where the checkpoint knows the embedded world."""
@@ -135,13 +151,14 @@ class Segmenter:
         return Scene(make_preview(picture), (picture.height, picture.width), features)
 
     @torch.no_grad()
-    def segment(self, visit: Visit, label_text: str, threshold: float) -> Answer:
+    def segment(self, visit: Visit, label_text: str, threshold: float, negative_text: str | None = None) -> Answer:
         """Run the decoder on the visit's picture; text is encoded where it is new, the picture never again.
 
         Args:
             visit: Must have a picture.
             label_text: See `split_labels`.
             threshold: Probability, 0 to 1.
+            negative_text: Names that compete and come back as "other", written as the labels; may be empty.
 
         Raises:
             ValueError: If there is no picture or the names are not good.
@@ -149,22 +166,23 @@ class Segmenter:
         if visit.scene is None:
             raise ValueError("there is no picture yet: drop one into the box, or click the box to choose a file.")
         classes, before = self.read_classes(label_text), visit.answer
-        if before is not None and before.classes == classes:
+        has_negative = bool((negative_text or "").strip())
+        rivals = read_rivals(classes, self.read_classes(negative_text) if has_negative else None)
+        asked = classes | rivals.words
+        if before is not None and (before.classes, before.rivals) == (classes, rivals):
             class_embeds = before.class_embeds
-        elif self.model.baked_vocabulary is not None:
-            class_embeds = self.model.baked_vocabulary()[[self.vocabulary.index(name) for name in classes]]
+        elif not self.has_text_tower:
+            class_embeds = self.model.baked_vocabulary()[[self.vocabulary.index(name) for name in asked]]
         else:
-            _, class_embeds = encode_classes(self.model, self.processor, classes)
-        outputs = self.model(
-            image_features=visit.scene.features,
-            class_embeds=class_embeds,
-            seen_class_mask=self.model.seen_class_mask(classes),
-        )
+            _, class_embeds = encode_classes(self.model, self.processor, asked)
+        seen = seen_class_mask(self.model, asked)
+        logits, offsets = ask(self.model, class_embeds, seen, image_features=visit.scene.features)
+        outputs = LDVCSemanticSegmenterOutput(logits=logits, class_score_offsets=offsets)
         preview = visit.scene.preview
         is_same_picture = before is not None and before.scene is visit.scene
         point = before.point if is_same_picture else (preview.height // 2, preview.width // 2)
         hidden = before.hidden if before is not None else frozenset()
-        return Answer(visit.scene, classes, class_embeds, outputs, float(threshold), point, hidden)
+        return Answer(visit.scene, classes, rivals, class_embeds, outputs, float(threshold), point, hidden)
 
     def read_classes(self, label_text: str) -> Classes:
         """Read the label box.
@@ -178,7 +196,7 @@ class Segmenter:
         if OTHER in classes:
             raise ValueError(f"{OTHER!r} is what pixels below the threshold are called; leave it out of the names.")
         unknown = [name for name in classes if name not in self.vocabulary]
-        if self.model.baked_vocabulary is not None and unknown:
+        if unknown and not self.has_text_tower:
             raise ValueError(
                 f"this checkpoint has a baked vocabulary without {unknown[0]!r}; choose among: "
                 + ", ".join(self.vocabulary[:MAX_LABELS])
@@ -188,9 +206,17 @@ class Segmenter:
     def label_map(self, answer: Answer, size: tuple[int, int]) -> np.ndarray:
         """Return the (height, width) ids of `answer.names` at any size."""
         maps = self.processor.post_process_semantic_segmentation(
-            answer.outputs, target_sizes=[size], threshold=answer.threshold or None
+            answer.outputs,
+            target_sizes=[size],
+            threshold=answer.threshold or None,
+            class_ids=answer.rivals.class_ids(len(answer.classes)),
         )
         return maps[0].cpu().numpy()
+
+    def listed_names(self, answer: Answer, label_map: np.ndarray) -> list[str]:
+        """Names that a page lists: all, or of very many those that the label map holds."""
+        names = answer.names
+        return names if len(names) <= MAX_LISTED else [names[index] for index in np.unique(label_map)]
 
     def unseen_names(self, answer: Answer) -> list[str]:
         """Return the classes none of whose words trained with masks; none where the checkpoint does not say."""
@@ -215,7 +241,7 @@ class Segmenter:
             self.model,
             self.processor,
             answer.scene.preview,
-            answer.classes,
+            answer.classes | answer.rivals.words,
             answer.point,
             class_embeds=answer.class_embeds,
             image_features=answer.scene.features,
@@ -245,7 +271,8 @@ class Segmenter:
 
     def write_masks(self, answer: Answer, path: Path) -> None:
         """Write a zip: the label map at the picture's own size, the names of its ids, and the overlay."""
-        names = describe_names(answer.names, words=answer.classes, threshold=answer.threshold or None)
+        negative = {"negative_labels": answer.rivals.words} if answer.rivals.words else {}
+        names = describe_names(answer.names, words=answer.classes, threshold=answer.threshold or None, **negative)
         preview = answer.scene.preview
         with zipfile.ZipFile(path, "w") as archive:
             with archive.open("masks.png", "w") as file:
@@ -260,12 +287,15 @@ def split_labels(text: str) -> Classes:
     """Read class names as people type them.
 
     Args:
-        text: Names between commas, semicolons or line ends; "sofa|couch" is one class with two words. Unlike on the
-            command line, no text names a file: visitors have no business with the files of this machine.
+        text: Names between commas, semicolons or line ends; "sofa|couch" is one class with two words. The name of a
+            vocabulary, such as "coco_stuff", stands for its classes. Unlike on the command line, no text names a file:
+            visitors have no business with the files of this machine.
 
     Raises:
         ValueError: If there is no name, or one is repeated.
     """
+    if (listed := find_list(text.strip())) is not None:
+        return as_classes([(name, [name]) for name in listed])
     parts = ([word.strip() for word in part.split("|") if word.strip()] for part in re.split(SEPARATORS, text))
     entries = [(words[0], words) for words in parts if words]
     if not entries:

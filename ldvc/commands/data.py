@@ -7,6 +7,8 @@ from pathlib import Path
 from ldvc.commands import end_in_one_line, make_parser
 
 
+MENDS = ("first_channel", "shown_greys", "indices", "whole_numbers", "white_is_1", "colours", "first_bands")
+MENDS += ("stored_pixels", "from_10_bits", "from_12_bits", "from_14_bits")  # those of ldvc/data/mend.py
 ARCHIVES = ("voc2012", "coco_stuff", "pascal_context")
 RASTERS = "geotiff"
 EXPORTS = ("coco", "coco_panoptic", "label_studio", "cvat", "labelme")
@@ -45,6 +47,10 @@ Read a dataset before training and say what is wrong with it, all at once and by
 
 DATASET is what `train.py --dataset` takes: a plain folder of images/ and masks/, Parquet, save_to_disk or a Hub id.
 A folder's own classes.txt or classes.json serves when neither --class_names nor --vocabulary is given.
+
+    ldvc check FOLDER --mend shown_greys --output NEW
+
+writes the dataset anew as a plain folder, mended as a finding says; nothing is overwritten.
 
 Exit code: 0 fit for training; 1 warnings, with --strict; 2 errors, each of which would stop or spoil a training run.
 """
@@ -119,7 +125,7 @@ def check(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("dataset", help="a folder, a Hub id, or 'picturebook'")
     parser.add_argument("--class_names", help='names in the order of the ids: "[cat, dog]"')
     parser.add_argument("--unseen_classes", help="those of them whose masks must not train")
-    parser.add_argument("--vocabulary", help="a class list of vocabularies.py, such as voc2012")
+    parser.add_argument("--vocabulary", help="a known class list, such as voc2012")
     parser.add_argument("--reduce_labels", action="store_true", help="label maps count from 1, 0 is background")
     parser.add_argument("--split", nargs="+", default=["train", "validation"], help="the first one trains")
     parser.add_argument("--dataset_config", help="configuration of a dataset that has several")
@@ -132,6 +138,9 @@ def check(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max_examples", type=int, default=5, help="samples named per problem; all are counted")
     parser.add_argument("--num_workers", type=int, default=2, help="threads")
     parser.add_argument("--strict", action="store_true", help="exit code 1 if there are warnings")
+    parser.add_argument("--mend", choices=MENDS, help="write the dataset anew, as a finding says; see --output")
+    parser.add_argument("--output", help="with --mend: the plain folder to make; nothing is overwritten")
+    parser.add_argument("--colours", help='with --mend colours: "{0: [0, 0, 0], 1: [220, 20, 60]}"')
     parser.add_argument("--json", help="write everything to this file too")
     arguments = parser.parse_args(argv)
 

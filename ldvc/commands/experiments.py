@@ -46,7 +46,11 @@ Build a folder for the Hub from a checkpoint, and push it.
 
 The folder has the weights, the code that they need (remote code), processor and tokenizer, recipe, audit and results
 of the run, a model card as README.md, the licence, and the SHA-256 of every file: in files.json, where files that a
-user's machine executes are marked, and in SHA256SUMS, for `sha256sum --check SHA256SUMS` after a download.
+user's machine executes are marked, and in SHA256SUMS, for `sha256sum --check SHA256SUMS` after a download. A digest of
+the other code files stands in the configuration's, so that no file of another version can slip in among them.
+
+Scores stand in the card's front matter (`model-index`). The Hub also reads them from .eval_results/*.yaml, where they
+name a dataset that is registered there as a benchmark; none of ours is so far, so no such file is written.
 
 A checkpoint without its audit, without results, or whose audit belongs to another run is refused.
 """

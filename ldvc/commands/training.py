@@ -14,7 +14,8 @@ TRAIN = r"""Train LDVC: one recipe in, one folder out.
     accelerate launch train.py recipes/voc2012_transductive.yaml --dataset FOLDER      both halves, one after the other
     accelerate launch train.py RECIPE --start_from CHECKPOINT --dataset FOLDER ...     go on from an LDVC checkpoint
 
-Every key of the recipe can be overridden; `--resume_from_checkpoint latest` continues a stopped run.
+Every key of the recipe can be overridden; `--resume_from_checkpoint latest` continues a stopped run, with the data,
+CLIP and start that it began with. The recipe decides: what `accelerate launch` says against it is refused.
 Two CPU processes (plain `--cpu --num_processes 2` silently starts one):
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no \
         --dynamo_backend no train.py ...

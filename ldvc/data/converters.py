@@ -9,15 +9,17 @@ One function per benchmark lists the samples of an unpacked archive; `ldvc prepa
 | `find_pascal_context` | 0 background, 1-59 (PNG), or names among 459 (MAT) | 0-58, 255 |
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 
+from ldvc.data.label_maps import WRITE_ANEW, LabelMapError, PaletteLedger, to_label_map, voc_colours
+from ldvc.data.lists import read_image_ids
 from ldvc.data.matlab import is_matlab_73, load_matlab_73
-from ldvc.data.samples import IGNORE_INDEX, to_label_map
+from ldvc.data.samples import IGNORE_INDEX
 from ldvc.data.vocabularies import VOCABULARIES
 
 
@@ -30,7 +32,6 @@ __all__ = [
     "find_pascal_context",
     "find_voc2012",
     "read_label_file",
-    "voc_colours",
 ]
 
 # Of the 182 labels of COCO-Stuff these (as 0-181) were given up before the maps were drawn: no pixel holds them.
@@ -70,6 +71,9 @@ class Conversion:
         reduce_labels: Whether id 0 is background, so that training and evaluation need `reduce_labels`.
         written_ids: The id to write for each id of the source. None keeps label files byte for byte.
         palette: RGB colour of each id in palette files; empty when the source has no palette of its own.
+        find_other_numbering: Given the images of each id as stored and of the whole dataset, says why its ids must be
+            numbered in another way than those of the archive; empty if nothing speaks for that.
+        palettes: Of the files that were converted so far.
     """
 
     name: str
@@ -84,6 +88,8 @@ class Conversion:
     reduce_labels: bool = False
     written_ids: dict[int, int] | None = None
     palette: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    find_other_numbering: Callable[[Mapping[int, int], int], str] = lambda images, num_images: ""
+    palettes: PaletteLedger = field(default_factory=PaletteLedger, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the splits against each other and against the official counts.
@@ -143,9 +149,12 @@ def find_voc2012(source: Path) -> Conversion:
     }
     # below the source or the folders that may hold it: VOCdevkit, and what the archives were unpacked in
     places = [source, root, *root.parents[:2]]
-    sbd = [(root / "SegmentationClassAug", ".png")]
+    augmented = root / "SegmentationClassAug"
+    sbd = [(folder, ".png") for folder in (augmented, augmented / augmented.name)]  # its zip may be unpacked into it
     sbd += [(place / "benchmark_RELEASE" / "dataset" / "cls", ".mat") for place in dict.fromkeys(places)]
-    sbd = [(folder, suffix) for folder, suffix in sbd if folder.is_dir()]
+    sbd = [(folder, suffix) for folder, suffix in sbd if any(folder.glob(f"[!.]*{suffix}"))]
+    if augmented.is_dir() and not sbd:
+        raise FileNotFoundError(f"{augmented} holds no .png files: unpack its archive there, or remove it.")
     is_augmented = has_list or bool(sbd)
     if sbd and not has_list:
         masks = {path.stem for folder, suffix in sbd for path in folder.glob(f"[!.]*{suffix}")}
@@ -164,23 +173,17 @@ def find_voc2012(source: Path) -> Conversion:
         homepage="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
         reduce_labels=True,
         palette=voc_colours((*range(len(class_names) + 1), IGNORE_INDEX)),
+        find_other_numbering=_find_voc_without_background,
     )
 
 
-def voc_colours(label_ids: Iterable[int]) -> dict[int, tuple[int, int, int]]:
-    """Give the RGB colours of PASCAL VOC, which spread the bits of an id over the three channels, high bits first.
-
-    Args:
-        label_ids: Ids from 0 to 255.
-
-    Returns:
-        {id: (red, green, blue)}, each 0 to 255.
-    """
-
-    def channel(label_id: int, offset: int) -> int:
-        return sum(((label_id >> (3 * bit + offset)) & 1) << (7 - bit) for bit in range(8))
-
-    return {label_id: tuple(channel(label_id, offset) for offset in range(3)) for label_id in label_ids}
+def _find_voc_without_background(images: Mapping[int, int], num_images: int) -> str:
+    if images.get(0, 0) * 2 > num_images:
+        return ""
+    return (
+        f"id 0, which is background, is in {images.get(0, 0):,} of {num_images:,} images, and in the official maps it "
+        "is in nearly all: ids 0 to 19 without background look so. Take the label maps of the official archive."
+    )
 
 
 def _find_voc_root(source: Path, year: str, needed: str) -> Path | None:
@@ -190,17 +193,7 @@ def _find_voc_root(source: Path, year: str, needed: str) -> Path | None:
 
 
 def _read_ids(path: Path) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"The list {path} is missing: unpack the official archive again.")
-    image_ids = path.read_text(encoding="utf-8").split()
-    if not image_ids:
-        raise ValueError(f"The list {path} is empty: unpack the official archive again.")
-    if strange := [image_id for image_id in image_ids if Path(image_id).name != image_id or "\\" in image_id]:
-        raise ValueError(
-            f"The list {path} holds '{strange[0]}', which is no id of an image but a path: use the lists of the "
-            "official archive."
-        )
-    return list(dict.fromkeys(image_ids))
+    return read_image_ids(path, "unpack the official archive again")
 
 
 def _find_listed_samples(
@@ -279,6 +272,18 @@ def find_coco_stuff(source: Path) -> Conversion:
         "own licence. COCO and COCO-Stuff annotations: Creative Commons Attribution 4.0 (CC BY 4.0).",
         homepage="https://github.com/nightrome/cocostuff",
         written_ids={**{source_id: i for i, source_id in enumerate(known_ids)}, IGNORE_INDEX: IGNORE_INDEX},
+        find_other_numbering=_find_coco_from_1,
+    )
+
+
+def _find_coco_from_1(images: Mapping[int, int], num_images: int) -> str:
+    only_from_0 = {i + 1 for i in COCO_STUFF_DROPPED_IDS} - set(COCO_STUFF_DROPPED_IDS)  # numbered from 1: dropped
+    if images.get(IGNORE_INDEX) or any(images.get(label_id) for label_id in only_from_0):
+        return ""
+    return (
+        f"no label map of {num_images:,} holds 255, which marks what is unlabelled, and of the official ones nearly "
+        "every one does: maps numbered from 1 with 0 for unlabeled, as labels.txt of COCO-Stuff has it, look so. Take "
+        "stuffthingmaps_trainval2017.zip."
     )
 
 
@@ -367,6 +372,17 @@ def find_pascal_context(source: Path) -> Conversion:
         "for redistribution. We know of no licence text for the PASCAL Context annotations.",
         homepage="https://www.cs.stanford.edu/~roozbeh/pascal-context/",
         written_ids=written_ids,
+        find_other_numbering=_find_context_from_0 if is_png else (lambda images, num_images: ""),
+    )
+
+
+def _find_context_from_0(images: Mapping[int, int], num_images: int) -> str:
+    if not images.get(IGNORE_INDEX) or images.get(59):
+        return ""
+    return (
+        f"of {num_images:,} label maps {images[IGNORE_INDEX]:,} hold 255 and none holds 59: maps with ids 0 to 58 and "
+        "255 for background look so, and every class would be taken for the one before it. Take maps of "
+        "MMSegmentation's pascal_context.py, with 0 for background, or the original MAT files."
     )
 
 
@@ -486,6 +502,9 @@ def read_label_file(path: Path) -> tuple[np.ndarray, PIL.Image.Image | None]:
             return to_label_map(_load_mat(path)), None
         label = PIL.Image.open(path)
         return to_label_map(label), label
+    except LabelMapError as error:
+        of_archive = str(error).replace(WRITE_ANEW, "take the label maps of the official archive")
+        raise ValueError(f"{path}: {of_archive}") from error
     except (OSError, ValueError) as error:
         raise ValueError(_name_file(path, error)) from error
 

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from huggingface_hub import HfApi
 from tqdm import tqdm
 
 from ldvc.data.converters import CONVERTERS, Conversion, Sample, check_palette, read_label_file
+from ldvc.data.label_maps import palette_of
 from ldvc.data.vocabularies import VOCABULARIES
 from ldvc.model.image_processing_ldvc import to_rgb
 
@@ -31,7 +33,7 @@ FEATURES = Features({"image_id": Value("string"), "image": Image(), "label": Ima
 # ---- one sample
 
 
-def convert_sample(sample: Sample, conversion: Conversion) -> tuple[dict[str, object], np.ndarray]:
+def convert_sample(sample: Sample, conversion: Conversion) -> tuple[dict[str, object], np.ndarray, list[int]]:
     """Decode and check both files of a sample.
 
     Args:
@@ -39,7 +41,7 @@ def convert_sample(sample: Sample, conversion: Conversion) -> tuple[dict[str, ob
         conversion: What their ids mean and which are written.
 
     Returns:
-        The row to write, and (256,) int64 pixels per written label id.
+        The row to write, (256,) int64 pixels per written label id, and the ids of the source that occur.
 
     Raises:
         ValueError: If a file is truncated, the label map is coloured or its palette reordered, its size is not the
@@ -51,11 +53,15 @@ def convert_sample(sample: Sample, conversion: Conversion) -> tuple[dict[str, ob
     except (OSError, ValueError) as error:
         raise ValueError(f"{sample.image_path}: {error}") from error
     label_map, label = read_label_file(sample.label_path)
-    _check_label_map(label_map, image.size[::-1], sample, conversion)
+    source_ids = np.unique(label_map).tolist()
+    _check_label_map(label_map.shape, source_ids, image.size[::-1], sample, conversion)
     try:
         check_palette(label, conversion.palette)
     except ValueError as error:
         raise ValueError(f"{sample.label_path}: {error}") from error
+    palette = b"" if label is None else palette_of(label)
+    if palette and (conflict := conversion.palettes.add(palette, source_ids, str(sample.label_path))):
+        raise ValueError(f"{conflict}: programs have rewritten the palettes. Take the files of the official archive.")
     if conversion.written_ids is not None:
         written = np.zeros(max(conversion.written_ids) + 1, dtype=np.uint8)  # by id of the source
         written[list(conversion.written_ids)] = list(conversion.written_ids.values())
@@ -71,25 +77,25 @@ def convert_sample(sample: Sample, conversion: Conversion) -> tuple[dict[str, ob
         "image": {"bytes": image_bytes, "path": sample.image_path.name},
         "label": {"bytes": label_bytes, "path": f"{sample.image_id}.png"},
     }
-    return row, np.bincount(label_map.ravel(), minlength=256)
+    return row, np.bincount(label_map.ravel(), minlength=256), source_ids
 
 
 def _check_label_map(
-    label_map: np.ndarray, image_size: tuple[int, int], sample: Sample, conversion: Conversion
+    size: tuple[int, ...], ids: list[int], image_size: tuple[int, int], sample: Sample, conversion: Conversion
 ) -> None:
     """Check size (height, width) and ids of a label map as stored.
 
     Raises:
         ValueError: If the size is not `image_size` or an id means nothing.
     """
-    if label_map.shape != image_size:
+    if size != image_size:
         raise ValueError(
-            f"{sample.label_path} is {' x '.join(map(str, label_map.shape))} pixels, but its image "
+            f"{sample.label_path} is {' x '.join(map(str, size))} pixels, but its image "
             f"{sample.image_path.name} is {' x '.join(map(str, image_size))} (height x width): take both from the "
             "same archive."
         )
     known = conversion.label_names if conversion.written_ids is None else conversion.written_ids
-    unknown = sorted(set(np.unique(label_map).tolist()) - set(known))
+    unknown = sorted(set(ids) - set(known))
     if unknown:
         raise ValueError(f"{sample.label_path} holds label id {unknown[0]}, but ids are {conversion.source_ids}.")
 
@@ -155,7 +161,11 @@ def _check_space(conversion: Conversion, aside: Path) -> None:
 
 
 def _write_shards(conversion: Conversion, aside: Path, size: int) -> dict[str, dict[str, object]]:
-    """Write the shards that are not there yet, and count images and pixels per split and label name."""
+    """Write the shards that are not there yet, and count images and pixels per split and label name.
+
+    Raises:
+        ValueError: If the ids of all files together are numbered in another way than those of the archive.
+    """
     shards = {}
     for split, samples in conversion.splits.items():
         starts = range(0, len(samples), size)
@@ -166,48 +176,58 @@ def _write_shards(conversion: Conversion, aside: Path, size: int) -> dict[str, d
         if path.stem not in expected:
             path.unlink()
 
-    splits = {}
+    splits, source_images = {}, Counter()
     with tqdm(total=sum(map(len, conversion.splits.values())), desc="Checking and writing", unit="image") as progress:
         for split, parts in shards.items():
-            images, pixels = sum(_write_shard(aside / name, parts[name], conversion, progress) for name in parts)
+            written = [_write_shard(aside / name, parts[name], conversion, progress) for name in parts]
+            images, pixels = sum(counts for counts, _ in written)
+            source_images += sum((images_of_shard for _, images_of_shard in written), Counter())
             splits[split] = {
                 "num_images": len(conversion.splits[split]),
                 "images_with_label": {name: int(images[i]) for i, name in conversion.label_names.items()},
                 "pixels_with_label": {name: int(pixels[i]) for i, name in conversion.label_names.items()},
             }
+    if problem := conversion.find_other_numbering(source_images, sum(map(len, conversion.splits.values()))):
+        raise ValueError(f"{conversion.title}: {problem}")
     return splits
 
 
-def _write_shard(path: Path, samples: list[Sample], conversion: Conversion, progress: tqdm) -> np.ndarray:
+def _write_shard(
+    path: Path, samples: list[Sample], conversion: Conversion, progress: tqdm
+) -> tuple[np.ndarray, Counter]:
     """Write a shard unless it is there already, made of the same files in the same way.
 
     Returns:
-        (2, 256) int64 images and pixels per label id.
+        (2, 256) int64 images and pixels per written label id, and images per id of the source.
 
     Raises:
         OSError: If the shard cannot be written.
     """
     record_path, plan = path.with_suffix(".json"), _fingerprint(samples, conversion)
     record = _read_json(record_path)
-    if path.is_file() and record.get("plan") == plan:  # renamed into place last, so complete
+    if (
+        path.is_file() and record.get("plan") == plan and "source_images" in record
+    ):  # renamed into place last, so complete
         progress.update(len(samples))
-        return np.array(record["counts"])
+        return np.array(record["counts"]), Counter(dict(record["source_images"]))
     path.unlink(missing_ok=True)  # before its record changes
-    rows, counts = [], np.zeros((2, 256), dtype=np.int64)
+    rows, counts, source_images = [], np.zeros((2, 256), dtype=np.int64), Counter()
     for sample in samples:
-        row, pixels = convert_sample(sample, conversion)
+        row, pixels, source_ids = convert_sample(sample, conversion)
         rows.append(row)
         counts += pixels > 0, pixels
+        source_images.update(source_ids)
         progress.update()
     unfinished = path.with_suffix(".part")
     try:
         Dataset.from_list(rows, features=FEATURES).to_parquet(unfinished)
-        record_path.write_text(json.dumps({"plan": plan, "counts": counts.tolist()}))
+        written = {"plan": plan, "counts": counts.tolist(), "source_images": sorted(source_images.items())}
+        record_path.write_text(json.dumps(written))
         unfinished.rename(path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise OSError(f"{path} cannot be written ({error}): mend that and run the same command again.") from error
-    return counts
+    return counts, source_images
 
 
 def _read_json(path: Path) -> dict:

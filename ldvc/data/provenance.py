@@ -11,13 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute
 
-from ldvc.data.samples import dataset_fingerprint
+from ldvc.data.samples import dataset_fingerprint, spread_rows
 from ldvc.masks.parts import written_aside
 from ldvc.places import ROOT
 
 
-__all__ = ["COMMIT_VARIABLE", "code_version", "provenance", "trace_to", "without_nan", "write_json"]
+__all__ = [
+    "COMMIT_VARIABLE",
+    "check_writable",
+    "code_version",
+    "provenance",
+    "stored_bytes",
+    "stored_fingerprint",
+    "trace_to",
+    "without_nan",
+    "write_json",
+]
 
 COMMIT_VARIABLE = "LDVC_COMMIT"  # for a copied folder without .git
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "numpy", "pillow")
@@ -58,6 +69,59 @@ def provenance(model_config: Any, dataset: Any, seed: int | None = None) -> dict
     config.pop("_name_or_path", None)  # a checkpoint that is moved keeps its hash
     config_sha256 = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
     return {"config_sha256": config_sha256, **trace_to(dataset, seed)}
+
+
+def stored_fingerprint(dataset: Any) -> str:
+    """Hash what training reads, cheaply: `dataset_fingerprint`, the sizes of all files, and some of them whole.
+
+    Args:
+        dataset: A split as given by `load_split`; of a stream, the first label maps are all that is looked at.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    from datasets import Dataset, Image
+
+    digest = hashlib.sha256(dataset_fingerprint(dataset).encode())
+    if isinstance(dataset, Dataset):
+        for column in ("image", "label"):
+            stored = dataset.select_columns(column).cast_column(column, Image(decode=False))
+            for batch in stored.with_format("arrow").iter(1000):
+                for cells in batch[column].chunks:
+                    lengths = pyarrow.compute.binary_length(cells.field("bytes")).to_pylist()
+                    files = zip(cells.field("path").to_pylist(), lengths, strict=True)
+                    sizes = [Path(path).stat().st_size if length is None else length for path, length in files]
+                    digest.update("".join(f"{size} " for size in sizes).encode())
+            for row in spread_rows(len(stored)):
+                digest.update(stored_bytes(stored[row][column]))
+    return digest.hexdigest()[:16]
+
+
+def stored_bytes(cell: Mapping[str, Any]) -> bytes:
+    """The file of an undecoded image."""
+    return Path(cell["path"]).read_bytes() if cell["bytes"] is None else cell["bytes"]
+
+
+def check_writable(path: str | os.PathLike | None) -> None:
+    """Refuse a place for a result before the work whose result it is; `None` is no place, and passes.
+
+    Raises:
+        OSError: If no file can be written there.
+    """
+    if path is None:
+        return
+    folder = Path(path).parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent  # those below it will be made
+    if Path(path).is_dir():
+        reason = "it is a folder"
+    elif not folder.is_dir():
+        reason = f"{folder} is a file"
+    elif not os.access(folder, os.W_OK):
+        reason = f"{folder} cannot be written to"
+    else:
+        return
+    raise OSError(f"the result cannot be written to {str(path)!r}: {reason}; name another file.")
 
 
 def without_nan(value: Any) -> Any:

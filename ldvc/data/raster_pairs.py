@@ -24,8 +24,9 @@ from ldvc.data.provenance import write_json
 from ldvc.data.samples import IGNORE_INDEX
 from ldvc.loading import one_line
 from ldvc.masks.drawing import save_label_map
+from ldvc.masks.files import parse_value_range
 from ldvc.masks.parts import written_aside
-from ldvc.masks.rasters import RasterPicture, RasterSettings, opened, parse_bands, parse_range
+from ldvc.masks.rasters import RasterPicture, RasterSettings, opened, parse_bands
 
 
 __all__ = ["convert_pairs"]
@@ -77,7 +78,7 @@ def tiles(pair: tuple[Path, Path], settings: RasterSettings, side: int, num_clas
 
 def write_pair(pair: tuple[Path, Path], arguments: argparse.Namespace, names: list[str], folder: Path) -> int:
     """Write the tiles of a pair below a folder; returns how many. Those of a pair that fails are taken away."""
-    settings = RasterSettings(parse_bands(arguments.bands), parse_range(arguments.value_range))
+    settings = RasterSettings(parse_bands(arguments.bands), parse_value_range(arguments.value_range))
     written: list[Path] = []
     try:
         for top, left, pixels, ids in tiles(pair, settings, arguments.tile, len(names)):

@@ -56,7 +56,8 @@ def open_saved(folder: str, split: str) -> Dataset:
     """Open a split of what `save_to_disk` wrote.
 
     Raises:
-        ValueError: If there is no such split, or one without a row.
+        MissingSplitError: If there is no such split.
+        ValueError: If there is one without a row.
     """
     from datasets import DatasetDict, load_from_disk
 
@@ -64,9 +65,11 @@ def open_saved(folder: str, split: str) -> Dataset:
         saved = load_from_disk(str(Path(folder).expanduser()))
     except IndexError as error:  # what the library makes of a split without a row
         raise ValueError(f"Dataset '{folder}' has a split without a row: write it again without it.") from error
+    from ldvc.data.folders import MissingSplitError
+
     splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
     if split not in splits:
-        raise ValueError(f"Dataset '{folder}' has no split '{split}'; it has {sorted(splits)}.")
+        raise MissingSplitError(f"Dataset '{folder}' has no split '{split}'; it has {sorted(splits)}.")
     return splits[split]
 
 
@@ -83,12 +86,15 @@ def open_by_name(
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
+    from ldvc.data.folders import MissingSplitError
+
     folder = Path(dataset).expanduser()
     path = str(folder) if folder.is_dir() else dataset
     try:
         return load_dataset(path, config_name, split=split, streaming=streaming, revision=revision)
     except ValueError as error:  # the library's message lists the splits or configurations there are
-        raise ValueError(f"Dataset '{dataset}', split '{split}': {error}") from error
+        kind = MissingSplitError if "split" in str(error).lower() else ValueError
+        raise kind(f"Dataset '{dataset}', split '{split}': {error}") from error
     except RuntimeError as error:
         if "Dataset scripts" not in str(error):
             raise
@@ -106,6 +112,19 @@ def open_by_name(
         problem = "holds no dataset" if folder.is_dir() else "is neither a folder here nor a Hub dataset in reach"
         remedy = "check the path or id, or make a dataset with ldvc prepare"
         raise FileNotFoundError(f"'{dataset}' {problem}: {remedy} ({error})") from error
+
+
+def holds_pictures(feature: Any) -> bool:
+    """Whether a column holds pictures: an `Image`, or what others write for one, bytes with or without a path.
+
+    Polars and pyarrow know no images: a column of theirs is `{"bytes": binary, "path": string}`, or binary alone.
+    """
+    from datasets import Image
+
+    if isinstance(feature, Image):
+        return True
+    fields = feature if isinstance(feature, dict) else {"bytes": feature}
+    return set(fields) <= {"bytes", "path"} and getattr(fields.get("bytes"), "dtype", "") in ("binary", "large_binary")
 
 
 # ---- rows as pictures
@@ -129,7 +148,7 @@ class RowPicture(Picture):
         """Dataset, split and name, as there is no file."""
         return self.path.as_posix()
 
-    def read(self, max_pixels: int) -> Image.Image:
+    def read(self, max_pixels: int, *value_range: Sequence[float] | None) -> Image.Image:
         """Read and decode it, under a `pixel_limit`.
 
         Raises:
@@ -138,7 +157,8 @@ class RowPicture(Picture):
         (cell,) = self.rows[self.index].values()
         if cell is None or (cell["bytes"] is None and cell["path"] is None):
             raise ValueError(f"row {self.index} holds no picture; leave the row out of the dataset.")
-        return decode_picture(Path(cell["path"]) if cell["bytes"] is None else BytesIO(cell["bytes"]), max_pixels)
+        source = Path(cell["path"]) if cell["bytes"] is None else BytesIO(cell["bytes"])
+        return decode_picture(source, max_pixels, *value_range)
 
 
 def find_rows(
@@ -163,14 +183,21 @@ def find_rows(
     """
     from datasets import Image
 
+    from ldvc.data.folders import find_label_folder, is_image_folder
+
     loaded = open_split(dataset, split, config_name=config_name)
+    if not is_image_folder(dataset) and (labels := find_label_folder(dataset)):
+        raise ValueError(
+            f"the layout of {dataset!r} is not known, so the label maps in {str(labels)!r} would be segmented too; "
+            "name the folder of its pictures instead of --dataset."
+        )
     if not len(loaded):
         raise ValueError(f"split {split!r} of dataset {dataset!r} has no row; choose another --split.")
     features = loaded.features
     for option, column in (("--image-column", image_column), ("--id-column", id_column)):
         if column is not None and column not in features:
             raise ValueError(f"dataset {dataset!r} has no column {column!r}; it has {sorted(features)}. See {option}.")
-    if not isinstance(features[image_column], Image):
+    if not holds_pictures(features[image_column]):
         raise ValueError(
             f"column {image_column!r} of dataset {dataset!r} holds no images but {features[image_column]}; name "
             "another with --image-column."

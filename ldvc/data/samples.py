@@ -9,7 +9,6 @@ successor is under the AGPL.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,14 +19,15 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
-from datasets import Dataset, Image, IterableDataset
+from datasets import ClassLabel, Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
-from huggingface_hub import hf_hub_download
 
+from ldvc.data.folders import LAYOUTS
+from ldvc.data.label_maps import LabelImage, PaletteLedger, check_palettes, to_label_map
 from ldvc.data.pseudo_labels import withhold_labels
-from ldvc.data.rows import open_split
+from ldvc.data.rows import holds_pictures, open_split
 from ldvc.data.worlds import WORLDS
-from ldvc.model.image_processing_ldvc import load_pixels, nearest_indices, to_rgb
+from ldvc.model.image_processing_ldvc import nearest_indices, to_rgb
 
 
 __all__ = [
@@ -35,11 +35,13 @@ __all__ = [
     "StreamingTrainingSet",
     "TrainingCollator",
     "TrainingSet",
-    "check_label_convention",
     "dataset_fingerprint",
     "load_split",
+    "load_stated_split",
     "map_labels",
+    "read_labelled",
     "read_sample",
+    "spread_rows",
     "to_label_map",
     "training_targets",
 ]
@@ -70,6 +72,7 @@ def load_split(
     revision: str | None = None,
     num_images: int | None = None,
     seed: int = 0,
+    compare_palettes: bool = True,
 ) -> Dataset | IterableDataset:
     """Load one split of a segmentation dataset with exactly the columns `image` and `label`.
 
@@ -84,14 +87,17 @@ def load_split(
         revision: Git revision of a Hub dataset.
         num_images: Keep only the first so many images; a drawn world needs it.
         seed: Edition of a drawn world; no other dataset uses it.
+        compare_palettes: Refuse label maps whose palettes contradict each other, see `label_maps`; `ldvc check` leaves
+            it out, as it compares all and reports them with everything else.
 
     Returns:
         The split; both columns decode to PIL images in the mode of their files.
 
     Raises:
         FileNotFoundError: If there is no such folder or Hub dataset.
-        ValueError: If the split, the configuration or a column does not exist, a column holds no images, or
-            `num_images` is below 1 or left out for a drawn world.
+        ValueError: If the split, the configuration or a column does not exist, a column holds no images or is named
+            for both, label maps have palettes that contradict each other, or `num_images` is below 1 or left out for
+            a drawn world.
     """
     if num_images is not None and num_images < 1:
         raise ValueError(f"num_images is {num_images}: ask for at least 1, or leave it out for all images.")
@@ -104,7 +110,30 @@ def load_split(
     if streaming and isinstance(loaded, Dataset):
         loaded = loaded.to_iterable_dataset()
     loaded = _keep_columns(loaded, dataset, {"image": image_column, "label": label_column})
-    return loaded if num_images is None else loaded.take(num_images)
+    loaded = loaded if num_images is None else loaded.take(num_images)
+    if compare_palettes and isinstance(loaded, Dataset) and dataset not in WORLDS:
+        with _naming_sample(f"Dataset '{dataset}', split '{split}'"):
+            check_palettes(loaded)
+    return loaded
+
+
+def load_stated_split(stated: Any, split: str, **options: Any) -> Dataset | IterableDataset:
+    """Load a split of the dataset that a recipe or a command line states.
+
+    Args:
+        stated: Has `dataset`, `dataset_config`, `dataset_revision`, `image_column` and `label_column`.
+        split: Name of the split.
+        options: Further arguments of `load_split`.
+    """
+    return load_split(
+        stated.dataset,
+        split,
+        config_name=stated.dataset_config,
+        image_column=stated.image_column,
+        label_column=stated.label_column,
+        revision=stated.dataset_revision,
+        **options,
+    )
 
 
 def _keep_columns(
@@ -112,13 +141,23 @@ def _keep_columns(
 ) -> Dataset | IterableDataset:
     # `columns` is {new name: name in the dataset}
     features = loaded.features or {}
+    if columns["image"] == columns["label"]:
+        others = sorted(set(features) - {columns["image"]})
+        raise ValueError(
+            f"Column '{columns['image']}' of dataset '{dataset}' cannot be both the pictures and their label maps; "
+            f"its other columns are {others}: name one with image_column or label_column, or add the label maps."
+        )
     for name, column in columns.items():
         if column not in features:
             raise ValueError(
                 f"Dataset '{dataset}' has no column '{column}'; it has {sorted(features)}. "
                 f"Name the right one with {name}_column."
             )
-        if not isinstance(features[column], Image):
+        if isinstance(features[column], ClassLabel) and Path(dataset).expanduser().is_dir():  # the library's own guess
+            raise ValueError(
+                f"Folder '{dataset}' has no layout that tells pictures from label maps: lay them out as {LAYOUTS}."
+            )
+        if not holds_pictures(features[column]):
             raise ValueError(
                 f"Column '{column}' of dataset '{dataset}' holds no images but {features[column]}. "
                 f"Name an image column with {name}_column."
@@ -126,44 +165,14 @@ def _keep_columns(
     for column in columns.values():  # undecoded, or a stream decodes to rename and shuffles decoded images
         loaded = loaded.cast_column(column, Image(decode=False))
     loaded = loaded.select_columns(list(columns.values()))
-    loaded = loaded.rename_columns({old: new for new, old in columns.items() if new != old})
-    for name in columns:
-        loaded = loaded.cast_column(name, Image())  # files in their own mode: any conversion destroys label ids
+    renamed = {old: new for new, old in columns.items() if new != old}
+    if renamed.keys() & columns.keys():  # a stream renames one after the other, and the second name is taken
+        loaded = loaded.rename_columns({old: f"{new} of {dataset}" for old, new in renamed.items()})
+        renamed = {f"{new} of {dataset}": new for new in renamed.values()}
+    loaded = loaded.rename_columns(renamed)
+    for name, feature in (("image", Image()), ("label", LabelImage())):  # files in their own mode, see label_maps
+        loaded = loaded.cast_column(name, feature)
     return loaded
-
-
-def check_label_convention(
-    dataset: str, num_classes: int, *, reduce_labels: bool, revision: str | None = None
-) -> None:
-    """Compare settings with the `classes.json` that `ldvc prepare` leaves in a dataset, pushed or not; others pass.
-
-    The ids alone may not tell: class ids 0 to 58 read with `reduce_labels` are all in range and all off by one.
-
-    Args:
-        dataset: As for `load_split`.
-        num_classes: Length of the class list.
-        reduce_labels: See `map_labels`.
-        revision: Git revision of a Hub dataset.
-
-    Raises:
-        ValueError: If the folder was made for another number of classes or the other value of `reduce_labels`.
-    """
-    path = Path(dataset).expanduser() / "classes.json"
-    if "/" in dataset and not path.parent.exists():
-        try:
-            path = Path(hf_hub_download(dataset, path.name, repo_type="dataset", revision=revision))
-        except (OSError, ValueError):  # it has none, or there is no such dataset: loading it will tell
-            return
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if not isinstance(summary, dict) or "reduce_labels" not in summary:
-        return
-    made_for = {"num_classes": len(summary["class_names"]), "reduce_labels": summary["reduce_labels"]}
-    for field, value in {"num_classes": num_classes, "reduce_labels": reduce_labels}.items():
-        if value != made_for[field]:
-            raise ValueError(
-                f"{field} is {value}, but the label maps of '{dataset}' were made for {made_for[field]} ({path}): set "
-                "it so, or convert the dataset anew."
-            )
 
 
 def read_sample(dataset: Dataset, index: int) -> tuple[PIL.Image.Image, np.ndarray]:
@@ -181,6 +190,28 @@ def read_sample(dataset: Dataset, index: int) -> tuple[PIL.Image.Image, np.ndarr
     """
     with _naming_sample(f"Sample {index}"):
         return _decode(dataset[index])
+
+
+def read_labelled(
+    dataset: Dataset, index: int, num_classes: int, reduce_labels: bool = False
+) -> tuple[PIL.Image.Image, np.ndarray]:
+    """Decode one image and its label map, as class ids.
+
+    Args:
+        dataset: A split as given by `load_split`.
+        index: Row, from 0.
+        num_classes: Length of the class list.
+        reduce_labels: See `map_labels`.
+
+    Returns:
+        The RGB image, and its label map (height, width) int64, 0 to num_classes - 1 or 255.
+
+    Raises:
+        ValueError: As of `read_sample`, or if an id lies outside the class list; the message names the row.
+    """
+    with _naming_sample(f"Sample {index}"):
+        image, label_map = _decode(dataset[index])
+        return image, map_labels(label_map, num_classes, reduce_labels=reduce_labels)
 
 
 def _decode(sample: Mapping[str, Any]) -> tuple[PIL.Image.Image, np.ndarray]:
@@ -222,8 +253,7 @@ def dataset_fingerprint(dataset: Dataset | IterableDataset) -> str:
     """
     labels = dataset.select_columns("label")
     if isinstance(dataset, Dataset):
-        rows = np.linspace(0, max(len(dataset) - 1, 0), min(len(dataset), FINGERPRINT_LABEL_MAPS)).astype(int)
-        size, samples = str(len(dataset)), (labels[int(row)] for row in rows)
+        size, samples = str(len(dataset)), (labels[row] for row in spread_rows(len(dataset)))
     else:
         size, samples = "stream", iter(labels.take(FINGERPRINT_LABEL_MAPS))
     digest = hashlib.sha256(size.encode())
@@ -233,31 +263,12 @@ def dataset_fingerprint(dataset: Dataset | IterableDataset) -> str:
     return digest.hexdigest()[:16]
 
 
+def spread_rows(num_rows: int, most: int = FINGERPRINT_LABEL_MAPS) -> list[int]:
+    """At most so many rows, spread evenly from the first to the last."""
+    return np.linspace(0, max(num_rows - 1, 0), min(num_rows, most)).astype(int).tolist()
+
+
 # ---- images and label maps
-
-
-def to_label_map(label: PIL.Image.Image | np.ndarray) -> np.ndarray:
-    """Read the class ids out of a label image, without any conversion of its mode.
-
-    Args:
-        label: PIL image of mode P, L, I, I;16 or 1, or an integer array (height, width).
-
-    Returns:
-        (height, width) int64 ids as stored.
-
-    Raises:
-        ValueError: If the label image has colours instead of ids, or its file is damaged.
-    """
-    ids = np.asarray(load_pixels(label) if isinstance(label, PIL.Image.Image) else label)
-    mode = getattr(label, "mode", f"array {ids.shape} of {ids.dtype}")
-    if ids.ndim != 2:
-        raise ValueError(
-            f"a label map must have one id per pixel, got {mode}. If it shows classes as colours, store it as a "
-            "palette PNG (mode P) or grey PNG (mode L) whose pixel values are the ids."
-        )
-    if ids.dtype.kind not in "iub":
-        raise ValueError(f"a label map must hold integers, got {mode}: store ids in mode P, L or I.")
-    return ids.astype(np.int64)
 
 
 def map_labels(
@@ -524,9 +535,7 @@ class TrainingSet(torch.utils.data.Dataset):
             order = np.random.default_rng((self.seed, _ORDER_STREAM, epoch)).permutation(len(self.dataset))
             self._epoch, self._order = epoch, order
         index = int(self._order[position])
-        with _naming_sample(f"Sample {index}"):
-            image, label_map = _decode(self.dataset[index])
-            label_map = map_labels(label_map, self.num_classes, reduce_labels=self.reduce_labels)
+        image, label_map = read_labelled(self.dataset, index, self.num_classes, self.reduce_labels)
         rng = np.random.default_rng((self.seed, _DRAW_STREAM, draw))
         image, label_map = self.augmentation(image, label_map, rng)
         return {"image": image, "label_map": label_map}
@@ -581,7 +590,7 @@ class StreamingTrainingSet(torch.utils.data.IterableDataset):
                 f"{num_workers} data workers cannot share a stream of {stream.num_shards} files per process: "
                 f"use at most {stream.num_shards} workers, or write the dataset in more files."
             )
-        epoch, position = 0, 0
+        epoch, position, palettes = 0, 0, PaletteLedger()
         while True:
             stream.set_epoch(epoch)
             samples, first_position = iter(stream), position
@@ -591,6 +600,7 @@ class StreamingTrainingSet(torch.utils.data.IterableDataset):
                     if sample is None:
                         break
                     image, label_map = _decode(sample)
+                    palettes.check(sample["label"], f"streamed sample {position}")
                     label_map = map_labels(label_map, self.num_classes, reduce_labels=self.reduce_labels)
                 yield image, label_map
                 position += 1

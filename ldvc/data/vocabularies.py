@@ -7,14 +7,19 @@ The one place for all of them. The position of a name is its class id, and the n
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from ldvc.data.names import BENCHMARK_FILES, read_name_file
+
 
 __all__ = [
     "PROMPT_TEMPLATES",
     "SEEN_SCORE_OFFSETS",
     "SETTINGS",
     "VOCABULARIES",
+    "WORD_LISTS",
     "Vocabulary",
+    "find_list",
     "get_vocabulary",
+    "letters",
     "register_vocabulary",
 ]
 
@@ -80,9 +85,24 @@ def get_vocabulary(name: str) -> Vocabulary:
     return known[name]
 
 
+def find_list(name: str) -> tuple[str, ...] | None:
+    """Names of a vocabulary, word list or benchmark ("ade20k", in our plainer words); `None` for any other text."""
+    if name in WORD_LISTS:
+        return WORD_LISTS[name]
+    known = VOCABULARIES | _OF_WORLDS
+    if name in known:
+        return known[name].class_names
+    return read_name_file(name, "plain").class_names if name in BENCHMARK_FILES else None
+
+
 def register_vocabulary(vocabulary: Vocabulary) -> None:
     """Make the vocabulary of a drawn world known by its name."""
     _OF_WORLDS[vocabulary.name] = vocabulary
+
+
+def letters(name: str) -> str:
+    """What a name is compared by where spelling is free: letters and digits, in lower case ("potted plant")."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _suggest(name: str, known: tuple[str, ...]) -> str:
@@ -93,6 +113,10 @@ def _suggest(name: str, known: tuple[str, ...]) -> str:
 
 def _split(names: str) -> tuple[str, ...]:
     return tuple(" ".join(name.split()) for name in names.split(","))
+
+
+def _templates(texts: str) -> tuple[str, ...]:
+    return tuple(" ".join(text.split()) for text in texts.split("|"))
 
 
 _VOC2012 = Vocabulary(
@@ -148,9 +172,50 @@ VOCABULARIES: dict[str, Vocabulary] = {
 
 _OF_WORLDS: dict[str, Vocabulary] = {}
 
+# Lists of words that are no vocabulary of a dataset. "stuff": what lies behind and around things, for a background of
+# words: the stuff of COCO-Stuff in plain English, less what people wear, eat, hold or put on a table, which belongs to
+# things.
+WORD_LISTS: dict[str, tuple[str, ...]] = {
+    "stuff": _split("""
+    sky, clouds, fog, grass, tree, bush, branch, leaves, plant, moss, straw, hill, mountain, rock, stone, sand, dirt,
+    mud, gravel, ground, field, snow, water, sea, river, road, pavement, railroad, platform, bridge, building, house,
+    skyscraper, roof, wall, brick wall, concrete wall, stone wall, wooden wall, tiled wall, panel, fence, railing,
+    cage, stairs, door, window, window blind, curtain, ceiling, floor, wooden floor, tiled floor, carpet, rug, mat,
+    mirror, shelf, cabinet, cupboard, counter, desk, table, furniture, tent, net, wood, metal, plastic, cardboard,
+    paper, textile
+    """),
+}
+
 # Exact strings, full stops included: they move the scores. The ensemble is averaged in embedding space.
 PROMPT_TEMPLATES: dict[str, tuple[str, ...]] = {
     "single": ("a photo of a {}",),
+    # Seven and eighty templates of CLIP's authors (github.com/openai/CLIP, MIT).
+    "ensemble7": _templates("""
+    itap of a {}. | a bad photo of the {}. | a origami {}. | a photo of the large {}. | a {} in a video game. |
+    art of the {}. | a photo of the small {}.
+    """),
+    "ensemble80": _templates("""
+    a bad photo of a {}. | a photo of many {}. | a sculpture of a {}. | a photo of the hard to see {}. |
+    a low resolution photo of the {}. | a rendering of a {}. | graffiti of a {}. | a bad photo of the {}. |
+    a cropped photo of the {}. | a tattoo of a {}. | the embroidered {}. | a photo of a hard to see {}. |
+    a bright photo of a {}. | a photo of a clean {}. | a photo of a dirty {}. | a dark photo of the {}. |
+    a drawing of a {}. | a photo of my {}. | the plastic {}. | a photo of the cool {}. |
+    a close-up photo of a {}. | a black and white photo of the {}. | a painting of the {}. |
+    a painting of a {}. | a pixelated photo of the {}. | a sculpture of the {}. | a bright photo of the {}. |
+    a cropped photo of a {}. | a plastic {}. | a photo of the dirty {}. | a jpeg corrupted photo of a {}. |
+    a blurry photo of the {}. | a photo of the {}. | a good photo of the {}. | a rendering of the {}. |
+    a {} in a video game. | a photo of one {}. | a doodle of a {}. | a close-up photo of the {}. |
+    a photo of a {}. | the origami {}. | the {} in a video game. | a sketch of a {}. | a doodle of the {}. |
+    a origami {}. | a low resolution photo of a {}. | the toy {}. | a rendition of the {}. |
+    a photo of the clean {}. | a photo of a large {}. | a rendition of a {}. | a photo of a nice {}. |
+    a photo of a weird {}. | a blurry photo of a {}. | a cartoon {}. | art of a {}. | a sketch of the {}. |
+    a embroidered {}. | a pixelated photo of a {}. | itap of the {}. | a jpeg corrupted photo of the {}. |
+    a good photo of a {}. | a plushie {}. | a photo of the nice {}. | a photo of the small {}. |
+    a photo of the weird {}. | the cartoon {}. | art of the {}. | a drawing of the {}. |
+    a photo of the large {}. | a black and white photo of a {}. | the plushie {}. | a dark photo of a {}. |
+    itap of a {}. | graffiti of the {}. | a toy {}. | itap of my {}. | a photo of a cool {}. |
+    a photo of a small {}. | a tattoo of the {}.
+    """),
     "ensemble15": (
         "a photo of a {}.",
         "a photo of a small {}.",

@@ -13,8 +13,8 @@ A list is a YAML file (see recipes/ablations/picturebook.yaml):
     claims:
       - {source: paper, claim: "...", row: ldvc, than: full, score: hiou, expect: higher}
 
-A row may name another base `recipe`, or be CLIP without training (`training_free: value` or `tokens`). A list may
-build on another, `base: voc2012.yaml`, whose keys it replaces; "{world}" in the path of a recipe is its world.
+A row may name another base `recipe`, or be CLIP without training (`training_free: value`, or another method). A list
+may build on another, `base: voc2012.yaml`, whose keys it replaces; "{world}" in the path of a recipe is its world.
 """
 
 import dataclasses
@@ -39,6 +39,7 @@ from ldvc.experiments.ledger import (
     settings_of,
     settings_of_result,
 )
+from ldvc.model.dense_ldvc import DENSE_METHODS
 from ldvc.places import ROOT
 from ldvc.training.recipe import Recipe, read_recipe
 
@@ -59,7 +60,6 @@ __all__ = [
 EXPECTATIONS = ("higher", "lower", "not higher")
 SOURCES = ("paper", "ours")
 SCORES = (*REPORTED, "fragments", "fall_of_unseen")
-PATCH_FEATURES = ("value", "tokens")
 MIN_SEEDS = 3  # fewer decide nothing
 CONFIDENCE = 0.95
 MARGIN = 0.01  # "not higher" is taken as shown when more than this can be ruled out
@@ -79,7 +79,7 @@ class Row:
         group: Key of its group.
         recipe: Base recipe, relative to the repository's root; `None` is the list's.
         overrides: Keys of the recipe -> values.
-        training_free: "value" or "tokens": score CLIP without training on these patch features.
+        training_free: A method of `DENSE_METHODS`, such as "value": score CLIP without training by it.
         note: A remark for the table.
     """
 
@@ -263,8 +263,8 @@ def _check_rows(experiments: Experiments) -> None:
             raise ListError(f"{where}: stands twice; give each row a name of its own.")
         if row.group not in experiments.groups:
             raise ListError(f"{where}: its group '{row.group}' is none of {', '.join(experiments.groups)}.")
-        if row.training_free not in (None, *PATCH_FEATURES):
-            raise ListError(f"{where}: `training_free` is '{row.training_free}'; use {' or '.join(PATCH_FEATURES)}.")
+        if row.training_free not in (None, *DENSE_METHODS):
+            raise ListError(f"{where}: `training_free` is '{row.training_free}'; use {' or '.join(DENSE_METHODS)}.")
         before.add(row.name)
 
 

@@ -17,8 +17,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ldvc.experiments.ledger import REPORTED, read_results, settings_of
+from ldvc.model.compat_ldvc import REQUIREMENT
 from ldvc.places import ROOT
-from ldvc.scoring.protocol import is_wholly_audited, names_trained_with_masks
+from ldvc.scoring.protocol import WEIGHTS_FIELD, names_trained_with_masks, uncovered_weights
 from ldvc.training.recipe import Recipe, read_recipe
 
 
@@ -33,6 +34,12 @@ SETTINGS = {
     "transductive": "transductive: masks of seen classes train, and the model itself labels what they leave out",
     "fully_supervised": "fully supervised: masks of all classes train",
 }
+NEEDS = (
+    f"Needs `{REQUIREMENT}`; take 5.10 or newer, since before it a stranger's processor can write anywhere when it is "
+    "saved (CVE-2026-9856). A model that is loaded already goes into the zero-shot pipeline with its processor, as "
+    "above: in bf16, quantised or with LoRA too. The stock pipeline logs that the model is not supported, and works: "
+    "it compares the class with a fixed list."
+)
 WIDTH = 119
 
 
@@ -133,7 +140,7 @@ def read_cards(folder: Path = CARDS) -> list[Card]:
 def is_of_checkpoint(run: Mapping[str, Any], recipe: Mapping[str, Any], protocol: Mapping[str, Any]) -> bool:
     """Whether a result was scored with a checkpoint's weights, trained by its recipe."""
     is_same = run["seed"] == recipe["seed"] and settings_of(run["recipe"]) == settings_of(recipe)
-    return is_same and run.get("weights_sha256") == protocol.get("weights_sha256")
+    return is_same and run.get(WEIGHTS_FIELD) == protocol.get(WEIGHTS_FIELD)
 
 
 def make_card(
@@ -204,6 +211,7 @@ def render_card(card: Card, template: Path = CARDS / "template.md") -> str:
     }
     words = {key: _wrap(text.format_map(facts)) for key, text in card.words.items()}
     words["scope"] = _wrap(f"**Intended**: {card.words['intended']} **Out of scope**: {card.words['out_of_scope']}")
+    words["needs"] = _wrap(NEEDS)
     words["limits"] = _wrap(f"{card.words['limits'].format_map(facts)} {card.clip['bias']} {card.data['bias']}")
     exists = card.protocol is not None
     status = (
@@ -293,6 +301,8 @@ image = Image.open("{example}")
 outputs = model(**processor(images=image, class_names={labels}, return_tensors="pt"))
 label_map = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])[0]
 
+segmenter = pipeline("zero-shot-image-segmentation", model=model, processor=processor)
+found = segmenter(image, candidate_labels={labels})  # names, scores and masks, best first
 masks = pipeline("image-segmentation", model=folder{options})(image)  # the {len(card.class_names)} classes below"""
 
 
@@ -329,7 +339,7 @@ def describe_training(card: Card) -> str:
     if card.protocol is not None:
         start = card.protocol.get("start")
         if start and recipe.setting != "transductive":
-            known = "" if is_wholly_audited(card.protocol) else ", of whose own training no whole audit is known"
+            known = "" if start.get("is_audited", True) else ", of whose own training no whole audit is known"
             text += f" It started from the weights of {Path(start['checkpoint']).name}{known}."
         kept = "kept" if card.protocol["keeps_setting"] else "NOT kept"
         text += (
@@ -337,6 +347,8 @@ def describe_training(card: Card) -> str:
             f"{card.protocol['unseen_mask_pixels_in_the_loss']:,} mask pixels of unseen classes in the loss; the "
             f"setting was {kept}."
         )
+        if missing := uncovered_weights(card.protocol):
+            text += f" The audit is of an older version and does not cover {' and '.join(missing)}."
     if card.result:
         text += (
             f" {card.result['trainable_parameters'] / 1e6:.2f} M parameters trained in "

@@ -13,12 +13,20 @@ from huggingface_hub import HfApi
 
 from ldvc.experiments.cards import check_card, make_card, read_words, render_card
 from ldvc.experiments.ledger import differences, load_result, settings_of
+from ldvc.model.compat_ldvc import code_digest
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 from ldvc.places import ROOT
-from ldvc.scoring.protocol import PROTOCOL_FILE, protocol_mismatches, read_protocol, trained_weights_fingerprint
+from ldvc.scoring.protocol import (
+    PROTOCOL_FILE,
+    WEIGHTS_FIELD,
+    checkpoint_fingerprints,
+    protocol_mismatches,
+    read_protocol,
+)
 from ldvc.training.recipe import Recipe, read_recipe
 
 
+NO_DIGESTS = "CODE_DIGESTS: dict[str, str] = {}\n"  # as it stands in the configuration's code
 SUMS, FILES, RECIPE_FILE = "SHA256SUMS", "files.json", "recipe.yaml"
 
 
@@ -58,7 +66,7 @@ def read_checkpoint(folder: Path, results: Path | None) -> tuple[Recipe, dict[st
     if changed:
         raise PublishError(f"{results} is of another run than {folder / RECIPE_FILE}: {'; '.join(changed)}.")
     protocol = read_protocol(str(folder))
-    if "weights_sha256" in result and result["weights_sha256"] != protocol.get("weights_sha256"):
+    if WEIGHTS_FIELD in result and result[WEIGHTS_FIELD] != protocol.get(WEIGHTS_FIELD):
         raise PublishError(f"{results} is of other weights than {folder / PROTOCOL_FILE}; give those of the same run.")
     return recipe, protocol, result
 
@@ -69,8 +77,8 @@ def check_audit(protocol: Mapping[str, Any], recipe: Recipe, model: LDVCForSeman
     Raises:
         PublishError: Names every mismatch.
     """
-    seen_classes, weights = model.config.seen_classes, trained_weights_fingerprint(model)
-    findings = protocol_mismatches(protocol, recipe.setting, recipe.get_vocabulary(), seen_classes, weights)
+    seen_classes, fingerprints = model.config.seen_classes, checkpoint_fingerprints(model)
+    findings = protocol_mismatches(protocol, recipe.setting, recipe.get_vocabulary(), seen_classes, fingerprints)
     if findings:
         raise PublishError(f"the checkpoint's {PROTOCOL_FILE} does not fit it: {'; '.join(findings)}; train again.")
 
@@ -119,6 +127,7 @@ def build_folder(checkpoint: Path, output: Path, results: Path | None = None, ov
         model.config.clip_name_or_path = _public(model.config.clip_name_or_path)
         model.save_pretrained(part)
         processor.save_pretrained(part)
+        write_code_digests(part)
         write_papers(part, output.name, recipe, protocol, result, model.config.vision_config.patch_size)
         write_sums(part)
         if output.exists():
@@ -127,6 +136,24 @@ def build_folder(checkpoint: Path, output: Path, results: Path | None = None, ov
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return output
+
+
+def write_code_digests(folder: Path) -> None:
+    """Put a digest of every other code file into the configuration's.
+
+    Raises:
+        PublishError: If the configuration's code has no place for them.
+    """
+    configuration = folder / "configuration_ldvc.py"
+    digests = {path.name: code_digest(path) for path in sorted(folder.glob("*.py")) if path != configuration}
+    before, place, after = configuration.read_text(encoding="utf-8").partition(NO_DIGESTS)
+    if not place:
+        raise PublishError(
+            f"{configuration.name} has no line {NO_DIGESTS.strip()!r}; publish with the LDVC as it was."
+        )
+    lines = "".join(f'    "{name}": "{digest}",\n' for name, digest in digests.items())
+    filled = NO_DIGESTS.replace("{}", f"{{\n{lines}}}")
+    configuration.write_text(before + filled + after, encoding="utf-8")
 
 
 def write_papers(

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from benchmarks import plot, tables
 from ldvc.data.vocabularies import SETTINGS
 from ldvc.experiments.ablations import Collected, Experiments, Finding, Row, collect, read_list, weigh_claims
@@ -26,7 +28,8 @@ FIGURE = ROOT / "assets" / "decoder_swap.png"
 SPEED_FIGURE = ROOT / "assets" / "speed.png"
 CARDS = ROOT / "model_cards"
 DOCUMENTS = (
-    *("README.md", "picturebook/README.md", "docs/experiments.md", "docs/speed.md"),
+    *("README.md", "picturebook/README.md", "docs/experiments.md", "docs/speed.md", "docs/segmenters.md"),
+    "docs/training_free.md",
     "model_cards/ldvc-picturebook.md",
 )
 MARKER = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -120,6 +123,57 @@ def picturebook_clip() -> str:
     figures = {name: value for name, value in record["scores"].items() if isinstance(value, float)}
     rows = [f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in figures.items()]
     return "\n".join(["| figure | value |", "|---|---|", *rows])
+
+
+# ---- CLIP without training
+
+
+def picturebook_training_free() -> str:
+    """Every training-free method on Picturebook, without smoothing and with, from one command's record."""
+    path = ROOT / "results" / "picturebook_training_free.json"
+    if not path.is_file():
+        return "Not run yet: `python -m picturebook.training_free`."
+    record = json.loads(path.read_text())
+    heads = ("method", "chosen on the tuning split", "hIoU, tuning", "pAcc", "mIoU(S)", "mIoU(U)", "hIoU", "fragments")
+    smoothed = [f"hIoU, fragments: {name}" for name in ("PAMR", "propagation")]
+    lines = [f"| {' | '.join([*heads, *smoothed])} |", "|" + "---|" * (len(heads) + len(smoothed))]
+    for row in record["rows"].values():
+        plain = row["smoothing"]["none"]["scores"]
+        fragments = {
+            name: found["scores"]["fragmentation"]["components_per_class_and_image"]
+            for name, found in row["smoothing"].items()
+        }
+        chosen = {k: v for k, v in row["settings"].items() if len(row["tried"]) > 1}
+        cells = [row["title"], describe_choice(chosen), f"{100 * row['tuning_hiou']:.1f}"]
+        cells += [f"{100 * plain[key]:.1f}" for key in REPORTED] + [f"{fragments['none']:.2f}"]
+        for name in ("pamr", "propagation"):
+            cells.append(f"{100 * row['smoothing'][name]['scores']['hiou']:.1f}, {fragments[name]:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    reference = plain["fragmentation"]["reference_components_per_class_and_image"]
+    note = (
+        f"Percent; {record['num_images']} pages of the test split, settings chosen by hIoU on "
+        f"{record['num_tuning_images']} pages of the tuning split ({record['num_smoothing_images']} for smoothing), "
+        f"template {record['prompt_templates'][0]!r}, whole pages. Fragments: connected components per predicted "
+        f"class and image (labels: {reference:.2f}). Code: {record['commit'][:7] + record['commit'][40:]}."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def describe_choice(settings: Mapping[str, Any]) -> str:
+    """Settings as one would type them."""
+    return f"`{', '.join(f'{name}={value!r}' for name, value in settings.items())}`" if settings else "-"
+
+
+def published_training_free() -> str:
+    """What others published for CLIP without training."""
+    published = yaml.safe_load((ROOT / "results" / "published_training_free.yaml").read_text())
+    heads = ["method", *published["benchmarks"], "source"]
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * len(published["benchmarks"]) + "---|"]
+    for row in published["rows"]:
+        cells = ["-" if value is None else f"{value:.1f}" for value in row["miou"]]
+        lines.append(f"| {row['row']} | {' | '.join(cells)} | {row['source']} |")
+    sources = "; ".join(f"{letter}: {words}" for letter, words in published["sources"].items())
+    return "\n".join([*lines, "", f"mIoU in percent, ViT-B/16 of OpenAI. {sources}."])
 
 
 # ---- experiments
@@ -347,6 +401,27 @@ def clipseg() -> str:
     return "\n".join([*lines, "", note])
 
 
+def segmenters() -> str:
+    """Seconds and memory per picture of every kind of segmenter by label count."""
+    path = ROOT / "results" / "benchmarks" / "segmenters.json"
+    if not path.is_file():
+        return "Not run yet: `python -m benchmarks segmenters`."
+    result = json.loads(path.read_text())
+    heads = {"training_free": "CLIP without training", "clipseg": "CLIPSeg", "ldvc": "LDVC"}
+    heads["library"] = "the library's CLIPSeg"
+    lines = [f"| labels | {' | '.join(heads.values())} |", "|---:|" + "---:|" * len(heads)]
+    for row in result["rows"]:
+        cells = (f"{row['seconds'][name]['median']:.2f} s, {row['peak_bytes'][name] / 1e6:,.0f} MB" for name in heads)
+        lines.append(f"| {row['labels']} | {' | '.join(cells)} |")
+    machine = result["machine"]
+    note = (
+        f"One picture of {result['image_size']} x {result['image_size']} pixels, ViT-B/16, random weights of the "
+        f"published sizes, class embeddings kept, {result['dtype']}, {machine['threads']} CPU thread(s), PyTorch "
+        f"{machine['torch']}; medians, the models take turns; peak memory beside the weights."
+    )
+    return "\n".join([*lines, "", note])
+
+
 def speed_scaling() -> str:
     """The scaling laws, with their plot once it is drawn."""
     is_drawn = SPEED_FIGURE.is_file()
@@ -356,11 +431,14 @@ def speed_scaling() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "picturebook_scores": picturebook_scores,
     "picturebook_clip": picturebook_clip,
+    "picturebook_training_free": picturebook_training_free,
+    "published_training_free": published_training_free,
     "picturebook_ablations": picturebook_ablations,
     "picturebook_ablations_short": picturebook_ablations_short,
     "picturebook_findings": picturebook_findings,
     "decoder_swap": decoder_swap,
     "clipseg": clipseg,
+    "segmenters": segmenters,
     "speed": tables.goals,
     "speed_machines": tables.machines,
     "speed_details": tables.details,

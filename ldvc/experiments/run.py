@@ -262,8 +262,8 @@ def score_floor(job: Job) -> dict[str, Any]:
     from ldvc.model.inference_ldvc import InferenceSettings
     from ldvc.model.processing_ldvc import LDVCProcessor
     from ldvc.processes import process_state
-    from ldvc.scoring.baseline import TrainingFreeCLIP
     from ldvc.scoring.evaluate import evaluate_model
+    from ldvc.segmenters.training_free import TrainingFreeCLIP
     from ldvc.training.run import class_groups, load_data
 
     started, recipe = time.perf_counter(), job.recipe
@@ -273,7 +273,7 @@ def score_floor(job: Job) -> dict[str, Any]:
             recipe.clip, image_stats=recipe.image_stats, size=recipe.crop_size
         )
         dataset = load_data(recipe, recipe.eval_split, recipe.num_eval_images, streaming=False)
-    baseline = TrainingFreeCLIP(clip, patch_features=job.row.training_free).to(process_state().device)
+    baseline = TrainingFreeCLIP(clip, job.row.training_free, softmax_scale=None).to(process_state().device)
     result = evaluate_model(
         baseline,
         processor,
@@ -290,7 +290,7 @@ def score_floor(job: Job) -> dict[str, Any]:
         "protocol": protocol,
         "trainable_parameters": 0,
         "seconds": round(time.perf_counter() - started, 1),
-        **provenance(baseline.encoder.config, dataset, recipe.seed),
+        **provenance(baseline.config, dataset, recipe.seed),
     }
 
 
@@ -306,7 +306,7 @@ def score_again(job: Job) -> dict[str, Any]:
 
     from ldvc.data.provenance import trace_to
     from ldvc.scoring.evaluate import load_checkpoint
-    from ldvc.scoring.protocol import trained_weights_fingerprint
+    from ldvc.scoring.protocol import WEIGHTS_FIELD, checkpoint_fingerprints
     from ldvc.scoring.signatures import describe_signatures, find_signatures
     from ldvc.training.run import Run, draw_pictures, load_data, score_controls
 
@@ -314,9 +314,9 @@ def score_again(job: Job) -> dict[str, Any]:
     with contextlib.chdir(ROOT):  # paths in recipes are the repository's
         model, processor = load_checkpoint(str(job.folder))
         data = load_data(recipe, recipe.eval_split, recipe.num_eval_images, streaming=False)
-    weights = trained_weights_fingerprint(model)
-    if weights != before["weights_sha256"]:
-        raise ListError(f"{job.folder} holds the weights {weights}, the result is of {before['weights_sha256']}.")
+    weights = checkpoint_fingerprints(model)[WEIGHTS_FIELD]
+    if weights != before[WEIGHTS_FIELD]:
+        raise ListError(f"{job.folder} holds the weights {weights}, the result is of {before[WEIGHTS_FIELD]}.")
     accelerator = Accelerator()
     model = model.to(accelerator.device)
     run = Run(recipe, accelerator, job.folder, recipe.get_vocabulary(), model, processor, None, None, data)

@@ -58,9 +58,9 @@ class Picture:
         """The file below the folder that was searched, as tools look for it; of a file named itself, its name."""
         return PurePath(*self.path.parts[-len(self.name.parts) :]).as_posix()
 
-    def read(self, max_pixels: int) -> Image.Image:
+    def read(self, max_pixels: int, value_range: Sequence[float] | None = None) -> Image.Image:
         """Decode it, under a `pixel_limit`; see `decode_picture`."""
-        return decode_picture(self.path, max_pixels)
+        return decode_picture(self.path, max_pixels, value_range)
 
 
 @dataclass
@@ -191,6 +191,24 @@ def drop_suffixes(pictures: Iterable[Picture]) -> list[Picture]:
                 names[index] = pictures[index].name
 
 
+def parse_value_range(text: str | None) -> tuple[float, float] | None:
+    """Read "0,4095": the values of pictures that are black and white.
+
+    Raises:
+        ValueError: If it is no such pair.
+    """
+    if text is None:
+        return None
+    from ldvc.model.pixels_ldvc import check_value_range
+
+    try:
+        return check_value_range([float(part) for part in text.split(",")])
+    except ValueError as error:
+        raise ValueError(
+            f"--value-range {text!r} is no pair of numbers, the first below the second: 0,4095."
+        ) from error
+
+
 @contextmanager
 def pixel_limit(max_pixels: int | None) -> Iterator[None]:
     """Let Pillow open pictures of up to `max_pixels` pixels (`None`: of any size), without warnings on the way.
@@ -224,21 +242,24 @@ def open_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return decode_picture(path, max_pixels)
 
 
-def decode_picture(source: Path | IO[bytes], max_pixels: int) -> Image.Image:
+def decode_picture(
+    source: Path | IO[bytes], max_pixels: int, value_range: Sequence[float] | None = None
+) -> Image.Image:
     """Decode a picture under a `pixel_limit` that is set already; otherwise as `open_picture`.
 
     Args:
         source: File, or its open content.
         max_pixels: That of the limit, for the message.
+        value_range: The values that are black and white, where it has no 8 bits.
 
     Raises:
-        ValueError: If it is no picture, is damaged or over the limit.
+        ValueError: If it is no picture, is damaged or over the limit, or nothing says what its values mean.
     """
     from ldvc.model.image_processing_ldvc import to_rgb
 
     try:
         with Image.open(source) as image:
-            return to_rgb(image)
+            return to_rgb(image, value_range)
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"more than {max_pixels:,} pixels, perhaps a decompression bomb; raise --max-pixels if you trust the file."

@@ -5,10 +5,9 @@ Needs rasterio (GDAL), the extra `geo`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,20 +50,6 @@ def parse_bands(text: str | None) -> tuple[int, ...]:
     if len(bands) not in (1, 3) or min(bands) < 1:
         raise ValueError(f"--bands is {text!r}; give one band or three, counted from 1, such as 4,3,2.")
     return bands
-
-
-def parse_range(text: str | None) -> tuple[float, float] | None:
-    """Read "0,3000".
-
-    Raises:
-        ValueError: If it is not two numbers, the lower first.
-    """
-    if text is None:
-        return None
-    numbers = [float(part) for part in text.split(",") if re.fullmatch(r"\s*-?\d+(\.\d+)?(e-?\d+)?\s*", part)]
-    if len(numbers) != 2 or text.count(",") != 1 or not numbers[0] < numbers[1]:
-        raise ValueError(f"--value-range is {text!r}; give the values of black and white, such as 0,3000.")
-    return numbers[0], numbers[1]
 
 
 @contextmanager
@@ -127,12 +112,12 @@ class RasterReader:
 
     def read(self, rows: slice, columns: slice) -> np.ndarray:
         """Read a window as (rows, columns, 3) uint8."""
+        from ldvc.model.pixels_ldvc import to_8_bits
+
         window = ((rows.start, rows.stop), (columns.start, columns.stop))
         pixels = self.dataset.read(self.bands, window=window)
         if self.value_range is not None:
-            low, high = self.value_range
-            scaled = (pixels.astype(np.float32) - low) * (255 / (high - low))
-            pixels = np.nan_to_num(scaled, nan=0).clip(0, 255).round().astype(np.uint8)
+            pixels = to_8_bits(np.nan_to_num(pixels, nan=self.value_range[0]), self.value_range)  # no data is black
         if self.palette is not None:
             return self.palette[pixels[0]]
         return np.moveaxis(pixels if len(pixels) == 3 else np.repeat(pixels, 3, axis=0), 0, -1)
@@ -163,13 +148,18 @@ class RasterPicture(Picture):
         with opened(self.path) as dataset:
             yield RasterReader(dataset, self.settings)
 
-    def read(self, max_pixels: int) -> Image.Image:
+    def read(self, max_pixels: int, value_range: Sequence[float] | None = None) -> Image.Image:
         """Read it whole.
+
+        Args:
+            max_pixels: More are refused.
+            value_range: In place of the settings'.
 
         Raises:
             ValueError: If it cannot be read, or has more pixels than allowed.
         """
-        with self.opened() as reader:
+        settings = self.settings if value_range is None else replace(self.settings, value_range=value_range)
+        with replace(self, settings=settings).opened() as reader:
             height, width = reader.size
             if height * width > max_pixels:
                 raise ValueError(

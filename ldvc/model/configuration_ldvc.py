@@ -6,13 +6,22 @@ Source: LDVC (arXiv 2403.08426). The paper's own hyper-parameters are not public
 """
 
 import copy
+from pathlib import Path
 from typing import Any
 
+from .compat_ldvc import LDVC_VERSION, TwoTowerConfig, check_code, check_saved_version
+
+
+# isort: split
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.clip.configuration_clip import CLIPTextConfig, CLIPVisionConfig
 
+
+# File name -> SHA-256 of the other code files of a published folder; `ldvc publish` fills it in. Transformers keeps a
+# configuration class per text of this file, and a model class with it: without a digest of the rest, of two folders of
+# one name and the same configuration the second would run the code of the first.
+CODE_DIGESTS: dict[str, str] = {}
 
 AUTO_MAP = {
     "AutoConfig": "configuration_ldvc.LDVCConfig",
@@ -57,7 +66,7 @@ FRACTIONS = ("vision_prompt_dropout", "decoder_dropout", "focal_alpha", "seen_sc
 
 
 @strict
-class LDVCConfig(PreTrainedConfig):
+class LDVCConfig(TwoTowerConfig):
     r"""Configuration of [`LDVCForSemanticSegmentation`].
 
     Args:
@@ -114,7 +123,12 @@ class LDVCConfig(PreTrainedConfig):
         seen_score_offset (`float`, *optional*, defaults to 0.0): Subtracted from the probability of seen classes at
             inference; inductive tables are given for 0 and 0.1.
         class_token_ids (`list[list[int]]`, *optional*): Token ids of the default vocabulary's prompts; written by
-            `set_vocabulary`, with the names in `id2label`.
+            `set_vocabulary`, with the names in `vocabulary_names`.
+        vocabulary_names (`list[str]`, *optional*): Names of the default vocabulary, in the order of the class axis.
+            They say which classes are meant; `id2label` says what they are called by others, such as the library's
+            own pipelines: another language does no harm, but another order is refused. Written by `set_vocabulary`;
+            a checkpoint without them has those of its `id2label`.
+        vocabulary_templates (`list[str]`, *optional*): Templates that these names were put into.
         prompt_class_ids (`list[int]`, *optional*): Class of each row of `class_token_ids`, where a class has several
             prompts (synonyms, templates); `None` is one prompt per class.
         other_label (`str`, *optional*): Name of what is no class, for pixels below the `threshold` of post-processing;
@@ -138,7 +152,6 @@ class LDVCConfig(PreTrainedConfig):
     model_type = "ldvc"
     # What `Trainer` leaves aside when it collects predictions: they are the logits.
     keys_to_ignore_at_inference = ["class_embeds", "class_score_offsets", "focal_loss", "dice_loss"]  # noqa: RUF012
-    sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}  # noqa: RUF012
 
     text_config: dict | CLIPTextConfig | None = None
     vision_config: dict | CLIPVisionConfig | None = None
@@ -185,6 +198,8 @@ class LDVCConfig(PreTrainedConfig):
     seen_classes: list[str] | None = None
     seen_score_offset: float | int = 0.0
     class_token_ids: list[list[int]] | None = None
+    vocabulary_names: list[str] | None = None
+    vocabulary_templates: list[str] | None = None
     prompt_class_ids: list[int] | None = None
     other_label: str | None = None
     baked_vocabulary: bool = False
@@ -201,10 +216,28 @@ class LDVCConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.id2label is not None and self.label2id is None:
             self.label2id = {name: index for index, name in self.id2label.items()}
+        self.adopt_names()
+
+    def adopt_names(self) -> None:
+        """Take a vocabulary's own names from `id2label`, where a checkpoint of before December 2026 has them alone."""
+        if self.vocabulary_names is None and self.class_token_ids and self.id2label:
+            names = [self.id2label.get(index) for index in range(self.num_default_classes)]
+            self.vocabulary_names = None if None in names else names
 
     def to_dict(self) -> dict:
-        """As the library's, with the custom pipeline."""
-        return {**super().to_dict(), "custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES)}
+        """As the library's, with the custom pipeline and who saved it."""
+        own = {"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES), "ldvc_version": LDVC_VERSION}
+        return {**super().to_dict(), **own}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As the library's, for folders of every LDVC that this code understands, whoever wrote them.
+
+        Raises:
+            ValueError: If another version saved it; names both and the remedy.
+        """
+        check_saved_version(config_dict.get("ldvc_version"))
+        return super().from_dict(without_attention(config_dict), **kwargs)
 
     @property
     def num_default_classes(self) -> int:
@@ -214,7 +247,7 @@ class LDVCConfig(PreTrainedConfig):
     @property
     def default_class_names(self) -> list[str]:
         """Names of the default vocabulary, in the order of the class axis."""
-        return [self.id2label[index] for index in range(self.num_default_classes)]
+        return list(self.vocabulary_names or [])
 
     def validate_architecture(self) -> None:
         """Check values and their combinations; called by `@strict` at construction and on saving.
@@ -297,10 +330,45 @@ class LDVCConfig(PreTrainedConfig):
                 f"`other_label` is {self.other_label!r}, but `id2label` names the id {num_classes} "
                 f"{id2label.get(num_classes)!r}; change both together with `set_vocabulary`."
             )
+        self.check_names()
+
+    def check_names(self) -> None:
+        """Check that `id2label` calls no class of the default vocabulary by the name of another.
+
+        Raises:
+            ValueError: If it does, or there is not one name per class.
+        """
+        names, id2label = self.vocabulary_names, self.id2label or {}
+        num_classes = self.num_default_classes
+        if names is not None and len(names) != num_classes:
+            raise ValueError(
+                f"`vocabulary_names` has {len(names)} names for the {num_classes} classes of `class_token_ids`; write "
+                "both with `set_vocabulary`."
+            )
+        called = [id2label.get(index) for index in range(num_classes)]
+        if names is None or called == names:
+            return
+        ids = {name: index for index, name in enumerate(names)}
+        for index, name in enumerate(called):
+            if ids.get(name, index) != index:
+                raise ValueError(
+                    f"`id2label` calls the class {index} {name!r}, but in the default vocabulary that is class "
+                    f"{ids[name]}, and class {index} is {names[index]!r}; other words for them are fine, another "
+                    "order is not: use `set_vocabulary`."
+                )
+
+
+def without_attention(config_dict: dict[str, Any]) -> dict[str, Any]:
+    """Leave out attention implementations: a file may name a repository there, whose code the library would run."""
+    kept = {name: value for name, value in config_dict.items() if "attn_implementation" not in name}
+    towers = {name: kept[name] for name in ("text_config", "vision_config") if isinstance(kept.get(name), dict)}
+    return kept | {name: without_attention(tower) for name, tower in towers.items()}
 
 
 LDVCConfig.register_for_auto_class()
-if not __name__.startswith("transformers_modules."):  # remote code is found through `auto_map`
+if __name__.startswith("transformers_modules."):  # remote code is found through `auto_map`
+    check_code(Path(__file__).parent, CODE_DIGESTS)
+else:
     AutoConfig.register(LDVCConfig.model_type, LDVCConfig, exist_ok=True)
 
 __all__ = ["LDVCConfig"]

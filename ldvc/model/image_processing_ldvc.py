@@ -1,36 +1,52 @@
 # Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
 """Images and label maps to tensors, logits to label maps, without torchvision; all that the stock pipeline loads."""
 
-import base64
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.request import urlopen
 
+from .compat_ldvc import ImageBackend, SemanticSegmentationPostProcessorOutput
+
+
+# isort: split
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
     ChannelDimension,
     PILImageResampling,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real one: see compat_ldvc
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
 from .configuration_ldvc import LDVCConfig
+from .options_ldvc import SAVED_BESIDE, check_options, check_supported, loading_options
+from .pixels_ldvc import (
+    ValueRange,
+    array_to_rgb,
+    channels_last,
+    check_fractions,
+    load_pixels,
+    nearest_indices,  # noqa: F401
+    read_source,
+    resize_nearest,
+    to_8_bits,
+    to_array,
+    to_rgb,
+    with_channel_axis,
+)
 
 
 # Post-processing works on this many scores at a time, whatever the size of the picture.
 SCORES_PER_BLOCK = 2**22
+SORTED_FROM = 8  # best classes per pixel, from which on one sort of all takes less time than a maximum for each
 
 
 class LDVCImageProcessorKwargs(ImagesKwargs, total=False):
@@ -38,97 +54,18 @@ class LDVCImageProcessorKwargs(ImagesKwargs, total=False):
 
     reduce_labels (`bool`, *optional*, defaults to `False`):
         Label maps count from 1 with 0 for background: 0 becomes `ignore_index`, every other id one less.
+    do_reduce_labels (`bool`, *optional*):
+        The library's name for `reduce_labels`.
     ignore_index (`int`, *optional*, defaults to 255):
         The label of unlabelled pixels.
+    value_range (pair of `float`, *optional*):
+        The values that are black and white, where images are no 8 bits; what lies beyond is cut off.
     """
 
     reduce_labels: bool
+    do_reduce_labels: bool | None
     ignore_index: int
-
-
-def load_pixels(image: Image.Image) -> Image.Image:
-    """Read the pixels of a picture now, so that a damaged file is known by its name.
-
-    Raises:
-        ValueError: If the file behind the picture cannot be read.
-    """
-    try:
-        image.load()
-    except Exception as error:  # decoders raise nearly anything at damaged files
-        name = getattr(image, "filename", "") or "the image"
-        raise ValueError(f"{name} cannot be decoded ({error}); it is truncated or damaged, copy it again.") from error
-    return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Bring a picture of any mode to upright 8-bit RGB.
-
-    Args:
-        image: Any PIL image: L, LA, P, RGBA, CMYK, 16-bit, float, ...
-
-    Returns:
-        A picture in mode RGB, EXIF orientation applied, transparency on white; modes of more than 8 bits are scaled by
-        the range of their format (16-bit: 65,535), not by their content.
-
-    Raises:
-        ValueError: If the file behind the picture cannot be read.
-    """
-    image = ImageOps.exif_transpose(load_pixels(image))
-    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        peak = 65535 if image.mode != "F" else (255 if values.max(initial=0) > 1 else 1)
-        image = Image.fromarray((np.clip(values / peak, 0, 1) * 255).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")  # `exif_transpose` has made a copy
-
-
-def to_8_bits_with_alpha(array: np.ndarray, input_data_format: str | ChannelDimension | None = None) -> np.ndarray:
-    """Bring the arrays that the library misreads to a form that it knows.
-
-    Args:
-        array: Any image array; 16-bit values are scaled as in `to_rgb`, and two channels, as in mode LA, become four.
-        input_data_format: Where the channels are, if known.
-    """
-    if array.dtype == np.uint16:
-        array = (array * (255 / 65535)).round().astype(np.uint8)
-    ends = (array.shape[0], array.shape[-1]) if array.ndim == 3 else ()
-    if 2 in ends and not {1, 3, 4}.intersection(ends):
-        is_first = input_data_format == ChannelDimension.FIRST or ends[-1] != 2
-        array = array.take([0, 0, 0, 1], axis=0 if is_first else -1)
-    return array
-
-
-def check_range(array: np.ndarray, index: int) -> None:
-    """Check that an image that will be divided by 255 was not divided before.
-
-    Raises:
-        ValueError: If it holds floats from 0 to 1.
-    """
-    if array.dtype.kind == "f" and array.any() and array.max() <= 1:
-        raise ValueError(
-            f"image {index} holds floats from {array.min():.3g} to {array.max():.3g}, which `do_rescale` would divide "
-            "by 255 once more; pass do_rescale=False, or values from 0 to 255."
-        )
-
-
-def resize_nearest(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a label map by picking nearest pixels, equal to PIL's NEAREST, for ids of any size.
-
-    Args:
-        label_map: (height, width) integers.
-        size: (height, width) of the result.
-    """
-    rows, columns = (nearest_indices(source, target) for source, target in zip(label_map.shape, size, strict=True))
-    return label_map[rows[:, None], columns]
-
-
-def nearest_indices(source: int, target: int) -> np.ndarray:
-    """Pixels of a side of `source` pixels that PIL's NEAREST picks for `target` pixels: (target,) int64."""
-    step = np.full(target, source / target)
-    # PIL adds up steps from half a step on; only the same running sum rounds ties as PIL does.
-    return np.cumsum(np.concatenate([step[:1] / 2, step[1:]])).astype(np.int64)
+    value_range: tuple | list | None
 
 
 class BilinearTaps(NamedTuple):
@@ -204,6 +141,33 @@ def upsampled_rows(scores: Tensor, size: tuple[int, int]) -> Iterator[tuple[slic
         yield rows, upsampled_part(scores, size, rows, slice(0, width))
 
 
+def best_scores(block: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The highest scores of every pixel and their classes, best first; of equal scores the lower id comes first.
+
+    `topk` leaves open which of equals it takes, so that the best class would depend on how many are asked for.
+
+    Args:
+        block: (num_classes, rows, columns) floats.
+        count: 1 to num_classes.
+
+    Returns:
+        Two tensors, (count, rows, columns): scores, and int64 ids.
+    """
+    if count > SORTED_FROM:
+        scores, ids = block.sort(dim=0, descending=True, stable=True)
+        return scores[:count], ids[:count]
+    # With classes as neighbours in memory, a maximum over many of them takes a quarter of the time.
+    rest, found = block.flatten(1).T.contiguous(), []
+    if count > 1:
+        rest = rest.clamp(min=torch.finfo(rest.dtype).min)  # what was taken is lower still
+    for rank in range(count):
+        found.append(rest.max(dim=1))  # the first of equals
+        if rank < count - 1:
+            rest.scatter_(1, found[-1].indices[:, None], -torch.inf)
+    scores, ids = (torch.stack(tensors) for tensors in zip(*found, strict=True))
+    return scores.view(count, *block.shape[1:]), ids.view(count, *block.shape[1:])
+
+
 class PixelClasses:
     """Label map, best classes and scores of one picture, filled block by block from the scores of its classes.
 
@@ -216,6 +180,8 @@ class PixelClasses:
         top_k: Keep so many best classes of every pixel, whatever the threshold; more than there are means all.
         keep_scores: Keep the scores of all classes, which takes `num_classes` floats per pixel.
         device: Where the results are kept.
+        class_ids: (num_channels,) where a block holds more channels than classes: the class of each, whose score is
+            that of its best channel, or -1 for what competes and comes back as `other_label`.
 
     Attributes:
         label_map: (height, width) int64.
@@ -237,6 +203,7 @@ class PixelClasses:
         top_k: int | None = None,
         keep_scores: bool = False,
         device: torch.device | str = "cpu",
+        class_ids: Tensor | None = None,
     ):
         if not isinstance(other_label, (int, np.integer, type(None))):
             raise TypeError(
@@ -247,6 +214,7 @@ class PixelClasses:
             raise ValueError(f"`top_k` is {top_k!r}; it is how many classes to keep per pixel, 1 or more.")
         self.threshold = None if threshold is None else check_threshold(threshold, num_classes).to(device)
         self.other_label = num_classes if other_label is None else other_label
+        self.num_classes, self.class_ids = num_classes, class_ids
         top = None if top_k is None else min(top_k, num_classes)
         self.label_map = torch.empty(size, dtype=torch.int64, device=device)
         self.top_ids = None if top is None else torch.empty(top, *size, dtype=torch.int64, device=device)
@@ -265,15 +233,15 @@ class PixelClasses:
         Args:
             rows: Where it lies.
             columns: Where it lies.
-            block: (num_classes, rows, columns); the highest wins.
+            block: (num_classes, rows, columns), with `class_ids` (num_channels, rows, columns); the highest wins.
             to_probabilities: Element by element and rising; `None` where the block holds probabilities. Logits are
                 compared as they are, since they do not saturate.
         """
-        if self.top_ids is None or len(self.top_ids) == 1:
-            # With classes as neighbours in memory, a maximum over many of them takes a quarter of the time.
-            best, labels = (found.view(1, *block.shape[1:]) for found in block.flatten(1).T.contiguous().max(dim=1))
-        else:
-            best, labels = block.topk(len(self.top_ids), dim=0)
+        rival = None
+        if self.class_ids is not None:
+            block, rival = best_channels(block, self.class_ids.to(block.device), self.num_classes)
+        best, labels = best_scores(block, 1 if self.top_ids is None else len(self.top_ids))
+        is_other = None if rival is None else (rival > best[0]).to(self.label_map.device)
         if to_probabilities is not None and not (self.threshold is None and self.top_ids is None):
             best = to_probabilities(best)
         best, labels = best.to(self.label_map.device), labels.to(self.label_map.device)
@@ -284,6 +252,8 @@ class PixelClasses:
             threshold = self.threshold if self.threshold.dim() == 0 else self.threshold[label_map]
             # less an offset, scores may be negative; 0 is no threshold all the same
             label_map = label_map.masked_fill((best[0] < threshold) & (threshold > 0), self.other_label)
+        if is_other is not None:
+            label_map = label_map.masked_fill(is_other, self.other_label)
         self.label_map[rows, columns] = label_map
         if self.scores is not None:
             block = block if to_probabilities is None else to_probabilities(block)
@@ -311,6 +281,23 @@ class PixelClasses:
         return SemanticSegmentationPostProcessorOutput(data={"segmentation": self.label_map, **data})
 
 
+def best_channels(block: Tensor, class_ids: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Score of each class, that of its best channel, and of what is no class.
+
+    Args:
+        block: (num_channels, rows, columns).
+        class_ids: (num_channels,) from 0, or -1.
+        num_classes: Classes.
+
+    Returns:
+        (num_classes, rows, columns), and (rows, columns) of the best channel with -1, minus infinity without one.
+    """
+    best = block.new_full((num_classes + 1, *block.shape[1:]), -torch.inf)
+    places = class_ids.remainder(num_classes + 1)[:, None, None].expand_as(block)  # -1 goes to the last
+    best.scatter_reduce_(0, places, block, "amax")
+    return best[:-1], best[-1]
+
+
 def check_threshold(threshold: float | Sequence[float] | Tensor, num_classes: int) -> Tensor:
     """Check a probability, or one per class, and return it as a float32 scalar or (num_classes,).
 
@@ -335,17 +322,26 @@ def check_threshold(threshold: float | Sequence[float] | Tensor, num_classes: in
     return values
 
 
-def read_source(source: str, timeout: float | None = None) -> bytes:
-    """Bytes behind a URL, a data URL or base64 text; the library's `load_image` would drop mode and transparency.
+def read_outputs(outputs: Any) -> tuple[Tensor, Tensor | None]:
+    """The (batch_size, num_classes, height, width) logits of a model's output, and what it takes from probabilities.
 
-    Args:
-        source: Where.
-        timeout: Seconds to wait for a server.
+    Raises:
+        TypeError: If it is no output.
+        ValueError: If its logits have another shape.
     """
-    if source.startswith(("http://", "https://")):
-        with urlopen(source, timeout=timeout) as answer:
-            return answer.read()
-    return base64.decodebytes((source.partition(",")[2] if source.startswith("data:") else source).encode())
+    if not isinstance(outputs, Mapping):
+        raise TypeError(
+            f"`outputs` is a {type(outputs).__name__}; pass the model's whole output, which also says what "
+            "`seen_score_offset` takes from probabilities (not .logits, and no tuple of return_dict=False), or "
+            '{"logits": logits}.'
+        )
+    logits = outputs.get("logits")
+    if not isinstance(logits, Tensor) or logits.dim() != 4:
+        shape = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"type {type(logits).__name__}"
+        raise ValueError(
+            f"the `logits` of `outputs` have {shape}; they are a tensor (batch_size, num_classes, height, width)."
+        )
+    return logits, outputs.get("class_score_offsets")
 
 
 def best_classes(scores: Tensor, size: tuple[int, int]) -> Tensor:
@@ -364,7 +360,64 @@ def best_classes(scores: Tensor, size: tuple[int, int]) -> Tensor:
     return pixels.label_map
 
 
-class LDVCImageProcessor(PilBackend):
+class LDVCPostProcessing:
+    """Logits back to label maps, for the image processor and the processor alike."""
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
+        threshold: float | Sequence[float] | Tensor | None = None,
+        other_label: int | None = None,
+        return_segmentation_scores: bool = False,
+        top_k: int | None = None,
+        class_ids: Tensor | None = None,
+    ) -> list:
+        """Turn the model's output into label maps.
+
+        No (num_classes, height, width) float tensor is made at target size, unless scores are asked for.
+
+        Args:
+            outputs: Output of [`LDVCForSemanticSegmentation`].
+            target_sizes: (height, width) per image, or a (batch_size, 2) tensor; `None` keeps the token grid.
+            threshold: A probability, 0 to 1, or one per class; pixels whose best class is below its threshold become
+                `other_label`.
+            other_label: Id of "other"; `None` is one past the last class, see the model's `set_vocabulary`.
+            return_segmentation_scores: Return probabilities too.
+            top_k: Return so many best classes of every pixel too, at most all.
+            class_ids: (num_channels,) class of each channel, where several make one class; -1 for channels that
+                compete and are "other". `None` is a channel per class.
+
+        Returns:
+            Per image a (height, width) int64 tensor; with scores or `top_k` an object that has it as `segmentation`,
+            beside `segmentation_scores`, (num_classes, height, width), or `top_ids` and `top_scores`, (top_k, height,
+            width), best first, "other" not among them. Scores are probabilities less the offset of seen classes.
+
+        Raises:
+            ValueError: If sizes and images differ in number, a size is none, the threshold is no probability or not
+                one per class, or `top_k` is not positive.
+            TypeError: If `other_label` is no integer, or `outputs` no output of a model.
+        """
+        logits, offsets = read_outputs(outputs)
+        if target_sizes is None:
+            target_sizes = [logits.shape[-2:]] * len(logits)
+        if len(target_sizes) != len(logits):
+            raise ValueError(f"there are {len(target_sizes)} target sizes for {len(logits)} images; give one each.")
+        num_classes, results = logits.shape[1] if class_ids is None else int(class_ids.max()) + 1, []
+        for index, size in enumerate(target_sizes):
+            size = tuple(int(side) for side in size)
+            if len(size) != 2 or min(size) < 1:
+                raise ValueError(f"a target size is {size}; it is (height, width) in pixels, at least 1 each.")
+            pixels = PixelClasses(
+                *(num_classes, size, threshold, other_label, top_k, return_segmentation_scores, logits.device),
+                class_ids,
+            )
+            pixels.add_upsampled(logits[index], None if offsets is None else offsets[index])
+            results.append(pixels.as_output())
+        return results
+
+
+class LDVCImageProcessor(LDVCPostProcessing, ImageBackend):
     """Images to normalised tensors of one size, label maps beside them, and logits back to label maps.
 
     Images are resized to `size`; by default a square of 512 pixels, aspect not kept, so that an image gives the same
@@ -392,24 +445,49 @@ class LDVCImageProcessor(PilBackend):
     rescale_factor = 1 / 255
     reduce_labels = False
     ignore_index = 255
+    value_range = None
+
+    def __init__(self, **kwargs: Any):
+        known = {*self.valid_kwargs.__annotations__, *SAVED_BESIDE}
+        check_options([name for name in kwargs if kwargs[name] is not None], known, type(self).__name__)
+        super().__init__(**kwargs)
+        check_supported(vars(self))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """As the library's; an argument that nothing knows raises a `TypeError`."""
+        kwargs = loading_options(kwargs, cls.valid_kwargs.__annotations__, cls.__name__)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def _standardize_kwargs(self, do_reduce_labels: bool | None = None, **kwargs: Any) -> dict[str, Any]:
+        """As the library's; its own name for `reduce_labels` is read as ours."""
+        if do_reduce_labels is not None:
+            kwargs["reduce_labels"] = do_reduce_labels
+        return {**super()._standardize_kwargs(**kwargs), "do_reduce_labels": None}
 
     def preprocess(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
         """Prepare images, and label maps beside them.
 
         Args:
-            images: An image or a list: PIL, array or tensor (channels first or last, 0-255; uint16: 0-65,535), path or
-                URL; any mode. Floats from 0 to 1 need `do_rescale=False`.
+            images: An image or a list: PIL, array or tensor (channels first or last), path or URL; any mode. Values
+                are 8 bits, whole numbers from 0 to 255 or full 16 bits; others need `value_range`, or
+                `do_rescale=False` for floats from 0 to 1.
             segmentation_maps: Label maps of the same sizes: PIL (P, L, I; not RGB) or integer arrays (height, width).
-            kwargs: `size`, `reduce_labels`, `ignore_index`, `return_tensors` and the library's usual options.
+            kwargs: `size`, `value_range`, `reduce_labels`, `ignore_index`, `return_tensors` and the library's usual
+                options.
 
         Returns:
             `pixel_values` (batch_size, 3, height, width) float32 and, with maps, `labels` (batch_size, height, width)
             int64; resized by nearest neighbour only.
 
         Raises:
-            ValueError: If a picture cannot be read or is empty, floats from 0 to 1 would be rescaled, a map is no
-                integer map or not of its image's size, or sizes differ after resizing and tensors were asked for.
+            ValueError: If a picture cannot be read or is empty, nothing says what its values mean, a map is no integer
+                map or not of its image's size, sizes differ after resizing and tensors were asked for, or pictures are
+                to be cropped, padded or laid out otherwise than the model reads them.
+            TypeError: If an option is unknown.
         """
+        check_options(kwargs, [*self.valid_kwargs.__annotations__, "image_like_kwargs"], type(self).__name__)
+        check_supported({**vars(self), **kwargs})
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def process_image(
@@ -417,36 +495,34 @@ class LDVCImageProcessor(PilBackend):
         image: Any,
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
+        do_rescale: bool | None = True,
+        value_range: ValueRange = None,
+        name: str = "the image",
         **kwargs: Any,
     ) -> np.ndarray:
-        """Bring one image to a (channels, height, width) array; PIL images of any mode become RGB.
+        """Bring one image to a (channels, height, width) array; of any mode or number of channels to 8-bit RGB.
+
+        Without `do_rescale`, arrays keep their numbers; without `do_convert_rgb`, images keep their channels.
 
         Raises:
-            ValueError: If the image is damaged, empty or not finite, or its channels cannot be told.
+            ValueError: If the image is damaged, empty or not finite, or its channels or its range cannot be told.
         """
-        if isinstance(image, np.ndarray) and image.dtype.kind not in "biuf":
-            raise ValueError(f"an image is an array of {image.dtype}; pass numbers, such as uint8 from 0 to 255.")
         if isinstance(image, Image.Image):
-            image = to_rgb(image) if do_convert_rgb else load_pixels(image)
-        elif do_convert_rgb and isinstance(image, (np.ndarray, Tensor)):
-            image = to_8_bits_with_alpha(np.asarray(image), input_data_format)
-        try:
-            array = super().process_image(image, do_convert_rgb, input_data_format, **kwargs)
-        except ValueError as error:
-            shape = tuple(getattr(image, "shape", ()))
-            raise ValueError(
-                f"an image of shape {shape} cannot be read ({error}); pass a PIL image or an array of 1, 3 or 4 "
-                "channels on its first or last axis."
-            ) from error
+            image = to_rgb(image, value_range) if do_convert_rgb else load_pixels(image)
+            array = np.asarray(image)
+            array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+        elif do_convert_rgb and do_rescale:
+            array = np.moveaxis(np.asarray(array_to_rgb(image, input_data_format, value_range, name)), -1, 0)
+        else:
+            array = np.moveaxis(channels_last(to_array(image), input_data_format), -1, 0)
+            if do_convert_rgb and len(array) != 3:
+                if len(array) != 1:
+                    raise ValueError(
+                        f"{name} has {len(array)} channels; without `do_rescale`, pass 3 of RGB or 1 of grey."
+                    )
+                array = array.repeat(3, axis=0)
         if 0 in array.shape:
             raise ValueError(f"an image has shape {array.shape}; it needs at least one pixel.")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError("an image holds NaN or infinite pixels; clean it first.")
-        if do_convert_rgb and len(array) != 3:
-            raise ValueError(
-                f"an image of shape {tuple(image.shape)} has {len(array)} channels by `input_data_format` "
-                f"{str(input_data_format)!r}; leave that out, or name the axis that has 1, 3 or 4."
-            )
         return array
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list:
@@ -458,7 +534,7 @@ class LDVCImageProcessor(PilBackend):
         images = self.fetch_images(images)
         if expected_ndims == 3:
             is_list = isinstance(images, (list, tuple))
-            images = [x[None] if getattr(x, "ndim", 3) == 2 else x for x in (images if is_list else [images])]
+            images = [with_channel_axis(image) for image in (images if is_list else [images])]
             images = images if is_list else images[0]
         try:
             return super()._prepare_images_structure(images, expected_ndims)
@@ -468,25 +544,36 @@ class LDVCImageProcessor(PilBackend):
                 f"a {kind} is no image; give PIL images, arrays, tensors, paths or URLs, alone or in a list."
             ) from error
 
-    def load_rgb(self, image: Any, timeout: float | None = None) -> Image.Image:
-        """Open one picture of any kind that a call takes, as upright 8-bit RGB; floats of 0 to 255 are rounded.
+    def load_rgb(
+        self,
+        image: Any,
+        timeout: float | None = None,
+        value_range: ValueRange = None,
+        input_data_format: str | ChannelDimension | None = None,
+    ) -> Image.Image:
+        """Open one picture of any kind that a call takes, as upright 8-bit RGB.
 
         Args:
             image: PIL image, array or tensor, path or URL.
             timeout: Seconds to wait for a URL; `None` waits for ever.
+            value_range: The values that are black and white, where they are not known; `None` is the processor's own.
+            input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape does not say it.
 
         Raises:
             ValueError: If it cannot be read as one picture.
         """
+        value_range = self.value_range if value_range is None else value_range
         image = self.fetch_images(image, timeout)
         if isinstance(image, Image.Image):
-            return to_rgb(image)
-        arrays = self._prepare_image_like_inputs(images=image, do_convert_rgb=True, input_data_format=None)
-        if len(arrays) != 1:
-            raise ValueError(f"there are {len(arrays)} pictures where one is expected; give them one at a time.")
-        check_range(arrays[0], 0)
-        pixels = np.clip(arrays[0].round(), 0, 255).astype(np.uint8)
-        return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))  # channels first -> last
+            return to_rgb(image, value_range)
+        images = self._prepare_images_structure(image)
+        if len(images) != 1:
+            raise ValueError(f"there are {len(images)} pictures where one is expected; give them one at a time.")
+        return array_to_rgb(images[0], input_data_format or self.input_data_format, value_range)
+
+    def prepare_rgb(self, picture: Image.Image) -> Tensor:
+        """The (3, height, width) `pixel_values` of what `load_rgb` gives; its range has been dealt with."""
+        return self(picture, value_range=(0, 255), return_tensors="pt")["pixel_values"][0]
 
     def fetch_images(self, image_url_or_urls: Any, timeout: float | None = None) -> Any:
         """Open paths and URLs, in the file's own mode, so that palette label maps keep their ids.
@@ -523,17 +610,23 @@ class LDVCImageProcessor(PilBackend):
         """Resize and normalise images; resize label maps by nearest neighbour.
 
         Raises:
-            ValueError: If there are no images, floats from 0 to 1 would be rescaled, or sizes differ and a tensor was
+            ValueError: If there are no images, nothing says what their values mean, or sizes differ and a tensor was
                 asked for.
         """
-        images = self._prepare_image_like_inputs(
-            images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format
-        )
+        value_range, do_rescale = kwargs.pop("value_range"), kwargs.get("do_rescale")
+        if value_range is not None and not do_rescale:
+            raise ValueError("`value_range` and `do_rescale=False` both say what values mean; give one of them.")
+        images = [
+            self.process_image(image, do_convert_rgb, input_data_format, do_rescale, value_range, f"image {index}")
+            for index, image in enumerate(self._prepare_images_structure(images))
+        ]
         if not images:
             raise ValueError("`images` is an empty list; give at least one image.")
-        if kwargs.get("do_rescale"):
-            for index, array in enumerate(images):
-                check_range(array, index)
+        for index, array in enumerate(images):
+            if do_rescale:
+                images[index] = to_8_bits(array, value_range if not do_convert_rgb else None, f"image {index}")
+            elif kwargs.get("do_normalize"):
+                check_fractions(array, f"image {index}")
         reduce_labels, ignore_index = kwargs.pop("reduce_labels"), kwargs.pop("ignore_index")
         pixel_values = self._preprocess(images, return_tensors=None, **kwargs)["pixel_values"]
         sizes = {array.shape[1:] for array in pixel_values}
@@ -585,58 +678,16 @@ class LDVCImageProcessor(PilBackend):
             maps.append(label_map)
         return maps
 
-    def post_process_semantic_segmentation(
-        self,
-        outputs: Any,
-        target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
-        threshold: float | Sequence[float] | Tensor | None = None,
-        other_label: int | None = None,
-        return_segmentation_scores: bool = False,
-        top_k: int | None = None,
-    ) -> list:
-        """Turn the model's output into label maps.
-
-        No (num_classes, height, width) float tensor is made at target size, unless scores are asked for.
-
-        Args:
-            outputs: Output of [`LDVCForSemanticSegmentation`].
-            target_sizes: (height, width) per image, or a (batch_size, 2) tensor; `None` keeps the token grid.
-            threshold: A probability, 0 to 1, or one per class; pixels whose best class is below its threshold become
-                `other_label`.
-            other_label: Id of "other"; `None` is one past the last class, see the model's `set_vocabulary`.
-            return_segmentation_scores: Return probabilities too.
-            top_k: Return so many best classes of every pixel too, at most all.
-
-        Returns:
-            Per image a (height, width) int64 tensor; with scores or `top_k` an object that has it as `segmentation`,
-            beside `segmentation_scores`, (num_classes, height, width), or `top_ids` and `top_scores`, (top_k, height,
-            width), best first, "other" not among them. Scores are probabilities less the offset of seen classes.
-
-        Raises:
-            ValueError: If sizes and images differ in number, a size is none, the threshold is no probability or not
-                one per class, or `top_k` is not positive.
-            TypeError: If `other_label` is no integer.
-        """
-        logits, offsets = outputs["logits"], outputs.get("class_score_offsets")
-        if target_sizes is None:
-            target_sizes = [logits.shape[-2:]] * len(logits)
-        if len(target_sizes) != len(logits):
-            raise ValueError(f"there are {len(target_sizes)} target sizes for {len(logits)} images; give one each.")
-        results = []
-        for index, size in enumerate(target_sizes):
-            size = tuple(int(side) for side in size)
-            if len(size) != 2 or min(size) < 1:
-                raise ValueError(f"a target size is {size}; it is (height, width) in pixels, at least 1 each.")
-            pixels = PixelClasses(
-                logits.shape[1], size, threshold, other_label, top_k, return_segmentation_scores, logits.device
-            )
-            pixels.add_upsampled(logits[index], None if offsets is None else offsets[index])
-            results.append(pixels.as_output())
-        return results
-
 
 LDVCImageProcessor.register_for_auto_class()
 if not __name__.startswith("transformers_modules."):  # remote code is found through `auto_map`
     AutoImageProcessor.register(LDVCConfig, image_processor_classes={"pil": LDVCImageProcessor}, exist_ok=True)
 
-__all__ = ["LDVCImageProcessor", "LDVCImageProcessorKwargs", "PixelClasses", "best_classes", "to_rgb"]
+__all__ = [
+    "LDVCImageProcessor",
+    "LDVCImageProcessorKwargs",
+    "LDVCPostProcessing",
+    "PixelClasses",
+    "best_classes",
+    "to_rgb",
+]

@@ -30,7 +30,20 @@ from .image_processing_ldvc import (
     to_rgb,
     upsampled_part,
 )
+from .pixels_ldvc import ValueRange
 from .processing_ldvc import LDVCProcessor, read_classes
+from .segmenter_ldvc import (
+    Rivals,
+    Segmenter,
+    ask,
+    check_eval_mode,
+    check_text_tower,
+    compute_device,
+    default_vocabulary,
+    own_names,
+    read_rivals,
+    seen_queries,
+)
 
 
 # Class names go through the text tower this many at a time, so that memory does not grow with their number.
@@ -200,6 +213,11 @@ class WindowScores:
     def __exit__(self, *_: object) -> None:
         self._progress.close()
 
+    @staticmethod
+    def activate(logits: Tensor) -> Tensor:
+        """Turn upsampled logits into what is averaged over windows, in place: (num_classes, rows, columns)."""
+        return logits.sigmoid_()
+
     def read(self, rows: slice, columns: slice) -> Tensor:
         """Return the scores of one block, averaged over windows.
 
@@ -222,7 +240,7 @@ class WindowScores:
         for (top, left), (logits, offset) in self._scored.items():
             vertical, horizontal = overlap(rows, top, height), overlap(columns, left, width)
             if vertical and horizontal:
-                scores = upsampled_part(logits, self.window_size, vertical[0], horizontal[0]).sigmoid_()
+                scores = self.activate(upsampled_part(logits, self.window_size, vertical[0], horizontal[0]))
                 totals[:, vertical[1], horizontal[1]] += scores if offset is None else scores.sub_(offset)
                 counts[vertical[1], horizontal[1]] += 1
         return totals.div_(counts)
@@ -250,11 +268,10 @@ class WindowScores:
             windows: Picture and corner of each; of every picture those that come next.
         """
         pixels = torch.stack([picture._read_window(*corner) for picture, corner in windows])
-        outputs = windows[0][0]._model(pixel_values=pixels, **windows[0][0]._classes)
-        offsets = getattr(outputs, "class_score_offsets", None)
+        all_logits, offsets = ask(windows[0][0]._model, pixel_values=pixels, **windows[0][0]._classes)
         for index, (picture, corner) in enumerate(windows):
             # a copy, so that dropping a window frees its memory whatever becomes of its batch
-            logits = outputs.logits[index].float().clone()
+            logits = all_logits[index].float().clone()
             picture._scored[corner] = (logits, None if offsets is None else offsets[index].float()[:, None, None])
             picture._waiting.remove(corner)
             picture._progress.update()
@@ -363,7 +380,7 @@ def encode_classes(
     """Encode class names for `class_embeds`, in memory that does not grow with their number.
 
     Args:
-        model: [`LDVCForSemanticSegmentation`].
+        model: Any [`Segmenter`].
         processor: Its processor, whose templates are used.
         class_names: List of names, or dict of synonyms.
         show_progress: Draw a progress bar.
@@ -385,35 +402,6 @@ def encode_classes(
         encoded = processor(class_names=part, return_tensors="pt").to(device)
         embeds.append(model.get_class_embeds(**encoded))
     return names, torch.cat(embeds)
-
-
-def check_eval_mode(model: nn.Module) -> None:
-    """Check that a model gives the same answer twice.
-
-    Raises:
-        ValueError: If it is in training mode.
-    """
-    if model.training:
-        raise ValueError("the model is in training mode, in which dropout changes its answers; call model.eval().")
-
-
-def check_text_tower(model: nn.Module) -> None:
-    """Check that a model can encode names.
-
-    Raises:
-        ValueError: If its vocabulary is baked in.
-    """
-    if getattr(model, "baked_vocabulary", None) is not None:
-        raise ValueError(
-            "the call names classes, but this checkpoint has a baked vocabulary and no text tower for them; leave "
-            "the names out, or load the checkpoint it was baked from."
-        )
-
-
-def compute_device(model: nn.Module) -> torch.device:
-    """Where inputs are made; under offload, where a model's own `device` is "meta", the CPU."""
-    device = next(model.parameters()).device
-    return torch.device("cpu") if device.type == "meta" else device
 
 
 def threshold_per_class(threshold: Threshold, class_names: Sequence[str]) -> float | Sequence[float] | Tensor | None:
@@ -438,11 +426,10 @@ def resolve_classes(
     class_names: ClassNames,
     class_embeds: Tensor | None,
     show_progress: bool = False,
-) -> tuple[list[str], Tensor | None, str]:
-    """Turn the classes of a call into names, embeddings and the name of "other".
+) -> tuple[list[str], Tensor, str]:
+    """Turn the classes of a call into names, (num_classes, projection_dim) embeddings and the name of "other".
 
-    The embeddings, (num_classes, projection_dim), are `None` for the model's default vocabulary, of which the model
-    takes care itself.
+    All three are of one moment: the default vocabulary of a model may be another before the answer is there.
 
     Raises:
         ValueError: If there are neither names nor a default vocabulary, or names and embeddings do not fit.
@@ -450,13 +437,8 @@ def resolve_classes(
     if class_names is None and class_embeds is not None:
         raise ValueError("`class_embeds` came without `class_names`; give both, in the same order.")
     if class_names is None:
-        config = model.config
-        if not config.num_default_classes:
-            raise ValueError(
-                "the call names no classes and the model has no default vocabulary; pass `class_names` (to a pipeline "
-                "`candidate_labels`), or call model.set_vocabulary(class_names, processor) first."
-            )
-        return config.default_class_names, None, config.other_label or "other"
+        vocabulary = default_vocabulary(model)
+        return list(vocabulary.class_names), model.vocabulary_embeds(vocabulary), vocabulary.other_label or "other"
     if class_embeds is None:
         return *encode_classes(model, processor, class_names, show_progress), "other"
     names = list(read_classes(class_names))
@@ -465,6 +447,25 @@ def resolve_classes(
             f"there are {len(names)} class names for {len(class_embeds)} class embeddings; give one each."
         )
     return names, class_embeds, "other"
+
+
+def resolve_queries(
+    model: Segmenter,
+    processor: LDVCProcessor,
+    class_names: ClassNames,
+    class_embeds: Tensor | None,
+    rivals: Rivals,
+    show_progress: bool = False,
+) -> tuple[list[str], Tensor | None, str]:
+    """As `resolve_classes`; the (num_channels, projection_dim) embeddings are of classes and of what competes."""
+    if not rivals.words:
+        return resolve_classes(model, processor, class_names, class_embeds, show_progress)
+    own = None if class_embeds is None else class_embeds[: -len(rivals.words)]
+    names, own, other = resolve_classes(model, processor, class_names, own, show_progress)
+    if class_embeds is None:
+        others = encode_classes(model, processor, rivals.words, show_progress)[1]
+        class_embeds = torch.cat([own, others])
+    return names, class_embeds, other
 
 
 @dataclass(frozen=True)
@@ -482,7 +483,11 @@ class PreparedPicture:
 
 
 def prepare_picture(
-    processor: LDVCProcessor, image: Any, settings: InferenceSettings | None = None
+    processor: LDVCProcessor,
+    image: Any,
+    settings: InferenceSettings | None = None,
+    value_range: ValueRange = None,
+    input_data_format: str | None = None,
 ) -> PreparedPicture:
     """Open and resize a picture: what of `segment` needs no model, to be done in another thread, for example.
 
@@ -490,15 +495,17 @@ def prepare_picture(
         processor: The model's [`LDVCProcessor`].
         image: What the image processor opens: PIL image, array, tensor, path or URL.
         settings: As for `segment`.
+        value_range: As for `segment`.
+        input_data_format: As for `segment`.
 
     Raises:
-        ValueError: If the picture cannot be read.
+        ValueError: If the picture cannot be read, or nothing says what its values mean.
     """
-    picture = processor.image_processor.load_rgb(image)
+    picture = processor.image_processor.load_rgb(image, None, value_range, input_data_format)
     size = (picture.height, picture.width)
     if settings is not None:
         return PreparedPicture(size, resize_short_side(picture, settings.short_side))
-    return PreparedPicture(size, processor.image_processor(picture, return_tensors="pt")["pixel_values"][0])
+    return PreparedPicture(size, processor.image_processor.prepare_rgb(picture))
 
 
 def open_windows(
@@ -534,10 +541,9 @@ def whole_logits(
     found: dict[int, tuple[Tensor, Tensor | None]] = {}
     for _, members in grouped(tensor.shape for tensor in pixels):
         pixel_values = torch.stack([pixels[member].to(device, non_blocking=True) for member in members])
-        outputs = model(pixel_values=pixel_values, class_embeds=class_embeds, seen_class_mask=seen_class_mask)
-        offsets = outputs.class_score_offsets
+        logits, offsets = ask(model, class_embeds, seen_class_mask, pixel_values=pixel_values)
         for row, member in enumerate(members):
-            found[member] = outputs.logits[row], None if offsets is None else offsets[row]
+            found[member] = logits[row], None if offsets is None else offsets[row]
     return [found[index] for index in range(len(pixels))]
 
 
@@ -554,39 +560,41 @@ def segment(
     return_scores: bool = False,
     top_k: int | None = None,
     show_progress: bool = False,
+    negative_labels: ClassNames = None,
+    background: Sequence[str] | None = None,
+    value_range: ValueRange = None,
+    input_data_format: str | None = None,
 ) -> Segmentation:
-    """Label every pixel of one picture of any size.
-
-    Memory is bounded by the window and the results, not by the picture, as long as the picture keeps its size
-    (`short_side=0`); with a `short_side`, the resized picture is held in memory too.
+    """Label every pixel of one picture of any size; memory is bounded by the window, unless a `short_side` resizes it.
 
     Args:
-        model: [`LDVCForSemanticSegmentation`] in eval mode.
+        model: Any [`Segmenter`] in eval mode: LDVC, or what `ldvc.load` gives.
         processor: Its [`LDVCProcessor`].
         image: What the image processor opens: PIL image, array, tensor, path or URL.
         class_names: List of names, or dict of synonyms; `None` is the model's default vocabulary.
-        class_embeds: (num_classes, projection_dim) from `encode_classes`; `class_names` then only gives the names.
-        settings: Size and sliding windows, whose probabilities are averaged where they overlap; `None` takes the whole
-            picture at the processor's own size.
+        class_embeds: (num_channels, projection_dim) for the classes, then words of the background, negative labels.
+        settings: Size and sliding windows, averaged where they overlap; `None`: whole, at the processor's own size.
         threshold: A probability, or one per class: a list in order, or a dict by name, 0 where left out. Pixels whose
             best class is below its threshold become "other", id `num_classes`; none becomes another class.
         other_label: Name of "other"; `None` is that of the default vocabulary, or "other".
         return_scores: Return the probabilities of all classes too: `num_classes` floats per pixel.
         top_k: Return so many best classes of every pixel too, at most all.
         show_progress: Draw progress bars over class names and windows.
+        negative_labels: Names, or names and synonyms, that compete and are not returned: their pixels are "other".
+        background: Words that are one class together, "background", behind the others; its score is its best word's.
+        value_range: The values of the picture that are black and white, where it has no 8 bits.
+        input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape does not say it.
 
     Returns:
         The [`Segmentation`].
 
     Raises:
-        ValueError: If the picture cannot be read, names are bad or missing, the threshold is no probability, "other"
-            is a class, or the model is in training mode.
+        ValueError: If the picture cannot be read, nothing says what its values mean, names are bad or missing, the
+            threshold is no probability, "other" is a class, or the model is in training mode.
     """
     check_eval_mode(model)
     (found,) = segment_batch(
-        model,
-        processor,
-        [prepare_picture(processor, image, settings)],
+        *(model, processor, [prepare_picture(processor, image, settings, value_range, input_data_format)]),
         class_names,
         class_embeds=class_embeds,
         settings=settings,
@@ -595,6 +603,8 @@ def segment(
         return_scores=return_scores,
         top_k=top_k,
         show_progress=show_progress,
+        negative_labels=negative_labels,
+        background=background,
     )
     return found
 
@@ -613,6 +623,8 @@ def segment_batch(
     return_scores: bool = False,
     top_k: int | None = None,
     show_progress: bool = False,
+    negative_labels: ClassNames = None,
+    background: Sequence[str] | None = None,
 ) -> Iterator[Segmentation]:
     """Label every pixel of several pictures: one call of the model for those whose pixels have one size.
 
@@ -627,27 +639,31 @@ def segment_batch(
         ValueError: As `segment`.
     """
     check_eval_mode(model)
-    names, class_embeds, default_other = resolve_classes(model, processor, class_names, class_embeds, show_progress)
+    rivals = read_rivals(own_names(model) if class_names is None else class_names, negative_labels, background)
+    asked = resolve_queries(model, processor, class_names, class_embeds, rivals, show_progress)
+    names, class_embeds, default_other = asked
+    classes = names if class_names is None else class_names
+    class_ids, seen = rivals.class_ids(len(names)), seen_queries(model, classes, rivals)
+    names = rivals.names(names)
     threshold = threshold_per_class(threshold, names)
-    other = [] if threshold is None else [other_label or default_other]
+    other = [] if threshold is None and not rivals.has_other else [other_label or default_other]
     if other and other[0] in names:
         raise ValueError(f"{other[0]!r} is a class of this call; pass another `other_label` for what is no class.")
-    # of the default vocabulary, the model knows by itself
-    seen_class_mask = None if class_names is None else model.seen_class_mask(class_names)
+    num_channels = len(names) if class_ids is None else len(class_ids)
     with ExitStack() as stack:
         if settings is None:
-            scores = whole_logits(model, [picture.pixels for picture in pictures], class_embeds, seen_class_mask)
+            scores = whole_logits(model, [picture.pixels for picture in pictures], class_embeds, seen)
         else:
-            arguments = (class_embeds, settings, show_progress, seen_class_mask)
+            arguments = (class_embeds, settings, show_progress, seen)
             windows = (open_windows(model, processor, picture.pixels, *arguments) for picture in pictures)
             scores = [stack.enter_context(opened) for opened in windows]
             WindowScores.run_together(scores)
         for picture, own in zip(pictures, scores, strict=True):
-            pixels = PixelClasses(len(names), picture.size, threshold, None, top_k, return_scores)
+            pixels = PixelClasses(len(names), picture.size, threshold, None, top_k, return_scores, class_ids=class_ids)
             if settings is None:
                 pixels.add_upsampled(*own)
             else:
-                for rows, columns, block in resized_blocks(own, picture.size, len(names)):
+                for rows, columns, block in resized_blocks(own, picture.size, num_channels):
                     pixels.add(rows, columns, block)
             yield Segmentation(pixels.label_map, names + other, pixels.scores, pixels.top_ids, pixels.top_scores)
             del pixels  # its scores, before there are those of the next

@@ -64,7 +64,10 @@ def count_present(labels: Tensor, num_classes: int, ignore_index: int = 255) -> 
 
 
 def count_masks(labels: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """Count present (image, class) pairs: summed over processes, divided by their number, at least 1.
+    """Count present (image, class) pairs: summed over processes, at least 1, divided by the number of processes.
+
+    The sum is what has a least value, not each process's part of it: gradients are averaged over processes, so that a
+    step with one mask weighs the same whether one process takes it or several.
 
     Args:
         labels: (batch_size, height, width) integer class ids; `ignore_index` is unlabelled.
@@ -74,11 +77,11 @@ def count_masks(labels: Tensor, num_classes: int, ignore_index: int = 255) -> Te
     Returns:
         A float scalar tensor.
     """
-    num_masks = count_present(labels, num_classes, ignore_index)
+    num_masks, num_processes = count_present(labels, num_classes, ignore_index), 1
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(num_masks)
-        num_masks = num_masks / dist.get_world_size()
-    return num_masks.clamp(min=1.0)
+        num_processes = dist.get_world_size()
+    return num_masks.clamp(min=1.0) / num_processes
 
 
 def sigmoid_focal_loss(

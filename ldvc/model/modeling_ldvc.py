@@ -17,16 +17,19 @@ twice); any image size; class names are an argument of the call.
 
 import difflib
 import inspect
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
 
+from .compat_ldvc import causal_mask
+
+
+# isort: split
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForImageSegmentation, AutoModelForSemanticSegmentation
 from transformers import initialization as init
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPModel
 from transformers.utils import ModelOutput, can_return_tuple, logging
@@ -42,11 +45,18 @@ from .decoder_ldvc import (
     LDVCRouteAttention,
     LDVCSimilarity,
 )
+from .dense_ldvc import DENSE_METHODS, dense_tokens, pad_to_patches, unit_embeds
+from .image_processing_ldvc import LDVCImageProcessor  # noqa: F401 - compat_ldvc says why
+from .inference_ldvc import Segmentation  # noqa: F401 - compat_ldvc says why
 from .loss_ldvc import loss_options, segmentation_loss
-from .pipeline_ldvc import ZeroShotImageSegmentationPipeline  # noqa: F401 - registers the task; saved with the model
+from .options_ldvc import check_options  # noqa: F401 - compat_ldvc says why
+from .pipeline_ldvc import ZeroShotImageSegmentationPipeline
+from .pixels_ldvc import ValueRange  # noqa: F401 - compat_ldvc says why
+from .processing_ldvc import LDVCProcessor  # noqa: F401 - compat_ldvc says why
 from .prompts_ldvc import LDVCTextAdapter, LDVCTextPrompts, LDVCVisionEmbeddings, LDVCVisionPrompts
 from .regions_ldvc import fit_to_image
-from .vocabulary_ldvc import LDVCBakedVocabulary, LDVCVocabularyMixin
+from .segmenter_ldvc import Segmenter  # noqa: F401 - compat_ldvc says why
+from .vocabulary_ldvc import LDVCBakedVocabulary, LDVCVocabularyMixin, check_tensors
 from .weights_ldvc import (
     build_config,
     check_clip_is_complete,
@@ -61,8 +71,6 @@ logger = logging.get_logger(__name__)
 
 # Logit of a padded entry of a per-image class list: probability 0 in every dtype, and finite, so that 0 * logit is 0.
 MASKED_LOGIT = -1e4
-# Ten thousand class names must not need ten thousand times the memory of one: ViT-B/16's tower, under 1 GB.
-PROMPTS_PER_PASS = 1024
 
 
 @dataclass
@@ -129,18 +137,14 @@ class LDVCSemanticSegmenterOutput(ModelOutput):
 # ---- the model
 
 
-def check_tensors(**arguments: Any) -> None:
-    """Check that each argument is a tensor or `None`.
+def one_row_each(rows: Tensor | None) -> Tensor | None:
+    """Bring (batch_size, 1, num_classes), which a data loader stacks of single images, to (batch_size, num_classes).
 
     Raises:
-        TypeError: If one is something else.
+        TypeError: If it is no tensor.
     """
-    for name, value in arguments.items():
-        if value is not None and not isinstance(value, Tensor):
-            raise TypeError(
-                f"`{name}` is a {type(value).__name__}, not a tensor; call the processor with return_tensors='pt', or "
-                "make a tensor of it."
-            )
+    check_tensors(class_index=rows)
+    return rows.squeeze(1) if rows is not None and rows.dim() == 3 else rows
 
 
 class LDVCPreTrainedModel(PreTrainedModel):
@@ -210,6 +214,8 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
     ```
     """
 
+    pipeline_class = ZeroShotImageSegmentationPipeline  # what `pipeline(TASK, model=this, processor=...)` makes
+
     def __init__(self, config: LDVCConfig):
         config.validate_architecture()  # fields may have been assigned since the configuration was made
         super().__init__(config)
@@ -271,8 +277,9 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
                 model, info = cls.from_pretrained(
                     clip, config=config, output_loading_info=True, **{"dtype": torch.float32, **options}
                 )
-            check_clip_is_complete(clip, info["missing_keys"])
         model.newly_initialized = tuple(name for name in model.state_dict() if not name.startswith("clip."))
+        if not isinstance(clip, nn.Module):
+            check_clip_is_complete(clip, info["missing_keys"], model.newly_initialized)
         if model.text_prompts is not None and config.text_prompt_init == "handcrafted":
             model.initialize_text_prompts()
         return model.eval()
@@ -285,9 +292,7 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
         tokens = self.text_prompts.tokens
         tokens[0] = text_model.embeddings.token_embedding(input_ids)[0, 1:]
         hidden_states = text_model.embeddings(input_ids)
-        mask = create_causal_mask(
-            config=text_model.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
-        )
+        mask = causal_mask(text_model.config, hidden_states)
         for layer, encoder_layer in enumerate(text_model.encoder.layers):
             if 0 < layer < len(tokens):
                 tokens[layer] = hidden_states[0, 1:]
@@ -320,65 +325,6 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
         """Replace the text tower's token embedding."""
         self.clip.text_model.embeddings.token_embedding = value
 
-    # ---- classes
-
-    def get_class_embeds(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, prompt_class_ids: Tensor | None = None
-    ) -> Tensor:
-        """Encode class prompts; independent of any image, so the result can be kept.
-
-        Encoding stops at the longest name: the tower is causal, so what follows the end token has no effect.
-
-        Args:
-            input_ids: (num_prompts, sequence_length) token ids, padded on the right.
-            attention_mask: (num_prompts, sequence_length); only checked, since right padding has no effect.
-            prompt_class_ids: (num_prompts,) class of each prompt; prompts of one class (synonyms, templates) are
-                averaged as unit vectors. `None` is one prompt per class.
-
-        Returns:
-            (num_classes, projection_dim), unit length.
-
-        Raises:
-            ValueError: If the text tower was left out, ids have a wrong shape or value, are padded on the left, have
-                no end token, or do not begin with the template's words while text prompts are on.
-            TypeError: If an argument is no tensor.
-        """
-        check_tensors(input_ids=input_ids, attention_mask=attention_mask, prompt_class_ids=prompt_class_ids)
-        if self.baked_vocabulary is not None:
-            raise ValueError(
-                f"this checkpoint has a baked vocabulary ({self.config.num_default_classes} names) and no text tower; "
-                "leave `input_ids` out, or load the checkpoint it was baked from."
-            )
-        end_positions = self._check_prompts(input_ids, attention_mask)
-        if not torch.compiler.is_compiling():
-            input_ids = input_ids[:, : int(end_positions.max()) + 1]
-        size = input_ids.shape[0] if torch.compiler.is_compiling() else PROMPTS_PER_PASS
-        end_states = [
-            self._encode_text(rows)[torch.arange(rows.shape[0], device=rows.device), ends]
-            for rows, ends in zip(input_ids.split(size), end_positions.split(size), strict=True)
-        ]
-        embeds = F.normalize(self.clip.text_projection(torch.cat(end_states)), dim=-1)
-        if prompt_class_ids is not None:
-            sums = embeds.new_zeros(int(prompt_class_ids.max()) + 1, embeds.shape[-1])
-            embeds = F.normalize(sums.index_add(0, prompt_class_ids.to(embeds.device), embeds), dim=-1)
-        return embeds
-
-    def _encode_text(self, input_ids: Tensor) -> Tensor:
-        """Run the prompted text tower: (num_prompts, sequence_length, hidden_size) after the final norm."""
-        text_model, prompts = self.clip.text_model, self.text_prompts
-        token_embeds = text_model.embeddings.token_embedding(input_ids)
-        if prompts is not None:
-            token_embeds = prompts(token_embeds, 0)
-        hidden_states = text_model.embeddings(inputs_embeds=token_embeds)
-        mask = create_causal_mask(
-            config=text_model.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
-        )
-        for layer, encoder_layer in enumerate(text_model.encoder.layers):
-            if prompts is not None and 0 < layer < prompts.depth:
-                hidden_states = prompts(hidden_states, layer)
-            hidden_states = encoder_layer(hidden_states, mask, is_causal=True)
-        return text_model.final_layer_norm(hidden_states)
-
     # ---- images
 
     def get_image_features(self, pixel_values: Tensor) -> LDVCImageFeatures:
@@ -396,41 +342,26 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
             TypeError: If `pixel_values` is no tensor.
         """
         check_tensors(pixel_values=pixel_values)
-        vision_model, patch_size = self.clip.vision_model, self.config.vision_config.patch_size
-        num_channels = self.config.vision_config.num_channels
-        if pixel_values.dim() != 4 or pixel_values.shape[1] != num_channels:
-            raise ValueError(
-                f"`pixel_values` has shape {tuple(pixel_values.shape)}; it must be (batch_size, {num_channels}, "
-                "height, width), as the processor returns it."
-            )
-        height, width = pixel_values.shape[-2:]
-        if min(height, width) < patch_size:
-            raise ValueError(
-                f"`pixel_values` is {height} x {width} pixels, less than one patch ({patch_size}); resize the image."
-            )
-        grid_size = (-(-height // patch_size), -(-width // patch_size))
-        bottom, right = grid_size[0] * patch_size - height, grid_size[1] * patch_size - width
-        pixel_values = F.pad(pixel_values, (0, right, 0, bottom))
-        hidden_states = vision_model.embeddings(pixel_values, interpolate_pos_encoding=True)
+        vision_model, vision = self.clip.vision_model, self.config.vision_config
+        padded, grid_size = pad_to_patches(pixel_values, vision.patch_size, vision.num_channels)
+        hidden_states = vision_model.embeddings(padded, interpolate_pos_encoding=True)
         hidden_states = vision_model.pre_layrnorm(hidden_states)
-        for layer, encoder_layer in enumerate(vision_model.encoder.layers):
+        blocks = vision_model.encoder.layers
+        for layer, encoder_layer in enumerate(blocks):
             if self.vision_prompts is not None and layer < self.vision_prompts.depth:
                 hidden_states = self.vision_prompts(hidden_states, layer)
             layer_input, hidden_states = hidden_states, encoder_layer(hidden_states, None)
         patch_tokens = hidden_states
-        if self.config.patch_features == "value":
-            last = vision_model.encoder.layers[-1]
-            patch_tokens = last.self_attn.out_proj(last.self_attn.v_proj(last.layer_norm1(layer_input)))
+        if self.config.patch_features != "tokens":
+            settings = DENSE_METHODS[self.config.patch_features]
+            patch_tokens = dense_tokens(blocks, {len(blocks) - 1: layer_input}, grid_size, settings)
         # The prompts' own outputs are not used. Norms and projection act on each token alone.
-        num_patches = grid_size[0] * grid_size[1]
-        hidden_states = torch.cat([hidden_states[:, :1], patch_tokens[:, -num_patches:]], dim=1)
-        if self.prompt_norm is not None:
-            hidden_states = self.prompt_norm(hidden_states)
-        embeds = self.clip.visual_projection(vision_model.post_layernorm(hidden_states))
-        embeds = F.normalize(embeds, dim=-1)
+        hidden_states = torch.cat([hidden_states[:, :1], patch_tokens[:, -math.prod(grid_size) :]], dim=1)
+        embeds = unit_embeds(self.clip, hidden_states, self.prompt_norm)
         # (batch_size, num_patches, projection_dim) -> (batch_size, projection_dim, grid_height, grid_width)
         feature_map = embeds[:, 1:].transpose(1, 2).unflatten(-1, grid_size)
-        return LDVCImageFeatures(feature_map=feature_map, image_embeds=embeds[:, 0], image_size=(height, width))
+        size = tuple(pixel_values.shape[-2:])
+        return LDVCImageFeatures(feature_map=feature_map, image_embeds=embeds[:, 0], image_size=size)
 
     # ---- the whole
 
@@ -463,7 +394,7 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
             class_mask: (batch_size, num_classes), 0 for padding of per-image class lists.
             image_features: From `get_image_features`.
             labels: (batch_size, height, width) class positions or `semantic_loss_ignore_index`; with them, `loss` too.
-            prompt_class_ids: (num_prompts,), see `get_class_embeds`.
+            prompt_class_ids: (num_prompts,), see `get_class_embeds`; per image, (batch_size, num_prompts).
             class_index: (batch_size, num_classes) rows of the encoded classes that make up each image's list.
             seen_class_mask: (num_classes,) or (batch_size, num_classes), 1 for classes that trained with masks, whose
                 probability `seen_score_offset` lowers; known by name for the default vocabulary.
@@ -479,13 +410,12 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
         """
         self._check_options(kwargs)
         check_tensors(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask, labels=labels)
-        classes = {"class_embeds": class_embeds, "class_mask": class_mask, "class_index": class_index}
-        check_tensors(**classes, seen_class_mask=seen_class_mask)
+        check_tensors(class_embeds=class_embeds, class_mask=class_mask, seen_class_mask=seen_class_mask)
+        class_mask, class_index = one_row_each(class_mask), one_row_each(class_index)
         if (pixel_values is None) == (image_features is None):
             raise ValueError("give exactly one of `pixel_values` and `image_features`.")
-        embeds = self._resolve_classes(input_ids, attention_mask, prompt_class_ids, **classes)
-        if seen_class_mask is None and input_ids is None and class_embeds is None:
-            seen_class_mask = self._seen_default_classes(class_index)
+        sources = (input_ids, attention_mask, prompt_class_ids, class_embeds, class_mask, class_index)
+        embeds, seen_class_mask = self._resolve_classes(*sources, seen_class_mask)
         outputs = self._segment(pixel_values, embeds, class_mask, image_features, **kwargs)
         extras = {"class_score_offsets": self._score_offsets(outputs.logits, seen_class_mask)}
         if labels is not None:

@@ -6,19 +6,23 @@ list go through the model in one pass per picture, and without names the model's
 """
 
 import os
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from .compat_ldvc import REQUIREMENT  # noqa: F401 - compat_ldvc says why
+
+
+# isort: split
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import AutoModelForSemanticSegmentation, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .configuration_ldvc import LDVCConfig  # noqa: F401 - compat_ldvc says why
 from .image_processing_ldvc import check_threshold
 from .inference_ldvc import (
     InferenceSettings,
@@ -27,18 +31,38 @@ from .inference_ldvc import (
     check_text_tower,
     encode_classes,
     grouped,
-    resolve_classes,
     segment,
     threshold_per_class,
 )
-from .processing_ldvc import check_distinct, read_classes
+from .options_ldvc import check_options
+from .pixels_ldvc import ValueRange
+from .processing_ldvc import LDVCProcessor, check_distinct, read_classes
+from .prompts_ldvc import LDVCTextPrompts  # noqa: F401 - compat_ldvc says why
+from .segmenter_ldvc import Rivals, ask, check_segmenter, default_vocabulary, read_rivals, seen_queries, text_state
+from .vocabulary_ldvc import DefaultVocabulary
+from .weights_ldvc import quiet_loading  # noqa: F401 - compat_ldvc says why
 
 
 TASK = "zero-shot-image-segmentation"
+PARTS = ("tokenizer", "image_processor", "feature_extractor", "video_processor")  # what `pipeline` would hand on
 LISTS_KEPT = 8  # class embeddings of the label lists used last
 
-# Classes of a call, hashable: the name and words of each; `None` is the default vocabulary.
-Labels = tuple[tuple[str, ...], ...] | None
+PIPELINE_OPTIONS = (
+    *("image", "candidate_labels", "threshold", "top_k", "window", "stride", "short_side", "show_progress", "timeout"),
+    *("value_range", "input_data_format", "batch_size", "num_workers"),
+)
+# What other tasks and models call these options.
+PIPELINE_NAMES = {
+    **dict.fromkeys(("images", "inputs"), "image"),
+    **dict.fromkeys(("class_labels", "class_names", "classes", "labels", "prompts", "queries"), "candidate_labels"),
+    **dict.fromkeys(("text", "text_labels", "text_prompt", "text_queries", "texts"), "candidate_labels"),
+    **dict.fromkeys(("hypothesis_template", "prompt_template", "template"), "`prompt_templates` of the processor,"),
+    **dict.fromkeys(("prompt_templates", "templates"), "`prompt_templates` of the processor,"),
+    **dict.fromkeys(("box_threshold", "mask_threshold", "score_threshold", "text_threshold"), "threshold"),
+}
+
+# Classes of a call, hashable: the name and words of each, or the model's default vocabulary as it was then.
+Labels = tuple[tuple[str, ...], ...] | DefaultVocabulary
 
 
 @dataclass
@@ -52,6 +76,7 @@ class Question:
         pixel_values: (3, height, width) for the model, or `None` where windows are to be cut from `picture`.
         picture: Upright RGB, or `None`.
         has_own_labels: Whether they are this picture's own, so that the call may name classes of other pictures.
+        rivals: What competes with the classes.
     """
 
     labels: Labels
@@ -60,6 +85,12 @@ class Question:
     pixel_values: Tensor | None = None
     picture: Image.Image | None = None
     has_own_labels: bool = False
+    rivals: Rivals = field(default_factory=lambda: Rivals({}))
+
+    @property
+    def asked(self) -> tuple:
+        """Equal where questions have the same classes and rivals."""
+        return self.labels, as_labels(self.rivals.words), self.rivals.num_background
 
 
 @dataclass
@@ -74,6 +105,7 @@ class Answer:
         offsets: (1, num_classes), what the model takes from probabilities, or `None`.
         label_map: (height, width) int64.
         best_scores: (height, width) float32.
+        class_ids: (num_channels,) where logits have other channels than the classes, see [`Rivals`].
     """
 
     class_names: list[str]
@@ -83,6 +115,7 @@ class Answer:
     offsets: Tensor | None = None
     label_map: Tensor | None = None
     best_scores: Tensor | None = None
+    class_ids: Tensor | None = None
 
 
 class Rows(Dataset):
@@ -98,7 +131,17 @@ class Rows(Dataset):
         return self.rows[index]
 
 
-def read_labels(candidate_labels: Any) -> Labels:
+class Stream(IterableDataset):
+    """A generator as a dataset of torch: until 5.13 the library reads generators to their end first."""
+
+    def __init__(self, rows: Iterable):
+        self.rows = rows
+
+    def __iter__(self) -> Iterator:
+        return iter(self.rows)
+
+
+def read_labels(candidate_labels: Any) -> Labels | None:
     """Check one list of labels.
 
     Args:
@@ -124,11 +167,18 @@ def read_labels(candidate_labels: Any) -> Labels:
         raise ValueError(
             "`candidate_labels` is empty; give at least one label, or leave it out for the model's own vocabulary."
         )
-    return tuple((name, *words) for name, words in read_classes(candidate_labels).items())
+    return as_labels(read_classes(candidate_labels))
 
 
-def as_classes(labels: tuple[tuple[str, ...], ...]) -> dict[str, list[str]]:
+def as_labels(classes: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """Checked names and words, hashable."""
+    return tuple((name, *words) for name, words in classes.items())
+
+
+def as_classes(labels: Labels) -> dict[str, list[str]]:
     """Name -> words of checked labels."""
+    if not isinstance(labels, tuple):  # the default vocabulary, whose class may come from another copy of its file
+        return {name: [name] for name in labels.class_names}
     return {name: words for name, *words in labels}
 
 
@@ -168,7 +218,7 @@ def as_stream(images: Any) -> Any:
         return images
     if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
         return Rows(images)
-    return (image for image in images)
+    return Stream(images)
 
 
 def check_top_k(top_k: Any) -> None:
@@ -208,16 +258,35 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     _load_processor = True
     _load_image_processor = _load_tokenizer = _load_feature_extractor = _load_video_processor = False
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        self._kept_embeds: OrderedDict[tuple, Tensor] = OrderedDict()
-        self._kept_for: tuple | None = None  # the state of the text weights
-        super().__init__(*args, **kwargs)
+    def __new__(cls, model: Any = None, **kwargs: Any):
+        """The pipeline that the model's own code brings, where the task was registered by that of another folder."""
+        own = getattr(model, "pipeline_class", cls)
+        return super().__new__(cls) if issubclass(cls, own) else own(model, **kwargs)
+
+    def __init__(self, model: Any, **kwargs: Any):
+        for part in PARTS:
+            if kwargs.get(part) is not None:
+                raise ValueError(
+                    f"`{part}` is no argument of its own here but part of the processor; put it there, as in "
+                    "`LDVCProcessor(image_processor, tokenizer)`, and give `processor=`."
+                )
+        self._kept: tuple[tuple | None, dict[tuple, Tensor]] = (None, {})  # for which text weights, lists used last
+        super().__init__(model, **kwargs)
+        check_segmenter(self.model)
+        own, kind = self.processor, type(self.processor).__name__
+        if kind in ("CLIPProcessor", "CLIPSegProcessor"):  # of a checkpoint that is none of LDVC's
+            settings, is_clipseg = own.image_processor.to_dict(), kind == "CLIPSegProcessor"
+            self.processor = LDVCProcessor.from_preprocessing(own.tokenizer, settings, is_clipseg)
+            self.tokenizer, self.image_processor = self.processor.tokenizer, self.processor.image_processor
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}, {self.model.dtype}, {self.device})"
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts without kept embeddings: what they are kept for are places of these very weights."""
-        return {**self.__dict__, "_kept_embeds": OrderedDict(), "_kept_for": None}
+        return {**self.__dict__, "_kept": (None, {})}
 
-    def __call__(self, image: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:
+    def __call__(self, image: Any = None, candidate_labels: Any = None, **kwargs: Any) -> Any:
         """Segment one picture or many.
 
         Args:
@@ -228,6 +297,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                 lists or dicts, one per picture. `None` is the model's default vocabulary.
             kwargs: Any of these, here or at construction.
 
+                - `negative_labels`: As `candidate_labels`: names that compete with them and get no mask.
+                - `background`: A list of words that are one class together, "background".
                 - `threshold`: A probability, or one per class: a list in order, or a dict by name. `None` is none.
                 - `top_k`: Return at most so many masks, the best.
                 - `window`: Side in pixels of windows that slide over large pictures; 0 takes pictures whole, at the
@@ -238,16 +309,21 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
                   default.
                 - `show_progress`: Draw a progress bar over the windows of each picture.
                 - `timeout`: Seconds to wait for a URL.
+                - `value_range`: The values of the pictures that are black and white, where they have no 8 bits.
+                - `input_data_format`: `"channels_first"` or `"channels_last"`, for arrays whose shape does not say it.
                 - `batch_size`, `num_workers`: As in every pipeline.
 
         Returns:
             A list of masks for one picture, a list of lists for a list, an iterator for a generator or dataset.
 
         Raises:
-            ValueError: If a picture cannot be read, labels are empty, repeated, too long or missing, or a number is
-                out of range.
-            TypeError: If labels are no strings, or an option is unknown.
+            ValueError: If a picture cannot be read, nothing says what its values mean, labels are empty, repeated, too
+                long or missing, or a number is out of range.
+            TypeError: If there is no picture, labels are no strings, or an option is unknown.
         """
+        if image is None:
+            check_options(kwargs, PIPELINE_OPTIONS, "this pipeline", PIPELINE_NAMES)
+            raise TypeError("there is no picture; pass it first, or as `image`.")
         if are_per_image(candidate_labels):
             image, candidate_labels = pair(image, candidate_labels), None
         if isinstance(image, (list, tuple)) and not image:
@@ -259,6 +335,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     def _sanitize_parameters(
         self,
         candidate_labels: Any = None,
+        negative_labels: Any = None,
+        background: Sequence[str] | None = None,
         timeout: float | None = None,
         threshold: Threshold = None,
         top_k: int | None = None,
@@ -266,17 +344,35 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         stride: int | None = None,
         short_side: int | None = None,
         show_progress: bool | None = None,
+        value_range: ValueRange = None,
+        input_data_format: str | None = None,
+        **unknown: Any,
     ) -> tuple[dict[str, Any], ...]:
-        """Sort options into those of the three steps; called at construction and by every call."""
+        """Sort options into those of the three steps; called at construction and by every call.
+
+        Raises:
+            TypeError: If one is unknown; names ours for it.
+        """
+        check_options(unknown, PIPELINE_OPTIONS, "this pipeline", PIPELINE_NAMES)
         check_top_k(top_k)
         preprocess = {"labels": read_labels(candidate_labels), "timeout": timeout, "window": window}
+        preprocess |= {"negative_labels": read_labels(negative_labels), "background": background}
+        preprocess |= {"value_range": value_range, "input_data_format": input_data_format}
         forward = {"window": window, "stride": stride, "short_side": short_side, "show_progress": show_progress}
         postprocess = {"threshold": threshold, "top_k": top_k}
         steps = (preprocess, forward, postprocess)
         return tuple({name: value for name, value in step.items() if value is not None} for step in steps)
 
     def preprocess(
-        self, inputs: Any, labels: Labels = None, timeout: float | None = None, window: int | None = None
+        self,
+        inputs: Any,
+        labels: Labels | None = None,
+        timeout: float | None = None,
+        window: int | None = None,
+        value_range: ValueRange = None,
+        input_data_format: str | None = None,
+        negative_labels: Any = None,
+        background: Sequence[str] | None = None,
     ) -> dict[str, Question]:
         """Open a picture and bring it to the processor's size, or leave it as it is where windows will be cut.
 
@@ -293,16 +389,18 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             image = inputs["image"]
             if inputs.get("candidate_labels") is not None:
                 labels, has_own_labels = read_labels(inputs["candidate_labels"]), True
-        if labels is not None:
-            names = [name for name, *_ in labels]
-        else:
-            names, _, _ = resolve_classes(self.model, self.processor, None, None)
-        picture = self.processor.image_processor.load_rgb(image, timeout)
-        question = Question(labels, names, (picture.height, picture.width), has_own_labels=has_own_labels)
+        if labels is None:
+            labels = default_vocabulary(self.model)
+        negative = None if negative_labels is None else as_classes(negative_labels)
+        rivals = read_rivals(as_classes(labels), negative, background)
+        names = rivals.names(list(as_classes(labels)))
+        picture = self.processor.image_processor.load_rgb(image, timeout, value_range, input_data_format)
+        size = (picture.height, picture.width)
+        question = Question(labels, names, size, has_own_labels=has_own_labels, rivals=rivals)
         if window:
             question.picture = picture
         else:
-            question.pixel_values = self.processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
+            question.pixel_values = self.processor.image_processor.prepare_rgb(picture)
         return {"question": question}
 
     def _forward(
@@ -337,45 +435,55 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         for _, members in grouped(question.pixel_values.shape for question in batch):
             pixel_values = torch.stack([batch[member].pixel_values for member in members]).to(self.device)
             features = self.model.get_image_features(pixel_values)
-            for labels, places in grouped(batch[member].labels for member in members):
-                outputs = self.model(
-                    image_features=features.select(places),
-                    class_embeds=self._class_embeds(labels),
-                    seen_class_mask=None if labels is None else self.model.seen_class_mask(as_classes(labels)),
-                )
-                logits, offsets = outputs.logits.float().cpu(), outputs.class_score_offsets
+            for _, places in grouped(batch[member].asked for member in members):
+                question = batch[members[places[0]]]
+                seen = seen_queries(self.model, as_classes(question.labels), question.rivals)
+                chosen = features.select(places)
+                logits, offsets = ask(self.model, self._embeds(question), seen, image_features=chosen)
+                logits, offsets = logits.float().cpu(), None if offsets is None else offsets.float().cpu()
                 for row, place in enumerate(places):
-                    question = batch[members[place]]
-                    own = None if offsets is None else offsets[row : row + 1].float().cpu()
-                    identity = (question.class_names, question.size, question.has_own_labels)
-                    answers[members[place]] = Answer(*identity, logits[row : row + 1], own)
+                    own = None if offsets is None else offsets[row : row + 1]
+                    found = {"logits": logits[row : row + 1], "offsets": own}
+                    answers[members[place]] = self._answer(batch[members[place]], **found)
         return [answers[index] for index in range(len(batch))]
 
     def _answer_by_windows(self, question: Question, settings: InferenceSettings, show_progress: bool) -> Answer:
         """Slide windows over one picture."""
-        embeds = self._class_embeds(question.labels)
-        names = None if embeds is None else as_classes(question.labels)
+        names, rivals, words = as_classes(question.labels), question.rivals, list(question.rivals.words)
         options = {"settings": settings, "top_k": 1, "show_progress": show_progress}
+        options["negative_labels"] = {name: rivals.words[name] for name in words[rivals.num_background :]} or None
+        options["background"] = words[: rivals.num_background] or None
+        embeds = self._embeds(question)
         found = segment(self.model, self.processor, question.picture, names, class_embeds=embeds, **options)
-        identity = (question.class_names, question.size, question.has_own_labels)
-        return Answer(*identity, label_map=found.label_map, best_scores=found.top_scores[0])
+        return self._answer(question, label_map=found.label_map, best_scores=found.top_scores[0])
 
-    def _class_embeds(self, labels: Labels) -> Tensor | None:
+    @staticmethod
+    def _answer(question: Question, **found: Tensor | None) -> Answer:
+        """Put what was found beside what it is an answer to."""
+        num_named = len(question.class_names) - (question.rivals.num_background > 0)
+        identity = (question.class_names, question.size, question.has_own_labels)
+        return Answer(*identity, class_ids=question.rivals.class_ids(num_named), **found)
+
+    def _embeds(self, question: Question) -> Tensor:
+        """(num_channels, projection_dim) embeddings of a question's classes and rivals, as `_class_embeds`."""
+        lists = (question.labels, as_labels(question.rivals.words))
+        return torch.cat([self._class_embeds(labels) for labels in lists if labels])
+
+    def _class_embeds(self, labels: Labels) -> Tensor:
         """(num_classes, projection_dim) embeddings of a label list, kept while text weights and templates stay."""
-        if labels is None:
-            return None  # the model keeps those of its default vocabulary itself
+        if not isinstance(labels, tuple):
+            return self.model.vocabulary_embeds(labels)  # kept by the model
         check_text_tower(self.model)
-        state = self.model._vocabulary_state()
-        if state is None or state != self._kept_for:
-            self._kept_embeds.clear()
-            self._kept_for = state
-        key = (labels, tuple(self.processor.prompt_templates))
-        if key not in self._kept_embeds:
-            self._kept_embeds[key] = encode_classes(self.model, self.processor, as_classes(labels))[1]
-        self._kept_embeds.move_to_end(key)
-        while len(self._kept_embeds) > LISTS_KEPT:
-            self._kept_embeds.popitem(last=False)
-        return self._kept_embeds[key]
+        state, key = text_state(self.model), (labels, tuple(self.processor.prompt_templates))
+        kept_for, kept = self._kept
+        kept = dict(kept) if state is not None and state == kept_for else {}
+        embeds = kept.pop(key, None)
+        if embeds is None:
+            embeds = encode_classes(self.model, self.processor, as_classes(labels))[1]
+        # Put there as a whole: another thread reads what was before or what comes now, nothing half done.
+        kept = {**dict(list(kept.items())[1 - LISTS_KEPT :]), key: embeds}
+        self._kept = (state, kept) if state is not None else (None, {})
+        return embeds
 
     def postprocess(
         self, model_outputs: dict[str, Answer], threshold: Threshold = None, top_k: int | None = None
@@ -386,14 +494,14 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         if answer.logits is not None:
             outputs = {"logits": answer.logits, "class_score_offsets": answer.offsets}
             post_process = self.processor.image_processor.post_process_semantic_segmentation
-            (found,) = post_process(outputs, target_sizes=[answer.size], top_k=1)
+            (found,) = post_process(outputs, target_sizes=[answer.size], top_k=1, class_ids=answer.class_ids)
             label_map, best_scores = found["segmentation"], found["top_scores"][0]
         num_classes = len(answer.class_names)
         if threshold is not None:
             if isinstance(threshold, Mapping) and answer.has_own_labels:  # it may name classes of other pictures
                 threshold = {name: value for name, value in threshold.items() if name in answer.class_names}
             limits = check_threshold(threshold_per_class(threshold, answer.class_names), num_classes)
-            limits = limits if limits.dim() == 0 else limits[label_map]
+            limits = limits if limits.dim() == 0 else torch.cat([limits, limits.new_zeros(1)])[label_map]
             label_map = label_map.masked_fill((best_scores < limits) & (limits > 0), num_classes)
         sums = torch.bincount(label_map.flatten(), best_scores.flatten().double(), minlength=num_classes + 1)
         counts = torch.bincount(label_map.flatten(), minlength=num_classes + 1)
@@ -416,8 +524,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         self.processor.save_pretrained(save_directory, **kwargs)
 
 
-# Remote code is found through `custom_pipelines` in the configuration; and a second import is no second registration.
-if not __name__.startswith("transformers_modules.") and TASK not in PIPELINE_REGISTRY.supported_tasks:
+# Remote code too: the library finds it by `custom_pipelines` of a folder, but not for a model that is loaded already.
+if TASK not in PIPELINE_REGISTRY.supported_tasks:
     PIPELINE_REGISTRY.register_pipeline(
         TASK,
         pipeline_class=ZeroShotImageSegmentationPipeline,

@@ -2,20 +2,29 @@
 """Images, class names and label maps in; tensors out; and logits back to label maps."""
 
 import os
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from .compat_ldvc import REQUIREMENT  # noqa: F401 - compat_ldvc says why
+
+
+# isort: split
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
-from transformers.utils import TensorType
+from transformers.utils import TensorType, logging
 
 from .configuration_ldvc import LDVCConfig
-from .image_processing_ldvc import LDVCImageProcessor, LDVCImageProcessorKwargs
+from .image_processing_ldvc import LDVCImageProcessor, LDVCImageProcessorKwargs, LDVCPostProcessing
+from .options_ldvc import OTHER_NAMES, check_options, loading_options
+from .pixels_ldvc import to_rgb  # noqa: F401 - here too, for releases of the library that copy direct imports only
 
+
+logger = logging.get_logger(__name__)
 
 DEFAULT_TEMPLATE = "a photo of a {}"
 # CLIP's published statistics, for `image_stats="clip"` where the CLIP brings no preprocessing file.
@@ -23,6 +32,22 @@ CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 Classes = dict[str, list[str]]
+
+# Options of the tokenizer that a prompt may have; others would cut it, or return what no model reads.
+TEXT_OPTIONS = (
+    *("add_special_tokens", "max_length", "pad_to_multiple_of", "padding", "padding_side", "return_tensors"),
+    *("truncation", "verbose"),
+)
+PROCESSOR_NAMES = OTHER_NAMES | dict.fromkeys(
+    ("candidate_labels", "class_labels", "classes", "queries", "text_labels", "text_queries", "texts"), "class_names"
+)
+PROCESSOR_NAMES |= dict.fromkeys(
+    ("hypothesis_template", "prompt_template", "template", "templates"), "prompt_templates"
+)
+
+
+# "cat. sky. grass." as other models read lists, and other separators than commas.
+LIST_IN_A_NAME = re.compile(r"[.;]\s+\w|[\uff0c\uff1b\u3001]")
 
 
 class LDVCProcessorKwargs(ProcessingKwargs, total=False):
@@ -33,7 +58,7 @@ class LDVCProcessorKwargs(ProcessingKwargs, total=False):
 
 
 def name_key(word: Any) -> str:
-    """Check one class name and return what makes it the same as another: case and spaces do not count.
+    """Check one class name and return what makes it the same as another: case, spaces and Unicode form do not count.
 
     Raises:
         TypeError: If it is no string.
@@ -45,7 +70,7 @@ def name_key(word: Any) -> str:
         raise ValueError(f"the class name {word!r} holds a control character; remove it.")
     if not word.strip():
         raise ValueError(f"the class name {word!r} is empty; give every class a name.")
-    return " ".join(word.split()).casefold()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", " ".join(word.split())).casefold())
 
 
 def read_classes(class_names: Any) -> Classes:
@@ -68,6 +93,11 @@ def read_classes(class_names: Any) -> Classes:
             raise TypeError(f"the synonyms of {name!r} are {synonyms!r}; give a list of words.")
         if not synonyms:
             raise ValueError(f"class {name!r} has no synonym; give at least one word for it.")
+    if len(pairs) == 1 and LIST_IN_A_NAME.search(str(pairs[0][0])):
+        logger.warning(
+            f"{pairs[0][0]!r} is one class; if it is a list, give its names apart: as strings, or by commas where "
+            "one string is read."
+        )
     check_distinct([name for name, _ in pairs])
     check_distinct([word for _, synonyms in pairs for word in synonyms])
     owners = {name_key(word): name for name, synonyms in pairs for word in synonyms}
@@ -131,7 +161,7 @@ def check_text(text: str | Sequence[str]) -> list[str]:
     return prompts
 
 
-class LDVCProcessor(ProcessorMixin):
+class LDVCProcessor(LDVCPostProcessing, ProcessorMixin):
     """One call for images, class names and label maps.
 
     Args:
@@ -161,6 +191,47 @@ class LDVCProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, **kwargs)
         for name in ("is_local", "local_files_only"):  # of one loading; they would be saved with the tokenizer
             getattr(tokenizer, "init_kwargs", {}).pop(name, None)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "LDVCProcessor":
+        """As the library's; an argument that nothing knows is an error.
+
+        Raises:
+            TypeError: If there is one.
+        """
+        kwargs = loading_options(kwargs, LDVCImageProcessorKwargs.__annotations__, cls.__name__)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def get_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As the library's; where no processor was saved, the templates are those that the model was used with.
+
+        Pipelines of the library save tokenizer and image processor apart, and no templates.
+
+        Raises:
+            ValueError: If nothing says which templates these are.
+        """
+        found, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "prompt_templates" in found or "prompt_templates" in kwargs:
+            return found, rest
+        hub = {
+            name: value for name, value in kwargs.items() if name in ("cache_dir", "revision", "subfolder", "token")
+        }
+        config, _ = LDVCConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+        if config.get("model_type") != LDVCConfig.model_type:
+            return found, rest
+        templates = config.get("vocabulary_templates")
+        if config.get("num_text_prompts", LDVCConfig.num_text_prompts):
+            templates = [config.get("prompt_template", LDVCConfig.prompt_template)]
+        if not templates:
+            raise ValueError(
+                f"no processor was saved in {str(pretrained_model_name_or_path)!r}, so that its prompt templates are "
+                f"not known; pass those that the model is to be used with, such as prompt_templates="
+                f"{DEFAULT_TEMPLATE!r}, or save its processor there too."
+            )
+        return {**found, "prompt_templates": templates}, rest
 
     @classmethod
     def from_clip_pretrained(
@@ -198,6 +269,42 @@ class LDVCProcessor(ProcessorMixin):
         tokenizer = AutoTokenizer.from_pretrained(clip, **options)
         return cls(LDVCImageProcessor(size=size, **stats), tokenizer, prompt_templates=prompt_templates)
 
+    @classmethod
+    def from_preprocessing(
+        cls, tokenizer: PreTrainedTokenizerBase, preprocessing: Mapping[str, Any], is_clipseg: bool = False
+    ) -> "LDVCProcessor":
+        """Build the processor of a CLIP without training, or of a CLIPSeg, from the settings that these come with.
+
+        A CLIP sees squares half again as wide as those that it was trained on, 336 pixels for 224, with the default
+        template. A CLIPSeg sees pictures as its own processor gives them, and its users' texts as they are ("{}").
+
+        Args:
+            tokenizer: CLIP's.
+            preprocessing: Content of `preprocessor_config.json`, or of the image processor's `to_dict`.
+            is_clipseg: Whose they are.
+
+        Raises:
+            ValueError: If the tokenizer knows no word, which is what the library makes where there is no file of one.
+        """
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise ValueError(
+                "there is no tokenizer beside the weights (tokenizer.json, or vocab.json and merges.txt), which class "
+                "names need; fetch those files too."
+            )
+        size = preprocessing.get("size") if is_clipseg else preprocessing.get("crop_size")
+        default, mean, std = (
+            (352, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if is_clipseg else (224, CLIP_MEAN, CLIP_STD)
+        )
+        side = size if isinstance(size, int) else dict(size or {}).get("height") or default
+        side = side if is_clipseg else side * 3 // 2
+        image_processor = LDVCImageProcessor(
+            size={"height": side, "width": side},
+            image_mean=list(preprocessing.get("image_mean") or mean),
+            image_std=list(preprocessing.get("image_std") or std),
+            **({"resample": preprocessing["resample"]} if is_clipseg and "resample" in preprocessing else {}),
+        )
+        return cls(image_processor, tokenizer, prompt_templates="{}" if is_clipseg else DEFAULT_TEMPLATE)
+
     def __call__(
         self,
         images: Any = None,
@@ -229,8 +336,9 @@ class LDVCProcessor(ProcessorMixin):
         Raises:
             ValueError: If nothing was given, both `text` and `class_names`, bad names or templates, a prompt is longer
                 than the text tower, or lists and images differ in number.
-            TypeError: If names or prompts are no strings.
+            TypeError: If names or prompts are no strings, or an option is unknown.
         """
+        self._check_options(kwargs)
         if images is None and text is None and class_names is None:
             raise ValueError("give `images`, `class_names` or `text`.")
         if text is not None and class_names is not None:
@@ -252,6 +360,20 @@ class LDVCProcessor(ProcessorMixin):
             num_images = len(data["pixel_values"]) if images is not None else None
             data |= self._encode_classes(class_names, templates, num_images, options["text_kwargs"])
         return BatchFeature(data, tensor_type=TensorType(return_tensors) if return_tensors else None)
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        """Check the names of options of a call, also of those that are given by part.
+
+        Raises:
+            TypeError: If one is unknown.
+        """
+        parts = {"images_kwargs": LDVCImageProcessorKwargs.__annotations__, "text_kwargs": TEXT_OPTIONS}
+        parts["common_kwargs"] = ["return_tensors"]
+        known = [name for names in parts.values() for name in names]
+        owner = type(self).__name__
+        check_options(options, [*known, *parts], owner, PROCESSOR_NAMES)
+        for part, names in parts.items():
+            check_options(options.get(part) or (), names, f"{owner}'s `{part}`", PROCESSOR_NAMES)
 
     def _encode_classes(
         self, class_names: Any, templates: list[str], num_images: int | None, text_options: dict[str, Any]
@@ -281,6 +403,7 @@ class LDVCProcessor(ProcessorMixin):
             for template in templates
         ]
         data = self._tokenize([prompt for prompt, _ in prompts], text_options)
+        self._check_told_apart(prompts, data, [[distinct[name, *own[name]] for name in own] for own in lists])
         if len(prompts) > len(distinct):
             data["prompt_class_ids"] = [class_id for _, class_id in prompts]
         if is_per_image:
@@ -290,34 +413,59 @@ class LDVCProcessor(ProcessorMixin):
             data["class_mask"] = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
         return data
 
+    def _check_told_apart(
+        self, prompts: list[tuple[str, int]], data: dict[str, list[list[int]]], lists: list[list[int]]
+    ) -> None:
+        """Check that the tokenizer tells the classes of each list apart.
+
+        Raises:
+            ValueError: If it reads prompts of two classes as the same tokens; their embeddings would be equal.
+        """
+        readers: dict[tuple[int, ...], dict[int, str]] = {}
+        for (prompt, class_id), ids in zip(prompts, data["input_ids"], strict=True):
+            readers.setdefault(tuple(ids), {})[class_id] = prompt
+        for same in (found for found in readers.values() if len(found) > 1):
+            for own in lists:
+                if len(shared := [same[class_id] for class_id in own if class_id in same]) > 1:
+                    raise ValueError(
+                        f"the tokenizer reads {shared[0]!r} and {shared[1]!r} as the same text, so that two classes "
+                        "would have one embedding; name one of them otherwise, or make them synonyms of one class."
+                    )
+
     def _tokenize(self, prompts: list[str], options: dict[str, Any]) -> dict[str, list[list[int]]]:
         """Tokenise and pad to the longest prompt.
 
         Raises:
             ValueError: If a prompt does not fit the text tower; none is ever cut off.
         """
-        encoded = self.tokenizer(prompts, **options)
         limit = self.tokenizer.model_max_length
+        if options.pop("truncation", False):
+            limit = min(limit, options.get("max_length") or limit)
+        encoded = self.tokenizer(prompts, **options, return_attention_mask=True)
         for prompt, mask in zip(prompts, encoded["attention_mask"], strict=True):
             if sum(mask) > limit:
                 raise ValueError(
                     f"{prompt[:80]!r} is {sum(mask)} tokens long, the text tower reads {limit}; shorten it."
                 )
+        self._check_special_tokens(prompts, encoded)
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
-    def post_process_semantic_segmentation(
-        self,
-        outputs: Any,
-        target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
-        threshold: float | Sequence[float] | Tensor | None = None,
-        other_label: int | None = None,
-        return_segmentation_scores: bool = False,
-        top_k: int | None = None,
-    ) -> list:
-        """As [`LDVCImageProcessor.post_process_semantic_segmentation`]."""
-        return self.image_processor.post_process_semantic_segmentation(
-            outputs, target_sizes, threshold, other_label, return_segmentation_scores, top_k
-        )
+    def _check_special_tokens(self, prompts: list[str], encoded: Any) -> None:
+        """Check that no prompt holds a token that begins or ends a text: the text tower would read no further.
+
+        Raises:
+            ValueError: If one does.
+        """
+        tokenizer = self.tokenizer
+        for prompt, ids, mask in zip(prompts, encoded["input_ids"], encoded["attention_mask"], strict=True):
+            own = [token for token, is_own in zip(ids, mask, strict=True) if is_own]
+            body = own[own[:1] == [tokenizer.bos_token_id] : len(own) - (own[-1:] == [tokenizer.eos_token_id])]
+            for special in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+                if special in body:
+                    raise ValueError(
+                        f"{prompt[:80]!r} holds {tokenizer.convert_ids_to_tokens(special)!r}, where a text begins or "
+                        "ends for the text tower, or a character that the tokenizer does not know; remove it."
+                    )
 
     @property
     def model_input_names(self) -> list[str]:

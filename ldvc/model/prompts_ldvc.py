@@ -1,12 +1,31 @@
 # Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
 """What LDVC adds to the two CLIP towers: vision prompts, text prompts and the text adapter behind them."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 
 from .configuration_ldvc import LDVCConfig
+
+
+def resize_positions(
+    positions: Tensor, side: int, grid_size: tuple[int, int], mode: Literal["bilinear", "bicubic"]
+) -> Tensor:
+    """Resize CLIP's position embeddings from its own grid to an image's: (1, 1 + num_patches, hidden_size).
+
+    Args:
+        positions: (1, 1 + side * side, hidden_size), the class token's first.
+        side: Of CLIP's own grid, in patches.
+        grid_size: (height, width) of the image in patches.
+        mode: Bilinear as in ZegCLIP, or bicubic as in the library.
+    """
+    # (1, side * side, hidden_size) -> (1, hidden_size, side, side), resized, and back
+    grid = positions[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=grid_size, mode=mode, align_corners=False)
+    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
 class LDVCVisionEmbeddings(CLIPVisionEmbeddings):
@@ -17,12 +36,29 @@ class LDVCVisionEmbeddings(CLIPVisionEmbeddings):
     def interpolate_pos_encoding(self, embeddings: Tensor, height: int, width: int) -> Tensor:
         """Resize the position embeddings to the image's grid: (1, 1 + num_patches, hidden_size)."""
         positions = self.position_embedding(self.position_ids)
-        side = self.image_size // self.patch_size
         grid_size = (height // self.patch_size, width // self.patch_size)
-        # (1, side * side, hidden_size) -> (1, hidden_size, side, side), resized, and back
-        grid = positions[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, size=grid_size, mode=self.interpolation_mode, align_corners=False)
-        return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+        return resize_positions(positions, self.image_size // self.patch_size, grid_size, self.interpolation_mode)
+
+
+def embed_patches(
+    embeddings: CLIPVisionEmbeddings, pixel_values: Tensor, mode: Literal["bilinear", "bicubic"]
+) -> Tensor:
+    """Embed images of any size by a CLIP's own embeddings, as [`LDVCVisionEmbeddings`] does by its.
+
+    Args:
+        embeddings: Of the CLIP; not changed.
+        pixel_values: (batch_size, num_channels, height, width), of whole patches.
+        mode: See `resize_positions`.
+
+    Returns:
+        (batch_size, 1 + num_patches, hidden_size).
+    """
+    patches = embeddings.patch_embedding(pixel_values.to(embeddings.patch_embedding.weight.dtype))
+    grid_size, side = tuple(patches.shape[-2:]), embeddings.image_size // embeddings.patch_size
+    class_tokens = embeddings.class_embedding.expand(len(patches), 1, -1)
+    tokens = torch.cat([class_tokens, patches.flatten(2).transpose(1, 2)], dim=1)
+    positions = embeddings.position_embedding(embeddings.position_ids)
+    return tokens + resize_positions(positions, side, grid_size, mode)
 
 
 class LDVCVisionPrompts(nn.Module):
@@ -106,4 +142,11 @@ class LDVCTextAdapter(nn.Module):
         return self.projection(class_embeds)
 
 
-__all__ = ["LDVCTextAdapter", "LDVCTextPrompts", "LDVCVisionEmbeddings", "LDVCVisionPrompts"]
+__all__ = [
+    "LDVCTextAdapter",
+    "LDVCTextPrompts",
+    "LDVCVisionEmbeddings",
+    "LDVCVisionPrompts",
+    "embed_patches",
+    "resize_positions",
+]

@@ -11,26 +11,44 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from .compat_ldvc import causal_mask
 from .processing_ldvc import Classes, LDVCProcessor, check_distinct, check_templates, name_key, read_classes
-from .weights_ldvc import weights_fingerprint, write_files
+from .weights_ldvc import text_fingerprint, text_function, text_modules, write_files
 
 
 VOCABULARY_WEIGHTS = "vocabulary.safetensors"
 VOCABULARY_CONFIG = "vocabulary.json"
 FORMAT_VERSION = 1
-TEXT_WEIGHTS = ("clip.text_model.", "clip.text_projection.", "text_prompts.")
 SAMPLES_PER_WEIGHT = 64  # of CLIP, to notice changes that have no version
 LENGTH_TOLERANCE = 0.01  # bfloat16 rounds a unit vector's length by up to 0.4 %
+# Ten thousand class names must not need ten thousand times the memory of one: ViT-B/16's tower, under 1 GB.
+PROMPTS_PER_PASS = 1024
+
+
+def check_tensors(**arguments: Any) -> None:
+    """Check that each argument is a tensor or `None`.
+
+    Raises:
+        TypeError: If one is something else.
+    """
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(
+                f"`{name}` is a {type(value).__name__}, not a tensor; call the processor with return_tensors='pt', or "
+                "make a tensor of it."
+            )
 
 
 # ---- a vocabulary and its files
@@ -193,26 +211,6 @@ def _check_embeds(embeds: Tensor, class_names: list[str]) -> None:
         )
 
 
-def text_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of all that class embeddings depend on besides token ids: text tower, text projection, text prompts.
-
-    Values count as float32, so that device and storage do not matter. A model loaded in half precision has rounded
-    weights, which are others: set a float32 vocabulary first and convert the model then.
-
-    Raises:
-        ValueError: If the weights are offloaded, so that they cannot be read.
-    """
-    weights = {name: weight for name, weight in model.state_dict().items() if name.startswith(TEXT_WEIGHTS)}
-    if any(weight.is_meta for weight in weights.values()):
-        raise ValueError(
-            "this model's text weights are offloaded and cannot be compared with a vocabulary's; load the model "
-            "without offload."
-        )
-    config = model.config.text_config  # at equal weights, these still change the result
-    shape = (config.hidden_act, config.num_attention_heads, config.layer_norm_eps)
-    return hashlib.sha256(f"{weights_fingerprint(weights)} {shape}".encode()).hexdigest()
-
-
 # ---- the vocabulary of a model
 
 
@@ -228,6 +226,25 @@ class LDVCBakedVocabulary(nn.Module):
         return self.class_embeds
 
 
+@dataclass(frozen=True)
+class DefaultVocabulary:
+    """A model's default vocabulary at one moment, of which a question is asked: its names and scores stay together.
+
+    Attributes:
+        class_names: In the order of the class axis.
+        class_token_ids: Token ids of each prompt.
+        prompt_class_ids: Class of each prompt, or `None` for one prompt per class.
+        other_label: Name of what is no class.
+        class_embeds: (num_classes, projection_dim), where they are baked in.
+    """
+
+    class_names: tuple[str, ...]
+    class_token_ids: tuple[tuple[int, ...], ...]
+    prompt_class_ids: tuple[int, ...] | None
+    other_label: str | None
+    class_embeds: Tensor | None = field(default=None, compare=False)
+
+
 class LDVCVocabularyMixin:
     """Where a call's classes come from: its prompts, its embeddings, or the default vocabulary, kept or baked in."""
 
@@ -237,6 +254,66 @@ class LDVCVocabularyMixin:
     def __getstate__(self) -> dict[str, Any]:
         """A copy of the model starts without kept embeddings: their key holds places of these very weights."""
         return {**super().__getstate__(), "_cached_vocabulary": None}
+
+    def get_class_embeds(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, prompt_class_ids: Tensor | None = None
+    ) -> Tensor:
+        """Encode class prompts; independent of any image, so the result can be kept.
+
+        Encoding stops at the longest name: the tower is causal, so what follows the end token has no effect.
+
+        Args:
+            input_ids: (num_prompts, sequence_length) token ids, padded on the right.
+            attention_mask: (num_prompts, sequence_length); only checked, since right padding has no effect.
+            prompt_class_ids: (num_prompts,) class of each prompt; prompts of one class (synonyms, templates) are
+                averaged as unit vectors. `None` is one prompt per class.
+
+        Returns:
+            (num_classes, projection_dim), unit length.
+
+        Raises:
+            ValueError: If the text tower was left out, ids have a wrong shape or value, are padded on the left, have
+                no end token, or do not begin with the template's words while text prompts are on.
+            TypeError: If an argument is no tensor.
+        """
+        check_tensors(input_ids=input_ids, attention_mask=attention_mask, prompt_class_ids=prompt_class_ids)
+        if prompt_class_ids is not None and prompt_class_ids.shape != input_ids.shape[:1]:
+            raise ValueError(
+                f"`prompt_class_ids` has shape {tuple(prompt_class_ids.shape)} for `input_ids` of shape "
+                f"{tuple(input_ids.shape)}; it names the class of each prompt, as the processor returns it."
+            )
+        if self.baked_vocabulary is not None:
+            raise ValueError(
+                f"this checkpoint has a baked vocabulary ({self.config.num_default_classes} names) and no text tower; "
+                "leave `input_ids` out, or load the checkpoint it was baked from."
+            )
+        end_positions = self._check_prompts(input_ids, attention_mask)
+        if not torch.compiler.is_compiling():
+            input_ids = input_ids[:, : int(end_positions.max()) + 1]
+        size = input_ids.shape[0] if torch.compiler.is_compiling() else PROMPTS_PER_PASS
+        end_states = [
+            self._encode_text(rows)[torch.arange(rows.shape[0], device=rows.device), ends]
+            for rows, ends in zip(input_ids.split(size), end_positions.split(size), strict=True)
+        ]
+        embeds = F.normalize(self.clip.text_projection(torch.cat(end_states)), dim=-1)
+        if prompt_class_ids is not None:
+            sums = embeds.new_zeros(int(prompt_class_ids.max()) + 1, embeds.shape[-1])
+            embeds = F.normalize(sums.index_add(0, prompt_class_ids.to(embeds.device), embeds), dim=-1)
+        return embeds
+
+    def _encode_text(self, input_ids: Tensor) -> Tensor:
+        """Run the prompted text tower: (num_prompts, sequence_length, hidden_size) after the final norm."""
+        text_model, prompts = self.clip.text_model, self.text_prompts
+        token_embeds = text_model.embeddings.token_embedding(input_ids)
+        if prompts is not None:
+            token_embeds = prompts(token_embeds, 0)
+        hidden_states = text_model.embeddings(inputs_embeds=token_embeds)
+        mask = causal_mask(text_model.config, hidden_states)
+        for layer, encoder_layer in enumerate(text_model.encoder.layers):
+            if prompts is not None and 0 < layer < prompts.depth:
+                hidden_states = prompts(hidden_states, layer)
+            hidden_states = encoder_layer(hidden_states, mask, is_causal=True)
+        return text_model.final_layer_norm(hidden_states)
 
     @torch.no_grad()
     def encode_vocabulary(
@@ -291,13 +368,12 @@ class LDVCVocabularyMixin:
             vocabulary = self.encode_vocabulary(class_names, processor, other_label) if bake else None
         prompts = vars(vocabulary) if vocabulary else self._read_vocabulary(class_names, processor, other_label)
         names = list(prompts["class_names"])
-        if prompts["other_label"] is not None:
-            names.append(prompts["other_label"])
-        for field in ("class_token_ids", "prompt_class_ids", "other_label"):
-            setattr(self.config, field, prompts[field])
-        self.config.id2label = dict(enumerate(names))
-        self.config.label2id = {name: index for index, name in enumerate(names)}
-        self._cached_vocabulary = None
+        called = names if prompts["other_label"] is None else [*names, prompts["other_label"]]
+        fields = {name: prompts[name] for name in ("class_token_ids", "prompt_class_ids", "other_label")}
+        fields |= {"vocabulary_names": names, "vocabulary_templates": list(prompts["prompt_templates"])}
+        fields |= {"id2label": dict(enumerate(called)), "label2id": {name: index for index, name in enumerate(called)}}
+        # All at once, so that no other thread sees the names of one vocabulary and the tokens of another.
+        vars(self.config).update(fields)
         if vocabulary is not None:
             self._keep_vocabulary(vocabulary, bake)
 
@@ -373,7 +449,7 @@ class LDVCVocabularyMixin:
         if self.baked_vocabulary is not None:
             self.baked_vocabulary.class_embeds = embeds
         elif (state := self._vocabulary_state()) is not None:
-            self._cached_vocabulary = (state, embeds)
+            self._cached_vocabulary = ((self.default_vocabulary(), state), embeds)
 
     def _drop_text_tower(self) -> None:
         """Put a table of class embeddings in the place of the text tower."""
@@ -446,29 +522,30 @@ class LDVCVocabularyMixin:
         class_embeds: Tensor | None,
         class_mask: Tensor | None,
         class_index: Tensor | None,
-    ) -> Tensor:
-        """Turn the call's one source of classes into (1 or batch_size, num_classes, projection_dim) embeddings.
+        seen_class_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Turn the call's one source of classes into embeddings, and say which of them trained with masks.
+
+        Returns:
+            (1 or batch_size, num_classes, projection_dim) embeddings, and the mask of the call, or that of the default
+            vocabulary, or `None`.
 
         Raises:
             ValueError: If there are two sources, or the embeddings have the wrong shape.
         """
         if input_ids is not None and class_embeds is not None:
             raise ValueError("`input_ids` and `class_embeds` both name the classes; give one of them.")
-        if input_ids is not None:
-            list_shape = input_ids.shape[:2] if input_ids.dim() == 3 else None
-            if list_shape is not None:
-                if class_mask is not None and class_mask.shape == list_shape:  # rows of padding need be no prompts
-                    is_class = class_mask.to(input_ids.device).bool()[..., None]
-                    input_ids = torch.where(is_class, input_ids, input_ids[:, :1])
-                    if attention_mask is not None:
-                        attention_mask = torch.where(is_class, attention_mask, attention_mask[:, :1])
-                input_ids = input_ids.flatten(0, 1)
-                attention_mask = None if attention_mask is None else attention_mask.flatten(0, 1)
+        if input_ids is not None and input_ids.dim() == 3:
+            is_padded = class_index is None and class_mask is not None and class_mask.shape == input_ids.shape[:2]
+            own_mask = class_mask if is_padded else None
+            class_embeds = self._encode_lists(input_ids, attention_mask, prompt_class_ids, own_mask)
+        elif input_ids is not None:
             class_embeds = self.get_class_embeds(input_ids, attention_mask, prompt_class_ids)
-            if list_shape is not None:
-                class_embeds = class_embeds.unflatten(0, list_shape)
         elif class_embeds is None:
-            class_embeds = self._default_class_embeds()
+            vocabulary = self.default_vocabulary()  # once, since another thread may set another
+            class_embeds = self.vocabulary_embeds(vocabulary)
+            if seen_class_mask is None:
+                seen_class_mask = self.seen_class_mask(vocabulary.class_names, class_index)
         width = self.config.projection_dim
         if class_embeds.dim() not in (2, 3) or class_embeds.shape[-1] != width or class_embeds.shape[-2] == 0:
             raise ValueError(
@@ -476,68 +553,135 @@ class LDVCVocabularyMixin:
                 f"(batch_size, num_classes, {width}), from this model's `get_class_embeds`."
             )
         if class_index is not None:
-            return class_embeds[class_index]
-        return class_embeds if class_embeds.dim() == 3 else class_embeds.unsqueeze(0)
+            if class_embeds.dim() == 2:
+                return class_embeds[class_index], seen_class_mask
+            return class_embeds.gather(1, class_index[..., None].expand(-1, -1, width)), seen_class_mask
+        return class_embeds if class_embeds.dim() == 3 else class_embeds.unsqueeze(0), seen_class_mask
 
-    def _default_class_embeds(self) -> Tensor:
-        """Embeddings of the default vocabulary, (num_classes, projection_dim), computed once while nothing changes.
+    def _encode_lists(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        prompt_class_ids: Tensor | None,
+        class_mask: Tensor | None,
+    ) -> Tensor:
+        """Encode prompts per image, as a data loader stacks them: (batch_size, num_classes, projection_dim).
+
+        Args:
+            input_ids: (batch_size, num_prompts, sequence_length).
+            attention_mask: Shaped as `input_ids`.
+            prompt_class_ids: (batch_size, num_prompts) class of each, where a class has several.
+            class_mask: (batch_size, num_prompts), 0 for rows of padding, which need be no prompts.
 
         Raises:
-            ValueError: If there is no default vocabulary.
+            ValueError: If classes of several prompts differ in number between images.
         """
-        if self.baked_vocabulary is not None:
-            return self.baked_vocabulary()
-        if self.config.class_token_ids is None:
+        batch_size, num_classes = input_ids.shape[:2]
+        if class_mask is not None:
+            is_class = class_mask.to(input_ids.device).bool()[..., None]
+            input_ids = torch.where(is_class, input_ids, input_ids[:, :1])
+            if attention_mask is not None:
+                attention_mask = torch.where(is_class, attention_mask, attention_mask[:, :1])
+        if prompt_class_ids is not None and prompt_class_ids.shape == input_ids.shape[:2]:
+            counts = (prompt_class_ids.amax(1) + 1).tolist()
+            if len(set(counts)) > 1:
+                raise ValueError(
+                    f"`prompt_class_ids` names {counts} classes of the images; lists of different lengths go to the "
+                    "processor in one call, class_names=[[...], [...]], which pads them."
+                )
+            num_classes = counts[0]
+            firsts = torch.arange(batch_size, device=prompt_class_ids.device) * num_classes
+            prompt_class_ids = (prompt_class_ids + firsts[:, None]).flatten()
+        attention_mask = None if attention_mask is None else attention_mask.flatten(0, 1)
+        embeds = self.get_class_embeds(input_ids.flatten(0, 1), attention_mask, prompt_class_ids)
+        return embeds.unflatten(0, (batch_size, num_classes))
+
+    def default_vocabulary(self) -> DefaultVocabulary:
+        """The default vocabulary as it is now; it stays as it is whatever is set later, also in another thread.
+
+        Raises:
+            ValueError: If there is none, or `id2label` calls a class by the name of another.
+        """
+        is_compiling = torch.compiler.is_compiling()
+        now = self.config if is_compiling else SimpleNamespace(**vars(self.config))  # copied in one step
+        if now.class_token_ids is None:
             raise ValueError(
-                "the call names no classes and the checkpoint has no default vocabulary; pass class_names to the "
-                "processor, or call model.set_vocabulary(class_names, processor) first."
+                "the call names no classes and the checkpoint has no default vocabulary; pass `class_names` to the "
+                "processor (to a pipeline `candidate_labels`), or call model.set_vocabulary(class_names, processor) "
+                "first."
             )
+        if not is_compiling:
+            self.config.check_names()
+        return DefaultVocabulary(
+            class_names=tuple(now.vocabulary_names),
+            class_token_ids=tuple(map(tuple, now.class_token_ids)),
+            prompt_class_ids=None if now.prompt_class_ids is None else tuple(now.prompt_class_ids),
+            other_label=now.other_label,
+            class_embeds=None if self.baked_vocabulary is None else self.baked_vocabulary(),
+        )
+
+    def vocabulary_embeds(self, vocabulary: DefaultVocabulary) -> Tensor:
+        """Embeddings of a default vocabulary, (num_classes, projection_dim), computed once while nothing changes."""
+        if vocabulary.class_embeds is not None:
+            return vocabulary.class_embeds
         is_kept = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
         state = self._vocabulary_state() if is_kept else None
-        if state is not None and self._cached_vocabulary is not None and self._cached_vocabulary[0] == state:
-            return self._cached_vocabulary[1]
-        embeds = self._encode_rows(self.config.class_token_ids, self.config.prompt_class_ids)
-        self._cached_vocabulary = (state, embeds) if state is not None else None
+        kept = self._cached_vocabulary  # once, since another thread may put its own there
+        if state is not None and kept is not None and kept[0] == (vocabulary, state):
+            return kept[1]
+        embeds = self._encode_rows(vocabulary.class_token_ids, vocabulary.prompt_class_ids)
+        self._cached_vocabulary = ((vocabulary, state), embeds) if state is not None else None
         return embeds
 
-    def _pad_rows(self, rows: list[list[int]]) -> Tensor:
+    def _default_class_embeds(self) -> Tensor:
+        """Embeddings of the default vocabulary, (num_classes, projection_dim)."""
+        return self.vocabulary_embeds(self.default_vocabulary())
+
+    def _pad_rows(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Token ids of several lengths as one (num_prompts, sequence_length) tensor, filled up with end tokens."""
         longest = max(map(len, rows))
         return torch.tensor([[*row, *row[-1:] * (longest - len(row))] for row in rows], device=self._input_device)
 
-    def _encode_rows(self, rows: list[list[int]], class_ids: list[int] | None) -> Tensor:
+    def _encode_rows(self, rows: Sequence[Sequence[int]], class_ids: Sequence[int] | None) -> Tensor:
         """Embeddings of token rows, (num_classes, projection_dim)."""
         class_ids = None if class_ids is None else torch.tensor(class_ids, device=self._input_device)
         return self.get_class_embeds(self._pad_rows(rows), prompt_class_ids=class_ids)
 
     def _vocabulary_state(self) -> tuple | None:
-        """Everything the kept embeddings depend on: names, and the weights by place, version and (prompts) value.
+        """What kept embeddings depend on beside the names: what the text tower computes, and with which weights.
 
-        `None` where the weights cannot be compared: away by offloading, or without versions (inference tensors). A
-        write through `.data` changes no version; samples of every weight notice it, unless it is to single numbers.
+        Weights count by place and version, those of the prompts by value. `None` where it cannot be known: see
+        `text_function`; or where weights cannot be compared, away by offloading, quantised, or without versions
+        (inference tensors). A write through `.data` changes no version; samples of every weight notice it, unless it
+        is to single numbers.
         """
-        weights = [*self.clip.text_model.parameters(), *self.clip.text_projection.parameters()]
-        prompts = None if self.text_prompts is None else self.text_prompts.tokens.detach()
-        if any(weight.is_meta or weight.is_inference() for weight in weights) or (
-            prompts is not None and prompts.is_meta
-        ):
+        function = text_function(self)
+        modules = text_modules(self).values() if function is not None else ()
+        weights = [w for module in modules for w in (*module._parameters.values(), *module._buffers.values())]
+        weights = [weight for weight in weights if weight is not None]
+        if not weights or any(type(w) not in (nn.Parameter, Tensor) or w.is_meta or w.is_inference() for w in weights):
             return None
         # An address alone would be given to another tensor once this one is freed; a weak reference holds it.
         places = tuple((StorageWeakRef(w.untyped_storage()), w.data_ptr(), w._version, w.dtype) for w in weights)
         samples = [w.detach().flatten()[:: max(1, w.numel() // SAMPLES_PER_WEIGHT)].float().sum() for w in weights]
         samples = torch.stack(samples).cpu().numpy().tobytes()
+        prompts = None if self.text_prompts is None else self.text_prompts.tokens.detach()
         prompt_values = None if prompts is None else prompts.float().cpu().numpy().tobytes()
-        names = (str(self.config.class_token_ids), str(self.config.prompt_class_ids))
-        return *names, places, samples, prompt_values, torch.is_autocast_enabled(self._input_device.type)
+        device = self._input_device.type
+        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        return function, places, samples, prompt_values, autocast
 
-    def seen_class_mask(self, class_names: Sequence[str] | Classes) -> Tensor | None:
+    def seen_class_mask(
+        self, class_names: Sequence[str] | Classes, class_index: Tensor | None = None
+    ) -> Tensor | None:
         """Tell by name which classes trained with masks, for the argument `seen_class_mask` of a call.
 
         Args:
             class_names: List of names, or dict of synonyms, of which one is enough; case and spaces do not count.
+            class_index: (batch_size, num_classes) rows of them that make up each image's list, or `None`.
 
         Returns:
-            (num_classes,) bool, or `None` where the checkpoint does not say what it trained on.
+            (num_classes,) bool, or as `class_index`, or `None` where the checkpoint does not say what it trained on.
         """
         if not self.config.seen_classes:
             return None
@@ -546,12 +690,8 @@ class LDVCVocabularyMixin:
             classes = [(name, *words) for name, words in read_classes(class_names).items()]
         else:
             classes = [(name,) for name in class_names]
-        return torch.tensor([any(name_key(word) in seen for word in words) for words in classes])
-
-    def _seen_default_classes(self, class_index: Tensor | None) -> Tensor | None:
-        """Bool of the default vocabulary's names that trained with masks, (num_classes,) or as `class_index`."""
-        mask = self.seen_class_mask(self.config.default_class_names)
-        return mask if mask is None or class_index is None else mask.to(class_index.device)[class_index]
+        mask = torch.tensor([any(name_key(word) in seen for word in words) for words in classes])
+        return mask if class_index is None else mask.to(class_index.device)[class_index]
 
 
-__all__ = ["LDVCBakedVocabulary", "LDVCVocabulary", "LDVCVocabularyMixin", "text_fingerprint"]
+__all__ = ["LDVCBakedVocabulary", "LDVCVocabulary", "LDVCVocabularyMixin", "check_tensors", "text_fingerprint"]

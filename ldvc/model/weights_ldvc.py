@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.clip.configuration_clip import CLIPConfig
@@ -22,8 +23,12 @@ from transformers.models.clip.modeling_clip import CLIPModel
 from transformers.utils import logging
 
 from .configuration_ldvc import LDVCConfig
+from .prompts_ldvc import LDVCTextPrompts
 
 
+TEXT_PARTS = ("clip.text_model", "clip.text_projection", "text_prompts")
+# Whose modules compute what their class, weights and plain attributes say; of all others it cannot be known.
+KNOWN_LIBRARIES = ("torch.nn.modules.", "transformers.")
 ADAPTER_WEIGHTS = "ldvc_adapter.safetensors"
 ADAPTER_CONFIG = "ldvc_adapter.json"
 CLIP_PREFIX = "clip."
@@ -58,6 +63,8 @@ ADOPTED_FIELDS = (
     "id2label",
     "label2id",
     "class_token_ids",
+    "vocabulary_names",
+    "vocabulary_templates",
     "prompt_class_ids",
     "other_label",
     "text_fingerprint",
@@ -201,13 +208,18 @@ def build_config(clip: str | os.PathLike | nn.Module, tokenizer: Any, fields: di
     return config
 
 
-def check_clip_is_complete(clip: str | os.PathLike, missing_keys: Iterable[str]) -> None:
-    """Refuse a CLIP without all of its weights; the library would fill the gaps with random numbers.
+def check_clip_is_complete(clip: str | os.PathLike, missing_keys: Iterable[str], new_weights: Iterable[str]) -> None:
+    """Refuse a CLIP without all of its weights, which the library would fill at random, or with more than these.
 
     Raises:
-        ValueError: If one of CLIP's own weights is among `missing_keys`.
+        ValueError: If one of CLIP's own weights is among `missing_keys`, or one of the `new_weights` is not.
     """
     missing = sorted(name for name in missing_keys if name.startswith(CLIP_PREFIX))
+    if taken_over := sorted(set(new_weights).difference(missing_keys)):
+        raise ValueError(
+            f"{str(clip)!r} holds weights of an LDVC beside CLIP's, first {taken_over[0]!r}, which would pass for new "
+            "ones; give a folder with CLIP alone, or go on from an LDVC checkpoint (from_pretrained, --start_from)."
+        )
     if missing:
         raise ValueError(
             f"{str(clip)!r} lacks {len(missing)} of CLIP's weights, first {missing[0]!r}; copy or download it again."
@@ -221,6 +233,118 @@ def weights_fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def text_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of all that class embeddings depend on besides token ids: text tower, text projection, text prompts.
+
+    Values count as float32, so that device and storage do not matter. A model loaded in half precision has rounded
+    weights, which are others: set a float32 vocabulary first and convert the model then.
+
+    Raises:
+        ValueError: If the weights are offloaded or cannot be read, or hooks may change what they do.
+    """
+    parts = tuple(f"{part}." for part in TEXT_PARTS)
+    held = {name: weight for name, weight in model.state_dict().items() if name.startswith(parts)}
+    weights = dict(pair for name, weight in held.items() for pair in _readable(name, weight))
+    if any(weight.is_meta for weight in weights.values()):
+        raise ValueError(
+            "this model's text weights are offloaded and cannot be compared with a vocabulary's; load the model "
+            "without offload."
+        )
+    config = model.config.text_config  # at equal weights, these still change the result
+    shape = (config.hidden_act, config.num_attention_heads, config.layer_norm_eps)
+    strangers = []
+    for name, module in text_modules(model).items():
+        if _is_altered(module) and not hasattr(module, "_hf_hook"):  # which only brings weights to their device
+            raise ValueError(
+                f"a hook or a replaced method of {name!r} may change what the text tower computes, and a vocabulary "
+                "would belong to nothing that can be told; take it away, or pass the names in the call."
+            )
+        if not _is_known(module):  # an adapter or a quantised layer: what it does is in its attributes too
+            plain = sorted((key, value) for key, value in vars(module).items() if _is_plain(value))
+            strangers.append((name, type(module).__name__, str(plain)))
+    content = f"{weights_fingerprint(weights)} {shape}" + (str(strangers) if strangers else "")
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _readable(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Name and values of a weight as it stands in a state dict, quantised ones as the numbers they stand for.
+
+    Raises:
+        ValueError: If they cannot be read.
+    """
+    if isinstance(value, tuple | list):  # of torch's dynamic quantisation
+        for index, part in enumerate(value):
+            yield from _readable(f"{name}.{index}", part)
+    elif isinstance(value, Tensor):
+        is_stored_plainly = type(value) in (Tensor, nn.Parameter) and not value.is_quantized
+        try:
+            yield name, value if is_stored_plainly else value.dequantize()
+        except (RuntimeError, NotImplementedError) as error:
+            raise ValueError(
+                f"the weight {name!r} is a {type(value).__name__}, whose values cannot be read ({str(error)[:100]}); "
+                "encode the vocabulary before the model is quantised, or pass the names in the call."
+            ) from error
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a number, a word, or a collection of such."""
+    if isinstance(value, dict):
+        return all(_is_plain(part) for pair in value.items() for part in pair)
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, int | float | str)
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether a module does what its class says, a class of torch, of the library or our own."""
+    kind = type(module)
+    return kind is LDVCTextPrompts or (
+        kind.__module__.startswith(KNOWN_LIBRARIES) and kind.forward.__module__.startswith(KNOWN_LIBRARIES)
+    )
+
+
+def _is_altered(module: nn.Module) -> bool:
+    """Whether one module has a hook, or a method in the place of its class's own."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    # the library's own, which record hidden states, change nothing
+    is_hooked = any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
+    methods = (name for name, value in vars(module).items() if callable(value) and hasattr(type(module), name))
+    return is_hooked or any(name != "extra_repr" for name in methods)
+
+
+def text_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules that class embeddings come from, by name, those of adapters among them."""
+    return {
+        f"{part}.{name}": module
+        for part in TEXT_PARTS
+        if (root := operator.attrgetter(part)(model)) is not None
+        for name, module in root.named_modules()
+    }
+
+
+def text_function(model: nn.Module) -> tuple | None:
+    """What the text tower computes with its weights, to be compared; `None` where it cannot be known.
+
+    It is known of torch's, the library's and our own modules, as they are. An adapter, a quantised layer, a
+    parametrization (each of them a module of another kind), a hook or a `forward` put in the place of the class's own
+    may change from one call to the next without a trace in the weights.
+    """
+    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
+        return None
+    function = []
+    for name, module in text_modules(model).items():
+        attributes = vars(module)
+        is_altered = _is_altered(module) or any(isinstance(value, Tensor) for value in attributes.values())
+        is_random = module.training and model.config.text_config.attention_dropout
+        if is_altered or is_random or not _is_known(module):
+            return None
+        plain = {key: value for key, value in attributes.items() if isinstance(value, int | float | str | tuple)}
+        functions = tuple(value for value in attributes.values() if callable(value))  # such as an activation
+        function.append((name, type(module), type(module).forward, functions, repr(plain)))
+    config = model.config.text_config
+    return (*function, vars(model).get("get_class_embeds"), config._attn_implementation, config.eos_token_id)
 
 
 def write_files(folder: str | os.PathLike, contents: Mapping[str, bytes]) -> None:
@@ -290,6 +414,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
         if field == "id2label" and value is not None:
             value = {int(index): name for index, name in value.items()}
         setattr(model.config, field, value)
+    model.config.adopt_names()
 
 
 __all__ = [
@@ -299,6 +424,9 @@ __all__ = [
     "quiet_loading",
     "save_adapter",
     "split_options",
+    "text_fingerprint",
+    "text_function",
+    "text_modules",
     "weights_fingerprint",
     "write_files",
 ]

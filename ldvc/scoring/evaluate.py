@@ -21,14 +21,14 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import CLIPModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from ldvc import loading
 from ldvc.data.check import choose_vocabulary
+from ldvc.data.class_lists import check_label_convention
 from ldvc.data.folders import read_class_names
-from ldvc.data.provenance import code_version, provenance, write_json
-from ldvc.data.samples import check_label_convention, load_split, map_labels, read_sample
+from ldvc.data.provenance import check_writable, code_version, provenance, stored_bytes, write_json
+from ldvc.data.samples import load_stated_split, map_labels, read_sample
 from ldvc.data.vocabularies import PROMPT_TEMPLATES, SEEN_SCORE_OFFSETS, VOCABULARIES, Vocabulary
 from ldvc.model.image_processing_ldvc import best_classes
 from ldvc.model.inference_ldvc import InferenceSettings, class_scores, encode_classes, prepare_image
@@ -36,22 +36,26 @@ from ldvc.model.processing_ldvc import LDVCProcessor, check_templates
 from ldvc.model.weights_ldvc import ADAPTER_CONFIG, weights_fingerprint
 from ldvc.places import shipped
 from ldvc.processes import process_state
-from ldvc.scoring.baseline import TrainingFreeCLIP
+from ldvc.scoring.labels import count_labels, missing_labels
 from ldvc.scoring.predictions import KeptPredictions, code_fingerprint
 from ldvc.scoring.protocol import (
     PROTOCOL_FILE,
-    is_wholly_audited,
+    SCORED_ON_TRAINING_IMAGES,
+    checkpoint_fingerprints,
+    describe_audit,
+    is_of_training_split,
     names_trained_with_masks,
     protocol_mismatches,
     read_protocol,
     shared_names,
-    trained_weights_fingerprint,
 )
 from ldvc.scoring.signatures import describe_signatures, find_signatures, read_log
+from ldvc.segmenters.training_free import TrainingFreeCLIP
 
 
 METRIC_PATH = str(shipped("metrics/zero_shot_miou"))
 BOOTSTRAP_RESAMPLES = 1000
+FLOOR_METHOD = "value"  # the training-free CLIP that training must beat
 REPORTED = ("pixel_accuracy", "miou_seen", "miou_unseen", "hiou")
 COLUMNS = {"pixel_accuracy": "pAcc", "miou_seen": "mIoU(S)", "miou_unseen": "mIoU(U)", "hiou": "hIoU"}
 # On another data set no name is "seen": those whose masks trained the model stand beside the new ones.
@@ -98,7 +102,7 @@ def resample(num_images: int, seed: int = 0) -> np.ndarray:
 
 
 def mean_iou(areas: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Mean IoU of some classes for each row of `draws`; NaN where no class has a pixel.
+    """Mean IoU of some classes for each row of `draws`; NaN where none has a labelled pixel, as in the metric.
 
     Args:
         areas: (num_images, num_classes, 3) from `image_areas`.
@@ -111,7 +115,8 @@ def mean_iou(areas: np.ndarray, draws: np.ndarray) -> np.ndarray:
     hits, union = totals[..., 0], totals[..., 1] + totals[..., 2] - totals[..., 0]
     is_there = union > 0
     ious = np.where(is_there, hits / np.maximum(union, 1), 0.0)
-    return np.where(is_there.any(1), ious.sum(1) / np.maximum(is_there.sum(1), 1), np.nan)
+    is_labelled = (totals[..., 2] > 0).any(1)
+    return np.where(is_labelled, ious.sum(1) / np.maximum(is_there.sum(1), 1), np.nan)
 
 
 def share(counts: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -151,9 +156,19 @@ def bootstrap_intervals(areas: np.ndarray, unseen_ids: Sequence[int], seed: int 
 
 
 def group_scores(
-    per_class_iou: Sequence[float], unseen_ids: Sequence[int], groups: Mapping[str, Sequence[int]]
+    per_class_iou: Sequence[float],
+    unseen_ids: Sequence[int],
+    groups: Mapping[str, Sequence[int]],
+    labelled_ids: Sequence[int],
 ) -> dict:
-    """Mean IoU of seen and unseen classes inside groups of classes, such as things and stuff."""
+    """Mean IoU of seen and unseen classes inside groups of classes, such as things and stuff.
+
+    Args:
+        per_class_iou: NaN where a class is neither there nor predicted.
+        unseen_ids: Ids of unseen classes.
+        groups: Ids of classes by title.
+        labelled_ids: Classes with a labelled pixel; a group without one has no score, whatever was predicted.
+    """
     table = {}
     for group, ids in groups.items():
         for kind, members in (
@@ -161,7 +176,8 @@ def group_scores(
             ("unseen", [i for i in ids if i in unseen_ids]),
         ):
             present = [per_class_iou[i] for i in members if np.isfinite(per_class_iou[i])]
-            table[f"{group}_{kind}"] = float(np.mean(present)) if present else None
+            has_score = not set(members).isdisjoint(labelled_ids)
+            table[f"{group}_{kind}"] = float(np.mean(present)) if has_score else None
     return table
 
 
@@ -171,7 +187,7 @@ def read_share(
     """Read every n-th image of a split, as one of n processes.
 
     Args:
-        dataset: A map-style split as given by `load_split`.
+        dataset: A map-style split as given by `load_stated_split`.
         processor: Pixel statistics.
         settings: Size.
         device: Where the pixels go.
@@ -206,7 +222,7 @@ def evaluate_model(
     Args:
         model: [`LDVCForSemanticSegmentation`], or a [`TrainingFreeCLIP`].
         processor: Its processor: class prompts and pixel statistics.
-        dataset: A map-style split as given by `load_split`.
+        dataset: A map-style split as given by `load_stated_split`.
         vocabulary: Class list and unseen names.
         settings: Size and windows.
         reduce_labels: Label maps count from 1, with 0 for background.
@@ -282,7 +298,8 @@ def finish_table(
     table["labelled_share"] = float(counts[..., 2].sum() / sum(size for *_, size in everywhere))
     table["intervals"] = bootstrap_intervals(counts, unseen_ids)
     if groups:
-        table["groups"] = group_scores(table["per_class_iou"], unseen_ids, groups)
+        labelled_ids = np.flatnonzero(counts[..., 2].sum(axis=0)).tolist()
+        table["groups"] = group_scores(table["per_class_iou"], unseen_ids, groups, labelled_ids)
     return table
 
 
@@ -333,7 +350,8 @@ def load_checkpoint(
         path: Folder or Hub id.
         training_free: It is a CLIP.
         image_stats: Pixel statistics of a CLIP.
-        config_fields: Fields of `LDVCConfig` to change in an LDVC checkpoint; of a CLIP, `patch_features` alone.
+        config_fields: Fields of `LDVCConfig` to change in an LDVC checkpoint; of a CLIP, settings of
+            [`TrainingFreeCLIP`], whose logits are cosines here.
 
     Raises:
         OSError: If there is no such checkpoint.
@@ -342,16 +360,18 @@ def load_checkpoint(
     is_adapter = (Path(path) / ADAPTER_CONFIG).is_file()
     kind = "ldvc" if is_adapter else stored_config(path).get("model_type")
     expected = "clip" if training_free else "ldvc"
+    if kind == "clipseg" and not training_free:
+        return loading.load(path, "cpu", "float32")
     if kind != expected:
         raise ValueError(
             f"{path!r} holds a {kind!r} model, not {expected!r}; --training_free scores a CLIP, without it an LDVC "
             "checkpoint is scored."
         )
     if training_free:
-        clip = CLIPModel.from_pretrained(path, dtype=torch.float32)
-        return TrainingFreeCLIP(clip, **config_fields), LDVCProcessor.from_clip_pretrained(
-            path, image_stats=image_stats
+        clip = TrainingFreeCLIP.from_pretrained(
+            path, **{"method": FLOOR_METHOD, "softmax_scale": None} | config_fields
         )
+        return clip, LDVCProcessor.from_clip_pretrained(path, image_stats=image_stats)
     model, processor = loading.load_checkpoint(path, "cpu", **config_fields)
     return model.float(), processor
 
@@ -369,7 +389,7 @@ def choose_classes(arguments: argparse.Namespace) -> Vocabulary:
     chosen = choose_vocabulary(arguments.dataset, arguments.class_names, arguments.unseen_classes, vocabulary)
     check_label_convention(
         arguments.dataset,
-        len(chosen.class_names),
+        chosen.class_names,
         reduce_labels=arguments.reduce_labels,
         revision=arguments.dataset_revision,
     )
@@ -391,7 +411,7 @@ def audit_checkpoint(arguments: argparse.Namespace, vocabulary: Vocabulary, mode
         model: The checkpoint, loaded.
 
     Returns:
-        `status`: "matches", "mismatch", "unaudited" (nobody counted which masks trained the weights) or
+        `status`: "matches", "mismatch", "unaudited" (nobody counted all that trained the weights) or
         "training_free"; `findings`: sentences; the `setting` of the scores, the setting it was `trained` in, the
         names trained with masks, and the `seed` of the training.
 
@@ -401,7 +421,7 @@ def audit_checkpoint(arguments: argparse.Namespace, vocabulary: Vocabulary, mode
     audit = {"status": "training_free", "setting": arguments.setting, "trained": None, "findings": []}
     if arguments.training_free:
         return audit | {"names_trained_with_masks": []}
-    seen_classes = model.config.seen_classes
+    seen_classes = getattr(model.config, "seen_classes", None)  # a CLIPSeg does not say
     protocol = read_protocol(arguments.checkpoint)
     if protocol is None:
         finding = f"{arguments.checkpoint!r} has no {PROTOCOL_FILE}: which masks trained it, nobody counted"
@@ -410,8 +430,8 @@ def audit_checkpoint(arguments: argparse.Namespace, vocabulary: Vocabulary, mode
         saw = shared_names(vocabulary.unseen_names, seen_classes or []) if holds_out else []
         findings = [f"its configuration says that masks of the unseen classes {saw} trained it"] if saw else []
     else:
-        weights = trained_weights_fingerprint(model)
-        findings = protocol_mismatches(protocol, arguments.setting, vocabulary, seen_classes, weights)
+        fingerprints = checkpoint_fingerprints(model)
+        findings = protocol_mismatches(protocol, arguments.setting, vocabulary, seen_classes, fingerprints)
     if findings and not arguments.allow_protocol_mismatch:
         raise ValueError(
             f"{arguments.checkpoint!r} cannot be scored as {arguments.setting}: {'; '.join(findings)}. Choose the "
@@ -419,19 +439,26 @@ def audit_checkpoint(arguments: argparse.Namespace, vocabulary: Vocabulary, mode
         )
     if protocol is None:
         return audit | {"status": "mismatch", "findings": findings} if findings else audit
-    status = "mismatch" if findings else "matches"
-    if not findings and not is_wholly_audited(protocol):
-        start = protocol["start"]["checkpoint"]
-        status, findings = "unaudited", [f"it started from {start!r}, of whose training no whole audit is known"]
     return {
-        "status": status,
+        **({"status": "mismatch", "findings": findings} if findings else describe_audit(protocol)),
         "setting": arguments.setting,
         "trained": protocol["setting"],
-        "findings": findings,
         "names_trained_with_masks": names_trained_with_masks(protocol),
         "training_data_fingerprint": protocol.get("dataset_fingerprint"),
         "seed": protocol.get("seed"),
     }
+
+
+def check_offsets(offsets: Sequence[float]) -> None:
+    """Check that every offset is a number and has a table of its own.
+
+    Raises:
+        ValueError: If not.
+    """
+    repeated = sorted({offset for offset in offsets if list(offsets).count(offset) > 1})
+    if repeated or not np.isfinite(offsets).all():
+        what = f"repeat {repeated[0]}" if repeated else "are not all finite"
+        raise ValueError(f"--offsets {' '.join(map(str, offsets))} {what}: give each number once.")
 
 
 def load_floor(path: str, vocabulary: Vocabulary, fingerprint: str) -> dict[str, Any]:
@@ -463,15 +490,7 @@ def find_history(checkpoint: str) -> list[dict[str, Any]]:
 
 def load_images(arguments: argparse.Namespace) -> Any:
     """Load the split that the command line names."""
-    return load_split(
-        arguments.dataset,
-        arguments.split,
-        config_name=arguments.dataset_config,
-        image_column=arguments.image_column,
-        label_column=arguments.label_column,
-        revision=arguments.dataset_revision,
-        num_images=arguments.num_images,
-    )
+    return load_stated_split(arguments, arguments.split, num_images=arguments.num_images)
 
 
 def images_fingerprint(dataset: Any) -> str:
@@ -480,8 +499,7 @@ def images_fingerprint(dataset: Any) -> str:
 
     digest = hashlib.sha256()
     for row in dataset.select_columns("image").cast_column("image", Image(decode=False)):
-        cell = row["image"]
-        digest.update(Path(cell["path"]).read_bytes() if cell["bytes"] is None else cell["bytes"])
+        digest.update(stored_bytes(row["image"]))
     return digest.hexdigest()
 
 
@@ -508,14 +526,38 @@ def describe_predictions(
     }
 
 
+def look_at_split(
+    arguments: argparse.Namespace, dataset: Any, vocabulary: Vocabulary, fingerprint: str
+) -> dict[str, Any]:
+    """Say of a split, before it is scored, what its scores can be of.
+
+    Args:
+        arguments: Of the command line.
+        dataset: The split.
+        vocabulary: Classes and split.
+        fingerprint: `dataset_fingerprint` of the split.
+
+    Returns:
+        `labelled_pixels` by class name, `missing_labels` in one line, and whether these pictures trained the model.
+    """
+    labelled = count_labels(dataset, vocabulary, arguments.reduce_labels, arguments.split)
+    protocol = None if arguments.training_free else read_protocol(arguments.checkpoint)
+    return {
+        "labelled_pixels": labelled,
+        "missing_labels": missing_labels(labelled, vocabulary),
+        "scored_on_training_images": protocol is not None
+        and is_of_training_split(protocol, arguments.dataset, arguments.split, fingerprint),
+    }
+
+
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Load everything, score, print the table, write the result."""
-    state = process_state()
-    started = time.perf_counter()
+    check_offsets(arguments.offsets)
+    check_writable(arguments.output)
     code_version()  # as it is now, not when the result is written
-    vocabulary = choose_classes(arguments)
+    state, started, vocabulary = process_state(), time.perf_counter(), choose_classes(arguments)
     settings = InferenceSettings(arguments.short_side, arguments.window, arguments.stride, arguments.window_batch_size)
-    fields = {"patch_features": arguments.patch_features} if arguments.training_free else {}
+    fields = {"method": arguments.method} if arguments.training_free else {}
     model, processor = load_checkpoint(arguments.checkpoint, arguments.training_free, arguments.image_stats, **fields)
     audit = audit_checkpoint(arguments, vocabulary, model)
     is_cross = arguments.setting == "cross_dataset"
@@ -525,8 +567,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         new = tuple(name for name in vocabulary.class_names if name not in known)
         vocabulary, offsets = Vocabulary(vocabulary.name, vocabulary.class_names, new), [0.0]
     dataset = load_images(arguments)
-    config = model.encoder.config if arguments.training_free else model.config
-    trace = provenance(config, dataset, audit.get("seed"))
+    trace = provenance(model.config, dataset, audit.get("seed"))
+    looked_at = look_at_split(arguments, dataset, vocabulary, trace["dataset_fingerprint"])
     floor = load_floor(arguments.floor, vocabulary, trace["dataset_fingerprint"]) if arguments.floor else None
     if arguments.prompt_templates:
         processor.prompt_templates = choose_templates(arguments.prompt_templates)
@@ -536,7 +578,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         made_by = describe_predictions(arguments, model, processor, settings, trace, dataset)
         made_by |= {"class_names": names, "seen_class_ids": list(vocabulary.seen_class_ids), "offsets": offsets}
         kept = KeptPredictions(arguments.predictions, made_by, vocabulary.class_names, offsets)
-    result = evaluate_model(
+    result = looked_at | evaluate_model(
         model.to(state.device),
         processor,
         dataset,
@@ -547,15 +589,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         class_names=names,
         kept=kept,
     )
-    scores = next(iter(result["scores"].values()))
     history = [] if is_cross or arguments.training_free else find_history(arguments.checkpoint)
+    signatures = find_signatures(next(iter(result["scores"].values())), history, floor)
     result |= {
         "checkpoint": arguments.checkpoint,
         "vocabulary": vocabulary.name,
         "setting": arguments.setting,
         "audit": audit,
-        "scored_on_training_images": audit.get("training_data_fingerprint") == trace["dataset_fingerprint"],
-        "signatures": describe_signatures(find_signatures(scores, history, floor)),
+        "signatures": describe_signatures(signatures),
         "protocol": vars(arguments) | {"inference": asdict(settings)},
         "num_processes": state.num_processes,
         "seconds": round(time.perf_counter() - started, 1),
@@ -583,7 +624,9 @@ def print_result(result: Mapping[str, Any]) -> None:
     audit = result["audit"]
     if audit["status"] in ("mismatch", "unaudited"):
         lines.append(f"{audit['status'].upper()}: {'; '.join(audit['findings'])}")
+    if result["missing_labels"]:
+        lines.append(result["missing_labels"])
     if result["scored_on_training_images"]:
-        lines.append("these label maps are those of the training split")
+        lines.append(SCORED_ON_TRAINING_IMAGES)
     lines += [signature["message"] for signature in result["signatures"]]
     sys.stdout.write("\n".join([*lines, ""]))

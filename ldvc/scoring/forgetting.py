@@ -17,9 +17,10 @@ from datasets import Dataset, disable_progress_bars
 from torch import Tensor, nn
 
 from ldvc.data.check import choose_vocabulary, parse_names
+from ldvc.data.class_lists import check_label_convention
 from ldvc.data.folders import read_class_names
-from ldvc.data.provenance import provenance, write_json
-from ldvc.data.samples import IGNORE_INDEX, check_label_convention, load_split, map_labels
+from ldvc.data.provenance import check_writable, provenance, write_json
+from ldvc.data.samples import IGNORE_INDEX, load_stated_split, map_labels
 from ldvc.data.vocabularies import Vocabulary
 from ldvc.model.image_processing_ldvc import best_classes
 from ldvc.model.inference_ldvc import InferenceSettings, class_scores, encode_classes
@@ -65,11 +66,6 @@ class Checkpoint:
     is_training_free: bool = False
 
     @property
-    def ldvc(self) -> nn.Module:
-        """The LDVC model, which the training-free baseline wraps."""
-        return self.model.encoder if self.is_training_free else self.model
-
-    @property
     def seen_classes(self) -> list[str] | None:
         """Names whose masks trained it; `None` if nobody wrote them down."""
         return [] if self.is_training_free else self.model.config.seen_classes
@@ -100,7 +96,7 @@ def check_pair(before: Checkpoint, after: Checkpoint) -> None:
     Raises:
         ValueError: If their CLIPs differ, or nobody knows what trained AFTER.
     """
-    fingerprints = [weights_fingerprint(checkpoint.ldvc.clip.state_dict()) for checkpoint in (before, after)]
+    fingerprints = [weights_fingerprint(checkpoint.model.clip.state_dict()) for checkpoint in (before, after)]
     if fingerprints[0] != fingerprints[1]:
         raise ValueError(
             f"{before.path!r} and {after.path!r} hold different CLIPs, which no training changes: they are not one "
@@ -180,7 +176,7 @@ def read_pictures(
 
     Args:
         checkpoint: Whom to ask.
-        dataset: A map-style split as given by `load_split`.
+        dataset: A map-style split as given by `load_stated_split`.
         names: Names to ask for.
         settings: Size and windows.
         show_progress: Draw a progress bar on the first process.
@@ -209,7 +205,7 @@ def measure(
 
     Args:
         checkpoint: Whom to ask.
-        dataset: A map-style split as given by `load_split`.
+        dataset: A map-style split as given by `load_stated_split`.
         vocabulary: Class names in the order of the ids.
         trained_names: Names whose masks trained AFTER; never asked for as absent.
         settings: Size and windows.
@@ -407,15 +403,7 @@ def choose_labels(arguments: argparse.Namespace, prefix: str, checkpoint: Checkp
 def load_data(arguments: argparse.Namespace, prefix: str = "") -> Dataset:
     """Load the split that is scored, of `--dataset` or of another by the prefix of its options."""
     given = {key.removeprefix(prefix): value for key, value in vars(arguments).items() if key.startswith(prefix)}
-    return load_split(
-        given["dataset"],
-        given["split"],
-        config_name=given["dataset_config"],
-        image_column=given["image_column"],
-        label_column=given["label_column"],
-        revision=given["dataset_revision"],
-        num_images=arguments.num_images,
-    )
+    return load_stated_split(argparse.Namespace(**given), given["split"], num_images=arguments.num_images)
 
 
 def score_section(
@@ -424,7 +412,7 @@ def score_section(
     """Both checkpoints on `--dataset` or `--old_dataset`."""
     name, reduce_labels = getattr(arguments, f"{prefix}dataset"), getattr(arguments, f"{prefix}reduce_labels")
     revision = getattr(arguments, f"{prefix}dataset_revision")
-    check_label_convention(name, len(vocabulary.class_names), reduce_labels=reduce_labels, revision=revision)
+    check_label_convention(name, vocabulary.class_names, reduce_labels=reduce_labels, revision=revision)
     dataset = load_data(arguments, prefix)
     absent = parse_names(arguments.absent_names) if arguments.absent_names else []
     measured = [
@@ -447,7 +435,7 @@ def score_section(
         "class_names": list(vocabulary.class_names),
         "group_names": groups,
         **compare(*measured, vocabulary, groups),
-        **provenance(after.ldvc.config, dataset),
+        **provenance(after.model.config, dataset),
     }
 
 
@@ -479,6 +467,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     if Path(arguments.output or "x.json").suffix == ".md":
         raise ValueError(f"--output {arguments.output!r} is for the figures: name a .json file; tables go beside it.")
+    check_writable(arguments.output)
     state = process_state()
     disable_progress_bars()  # one bar, ours
     inference_settings(arguments)

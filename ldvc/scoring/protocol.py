@@ -15,25 +15,41 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from ldvc.data.pseudo_labels import WITHHELD
-from ldvc.data.vocabularies import Vocabulary
+from ldvc.data.vocabularies import Vocabulary, letters
+from ldvc.data.worlds import WORLDS
 from ldvc.model.weights_ldvc import CLIP_PREFIX, weights_fingerprint
 
 
 __all__ = [
     "PROTOCOL_FILE",
+    "SCORED_ON_TRAINING_IMAGES",
+    "WEIGHTS_FIELD",
     "ProtocolAudit",
-    "is_wholly_audited",
+    "audit_mismatches",
+    "checkpoint_fingerprints",
+    "describe_audit",
+    "is_of_training_split",
     "names_given_to_the_loss",
     "names_trained_with_masks",
     "protocol_mismatches",
     "read_protocol",
     "shared_names",
-    "trained_weights_fingerprint",
+    "unaudited_parts",
+    "uncovered_weights",
 ]
 
 PROTOCOL_FILE = "protocol.json"
+SCORED_ON_TRAINING_IMAGES = "these label maps are those of the training split, or a part of it"
 # What protocol.json must say for a checkpoint to be judged by it.
 NEEDED_FIELDS = ("setting", "classes", "classes_given_to_the_loss", "unseen_classes", "keeps_setting")
+# Field of protocol.json with the SHA-256 of a part of the checkpoint -> that part. The first one alone was written by
+# older versions; results name it.
+WEIGHTS_FIELD = "weights_sha256"
+FINGERPRINTS = {
+    WEIGHTS_FIELD: "LDVC's own weights",
+    "text_prompts_sha256": "text prompts",
+    "clip_sha256": "CLIP's weights",
+}
 # What the pixels that transductive training labels itself were known to be, from the label maps.
 LOCATION_HINTS = {
     "unseen_pixels": "location only: the loss knew which pixels belong to some unseen class; which class, the model "
@@ -301,27 +317,70 @@ def names_given_to_the_loss(protocol: Mapping[str, Any]) -> list[str]:
     return here + [name for name in before if name not in here]
 
 
-def trained_weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of LDVC's own weights, text prompts aside, which a checkpoint with a baked vocabulary no longer has."""
-    own = {
-        name: weight for name, weight in model.named_parameters() if not name.startswith((CLIP_PREFIX, "text_prompts"))
-    }
-    return weights_fingerprint(own)
+def checkpoint_fingerprints(model: nn.Module) -> dict[str, str]:
+    """SHA-256 of all weights of a checkpoint, in the parts of `FINGERPRINTS`.
+
+    A checkpoint whose vocabulary was baked in no longer has its text prompts and text tower: it differs in both.
+
+    Args:
+        model: [`LDVCForSemanticSegmentation`], whole.
+    """
+    own = {name: weight for name, weight in model.named_parameters() if not name.startswith(CLIP_PREFIX)}
+    prompts = {name: weight for name, weight in own.items() if name.startswith("text_prompts")}
+    rest = {name: weight for name, weight in own.items() if name not in prompts}
+    parts = (rest, prompts, model.clip.state_dict())
+    return {field: weights_fingerprint(part) for field, part in zip(FINGERPRINTS, parts, strict=True)}
 
 
-def is_wholly_audited(protocol: Mapping[str, Any]) -> bool:
-    """Whether no run, from CLIP on, is missing from the account."""
-    return bool(protocol.get("start", {}).get("is_audited", True))
+def uncovered_weights(protocol: Mapping[str, Any]) -> list[str]:
+    """Parts of the checkpoint that an audit of an older version has no fingerprint of."""
+    return [part for field, part in FINGERPRINTS.items() if field not in protocol]
+
+
+def unaudited_parts(protocol: Mapping[str, Any]) -> list[str]:
+    """Say what the account of a checkpoint leaves open, from CLIP on; empty when all runs and weights are in it."""
+    findings = []
+    if missing := uncovered_weights(protocol):
+        findings.append(
+            f"its audit was written by an older version and does not cover {' and '.join(missing)}, which may have "
+            "been replaced since; only a new training writes a whole one"
+        )
+    start = protocol.get("start", {})
+    if not start.get("is_audited", True):
+        findings.append(f"it started from {start.get('checkpoint')!r}, of whose training no whole audit is known")
+    return findings
+
+
+def describe_audit(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result says of an audit that nothing contradicts: "matches", or "unaudited" with what it leaves open."""
+    findings = unaudited_parts(protocol)
+    return {"status": "unaudited" if findings else "matches", "findings": findings}
+
+
+def is_of_training_split(
+    protocol: Mapping[str, Any], dataset: str, split: str, fingerprint: str, edition: int = 0
+) -> bool:
+    """Whether pictures that are scored trained the checkpoint.
+
+    Args:
+        protocol: Its audit.
+        dataset: What is scored.
+        split: Its split.
+        fingerprint: `dataset_fingerprint` of the pictures that are scored; a part of the training split has another
+            than the whole, and is known by its name.
+        edition: Seed of the pages that are scored, in a drawn world, where each seed has its own.
+    """
+    if protocol.get("dataset_fingerprint") == fingerprint:
+        return True
+    if dataset in WORLDS and protocol.get("seed") != edition:
+        return False
+    return (protocol.get("dataset"), protocol.get("train_split")) == (dataset, split)
 
 
 def shared_names(names: Sequence[str], others: Sequence[str]) -> list[str]:
     """Those of `names` that occur in `others`; spaces, hyphens and case aside ("pottedplant", "potted plant")."""
-    known = {_letters(name) for name in others}
-    return [name for name in names if _letters(name) in known]
-
-
-def _letters(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
+    known = {letters(name) for name in others}
+    return [name for name in names if letters(name) in known]
 
 
 def protocol_mismatches(
@@ -329,7 +388,7 @@ def protocol_mismatches(
     setting: str,
     vocabulary: Vocabulary,
     seen_classes: Sequence[str] | None = None,
-    weights: str | None = None,
+    fingerprints: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Say why a checkpoint may not be scored under a protocol.
 
@@ -338,12 +397,12 @@ def protocol_mismatches(
         setting: "inductive", "transductive", "fully_supervised" or "cross_dataset".
         vocabulary: Classes and split that it is to be scored on.
         seen_classes: The checkpoint's own list of names trained with masks, if it has one.
-        weights: The checkpoint's `trained_weights_fingerprint`, if known; audits written before it was are not asked.
+        fingerprints: The checkpoint's `checkpoint_fingerprints`, if known; an audit is asked for those that it has.
 
     Returns:
         One sentence per mismatch; empty when audit and protocol agree.
     """
-    findings = _audit_mismatches(protocol, seen_classes, weights)
+    findings = audit_mismatches(protocol, seen_classes, fingerprints)
     if setting == "cross_dataset":
         return findings + _cross_dataset_mismatches(protocol, vocabulary)
     if protocol["setting"] != setting:
@@ -383,10 +442,21 @@ def _cross_dataset_mismatches(protocol: Mapping[str, Any], vocabulary: Vocabular
     return findings
 
 
-def _audit_mismatches(
-    protocol: Mapping[str, Any], seen_classes: Sequence[str] | None, weights: str | None
+def audit_mismatches(
+    protocol: Mapping[str, Any],
+    seen_classes: Sequence[str] | None,
+    fingerprints: Mapping[str, str] | None,
 ) -> list[str]:
-    """Say why an audit may not be believed of this checkpoint, whatever it is scored under."""
+    """Say why an audit may not be believed of this checkpoint, whatever it is scored under or goes on to train.
+
+    Args:
+        protocol: See `read_protocol`.
+        seen_classes: The checkpoint's own list of names trained with masks, if it has one.
+        fingerprints: Its `checkpoint_fingerprints`, if known.
+
+    Returns:
+        One sentence per mismatch.
+    """
     findings = []
     if not protocol["keeps_setting"]:
         findings.append(f"its own audit says that the run broke the {protocol['setting']} setting")
@@ -394,6 +464,14 @@ def _audit_mismatches(
     with_masks = {row["name"] for row in protocol["classes"]} - set(held_out)
     if seen_classes is not None and set(seen_classes) != with_masks:
         findings.append("its configuration lists other seen classes than the audit, which is of another checkpoint")
-    if weights is not None and protocol.get("weights_sha256", weights) != weights:
-        findings.append("its weights are not those that the audit was written for: replaced or converted since")
+    other = [
+        part
+        for field, part in FINGERPRINTS.items()
+        if field in protocol and fingerprints is not None and protocol[field] != fingerprints[field]
+    ]
+    if other:
+        findings.append(
+            f"its weights are not those that the audit was written for ({', '.join(other)} differ): replaced or "
+            "converted since"
+        )
     return findings

@@ -16,19 +16,9 @@ from ldvc.scoring.protocol import ProtocolAudit
 from ldvc.training.recipe import Recipe
 
 
-__all__ = ["Step", "build_optimizer", "choose_precision", "learning_rate_at"]
+__all__ = ["Step", "build_optimizer", "learning_rate_at"]
 
 logger = logging.get_logger("ldvc.train")
-
-
-def choose_precision(recipe: Recipe) -> str:
-    """Resolve `mixed_precision`: "auto" is bf16 where the device computes in it natively."""
-    if recipe.mixed_precision != "auto":
-        return recipe.mixed_precision
-    if torch.cuda.is_available() and not recipe.cpu:
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    has_native_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return "bf16" if has_native_bf16() else "no"
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.AdamW:
@@ -109,8 +99,9 @@ class Step:
                 for name, value in terms.items():
                     sums[name] = sums.get(name, 0) + value.detach() / parts
                 if self.accelerator.sync_gradients:
-                    # mean over processes, at least 1, as in `count_masks`
-                    factor = num_images / max(self.accelerator.reduce(num_masks, "mean").item(), 1.0)
+                    masks_of_step = max(self.accelerator.reduce(num_masks, "sum").item(), 1.0)
+                    # each process's part of them, as in `count_masks`, since gradients are averaged
+                    factor = num_images / (masks_of_step / self.accelerator.num_processes)
                     self._finish_gradient(factor)
                 self.optimizer.step()
                 self.optimizer.zero_grad()

@@ -1,6 +1,6 @@
 """Recipes: every setting of a training run, from a YAML file and the command line.
 
-    train.py [recipe.yaml] [--key value ...]
+    ldvc train [recipe.yaml] [--key value ...]
 
 One flat list of keys: the fields of `Recipe` and those of `LDVCConfig` that describe the model (which a run's own
 recipe.yaml keeps together under `model`). An unknown key fails and names the nearest. A recipe file may build on
@@ -50,6 +50,8 @@ DERIVED_MODEL_FIELDS = (
     "clip_name_or_path",
     "prompt_token_ids",
     "class_token_ids",
+    "vocabulary_names",
+    "vocabulary_templates",
     "prompt_class_ids",
     "other_label",
     "baked_vocabulary",
@@ -165,7 +167,7 @@ class Recipe:
         for key in ("image_scale", "ratio_range"):
             if len(getattr(self, key)) != 2:
                 raise RecipeError(f"`{key}` is {getattr(self, key)}; give two numbers.")
-        self._check_steps_and_threshold()
+        self._check_what_belongs_together()
         if (self.vocabulary is None) == (self.class_names is None):
             raise RecipeError(
                 "give either `vocabulary` or `class_names` (with `unseen_classes`), not both or neither."
@@ -173,8 +175,8 @@ class Recipe:
         if self.push_to_hub and not self.hub_model_id:
             raise RecipeError("`push_to_hub` needs `hub_model_id`, such as your-name/ldvc-vit-base-patch16-voc2012.")
 
-    def _check_steps_and_threshold(self) -> None:
-        """Check numbers that depend on each other.
+    def _check_what_belongs_together(self) -> None:
+        """Check settings that depend on each other, and numbers with bounds of their own.
 
         Raises:
             RecipeError: Names key, value and remedy.
@@ -186,6 +188,12 @@ class Recipe:
         if self.schedule_steps is not None and self.schedule_steps < self.max_steps:
             raise RecipeError(
                 f"`schedule_steps` is {self.schedule_steps}, less than `max_steps` {self.max_steps}; use that or more."
+            )
+        if self.streaming and self.num_train_images is not None:
+            raise RecipeError(
+                f"`num_train_images` is {self.num_train_images} and `streaming` is on: which pictures of a stream are "
+                "the first depends on processes and workers; leave one of the two out (--streaming false, or "
+                "--num_train_images null)."
             )
 
     def get_vocabulary(self) -> Vocabulary:
@@ -335,12 +343,14 @@ def _build_recipe(values: dict[str, Any]) -> Recipe:
 
 
 def _convert(key: str, value: Any, hint: Any) -> Any:
-    """Check a value's type; `2e-4`, which YAML reads as text, becomes a number where one is expected.
+    """Check a value's type; `2e-4`, which YAML reads as text, becomes a number where one is expected, `no` a word.
 
     Raises:
         RecipeError: If the type is wrong.
     """
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is False and "no" in CHOICES.get(key, ()):  # as YAML reads the word
+        value = "no"
     if isinstance(value, str) and float in allowed and str not in allowed:
         try:
             return float(value)

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
+from accelerate.utils import DistributedType, set_seed
 from huggingface_hub import upload_file
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -22,15 +22,15 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.utils import logging
 
-from ldvc.data.provenance import provenance, write_json
+from ldvc.data.class_lists import check_label_convention
+from ldvc.data.provenance import check_writable, provenance, stored_fingerprint, write_json
 from ldvc.data.samples import (
     JointAugmentation,
     StreamingTrainingSet,
     TrainingCollator,
     TrainingSet,
-    check_label_convention,
     dataset_fingerprint,
-    load_split,
+    load_stated_split,
     map_labels,
     read_sample,
 )
@@ -41,25 +41,37 @@ from ldvc.model.inference_ldvc import InferenceSettings, encode_classes, segment
 from ldvc.model.loss_ldvc import loss_options, segmentation_loss
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 from ldvc.model.processing_ldvc import LDVCProcessor
-from ldvc.model.weights_ldvc import ADAPTER_WEIGHTS, write_files
-from ldvc.processes import LONGEST_WAIT, check_joined
-from ldvc.scoring.baseline import TrainingFreeCLIP
-from ldvc.scoring.evaluate import REPORTED, evaluate_model, format_table, permute_names
-from ldvc.scoring.protocol import PROTOCOL_FILE, ProtocolAudit, trained_weights_fingerprint
+from ldvc.model.weights_ldvc import ADAPTER_WEIGHTS, weights_fingerprint, write_files
+from ldvc.scoring.evaluate import FLOOR_METHOD, REPORTED, evaluate_model, format_table, permute_names
+from ldvc.scoring.labels import count_labels, missing_labels
+from ldvc.scoring.protocol import (
+    PROTOCOL_FILE,
+    SCORED_ON_TRAINING_IMAGES,
+    WEIGHTS_FIELD,
+    ProtocolAudit,
+    checkpoint_fingerprints,
+    describe_audit,
+    is_of_training_split,
+)
 from ldvc.scoring.signatures import Signature, describe_signatures, find_signatures
-from ldvc.training.optimisation import Step, build_optimizer, choose_precision, learning_rate_at
+from ldvc.segmenters.training_free import TrainingFreeCLIP
+from ldvc.training.machine import build_accelerator
+from ldvc.training.optimisation import Step, build_optimizer, learning_rate_at
 from ldvc.training.recipe import Recipe, RecipeError
-from ldvc.training.start import build_model, describe_start, inductive_half
+from ldvc.training.start import build_model, check_start, describe_start, inductive_half
 from ldvc.training.state import (
     STATE_FOLDER,
     Log,
+    Origin,
     Progress,
     check_same_run,
     find_state,
     keep_only_trained_weights,
+    kept_precision,
     load_state,
     prepare_for_shards,
     save_state,
+    set_aside_newer,
     whole_model,
 )
 
@@ -69,6 +81,12 @@ logger = logging.get_logger("ldvc.train")
 # What a run leaves at its end, and on its way there.
 FINAL_FILES = ("results.json", "model.safetensors", ADAPTER_WEIGHTS)
 RUN_FILES = ("recipe.yaml", STATE_FOLDER, *FINAL_FILES)
+
+# What helps against it changes the run, so that no state of this one could go on with it.
+DIVERGED = (
+    "its states only go on with the same recipe, to the same end: start the run anew with a lower --learning_rate, "
+    "with --max_grad_norm 1, or with --mixed_precision no, and --overwrite_output_dir true or another --output_dir."
+)
 
 # ---- setting up
 
@@ -136,17 +154,14 @@ def images_per_batch(recipe: Recipe, accelerator: Accelerator) -> int:
 
 def load_data(recipe: Recipe, split: str, num_images: int | None, streaming: bool) -> Any:
     """Load a split as the recipe says; whatever the seed, the picture book is scored on the same pages."""
-    return load_split(
+    check_label_convention(
         recipe.dataset,
-        split,
-        config_name=recipe.dataset_config,
-        image_column=recipe.image_column,
-        label_column=recipe.label_column,
-        streaming=streaming,
+        recipe.get_vocabulary().class_names,
+        reduce_labels=recipe.reduce_labels,
         revision=recipe.dataset_revision,
-        num_images=num_images,
-        seed=recipe.seed if split == recipe.train_split else 0,
     )
+    seed = recipe.seed if split == recipe.train_split else 0
+    return load_stated_split(recipe, split, streaming=streaming, num_images=num_images, seed=seed)
 
 
 def build_batches(
@@ -194,13 +209,28 @@ def build_batches(
             rank=accelerator.process_index,
             num_ranks=accelerator.num_processes,
         )
-        for batch in DataLoader(training_set, **options):
+        for batch in in_own_words(DataLoader(training_set, **options)):
             yield {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
         return
     num_draws = recipe.max_steps * recipe.batch_size
     training_set = TrainingSet(data, augmentation, num_draws, num_classes, recipe.seed, recipe.reduce_labels)
     draws = range(first_step * recipe.batch_size, num_draws)
-    yield from accelerator.prepare(DataLoader(training_set, sampler=draws, **options))
+    yield from in_own_words(accelerator.prepare(DataLoader(training_set, sampler=draws, **options)))
+
+
+def in_own_words(batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Yield batches; what a data worker says of a bad sample comes without the worker's traceback around it.
+
+    Yields:
+        The batches.
+
+    Raises:
+        ValueError: As the data set raised it.
+    """
+    try:
+        yield from batches
+    except ValueError as error:
+        raise ValueError(str(error).rpartition("\nValueError: ")[2].strip()) from error
 
 
 # ---- training
@@ -219,6 +249,8 @@ class Run:
     audit: ProtocolAudit
     train_data: Any
     eval_data: Any
+    labelled: dict[str, int] | None = None  # pixels of each class in `eval_data`
+    origin: Origin | None = None
 
     @property
     def loss_class_names(self) -> list[str]:
@@ -255,20 +287,26 @@ def class_groups(recipe: Recipe) -> dict[str, list[int]] | None:
 def set_up(recipe: Recipe, accelerator: Accelerator) -> Run:
     """Load data and model; everything that can be refused is refused here, before training."""
     folder = check_output_dir(recipe)
+    check_writable(recipe.results_file)
     images_per_batch(recipe, accelerator)
     vocabulary = recipe.get_vocabulary()
-    check_label_convention(
-        recipe.dataset,
-        len(vocabulary.class_names),
-        reduce_labels=recipe.reduce_labels,
-        revision=recipe.dataset_revision,
-    )
     start = describe_start(recipe, vocabulary)
     with accelerator.main_process_first():
         train_data = load_data(recipe, recipe.train_split, recipe.num_train_images, recipe.streaming)
         eval_data = load_data(recipe, recipe.eval_split, recipe.num_eval_images, streaming=False)
+    labelled = count_labels(eval_data, vocabulary, recipe.reduce_labels, recipe.eval_split)
+    warnings = [missing_labels(labelled, vocabulary)]
+    if recipe.warmup_steps > recipe.max_steps:
+        warnings.append(
+            f"`warmup_steps` {recipe.warmup_steps} is more than `max_steps` {recipe.max_steps}: the run ends before "
+            "the learning rate has risen to `learning_rate`."
+        )
+    for warning in filter(None, warnings if accelerator.is_main_process else ()):
+        logger.warning("%s", warning)
     set_seed(recipe.seed)  # the same new weights in every process
     model, processor = build_model(recipe)
+    if start:
+        start |= check_start(recipe, model)
     if accelerator.process_index:
         set_seed(recipe.seed + accelerator.process_index)  # but dropout of its own
     model.set_vocabulary(list(vocabulary.class_names), processor)
@@ -283,7 +321,24 @@ def set_up(recipe: Recipe, accelerator: Accelerator) -> Run:
         text = yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
         write_files(folder, {"recipe.yaml": text.encode()})  # half of it would stop every resume
     accelerator.wait_for_everyone()
-    return Run(recipe, accelerator, folder, vocabulary, model, processor, audit, train_data, eval_data)
+    origin = describe_origin(recipe, accelerator, train_data, model, start)
+    return Run(
+        recipe, accelerator, folder, vocabulary, model, processor, audit, train_data, eval_data, labelled, origin
+    )
+
+
+def describe_origin(
+    recipe: Recipe, accelerator: Accelerator, train_data: Any, model: nn.Module, start: dict[str, Any] | None
+) -> Origin:
+    """Take the fingerprints that a resumed run is held against."""
+    # a drawn world is its code and its seed; how its pages are packed depends on libraries
+    fingerprint = dataset_fingerprint if recipe.dataset in WORLDS else stored_fingerprint
+    return Origin(
+        accelerator.mixed_precision,
+        (recipe.dataset, fingerprint(train_data)),
+        (recipe.start_from or recipe.clip, weights_fingerprint(model.clip.state_dict())[:16]),
+        start,
+    )
 
 
 def prepare_step(run: Run, progress: Progress) -> Step:
@@ -299,9 +354,12 @@ def prepare_step(run: Run, progress: Progress) -> Step:
     keep_only_trained_weights(accelerator, run.model)
     state = find_state(recipe, run.folder)
     if state is not None:
-        load_state(accelerator, state, (progress, run.audit))
+        load_state(accelerator, state, (progress, run.audit, run.origin))
         run.audit.keep_on_first(accelerator)
         logger.warning("resumed at step %d from %s", progress.step, state)
+        aside = set_aside_newer(run.folder, progress.step) if accelerator.is_main_process else []
+        if aside:
+            logger.warning("newer states were set aside: %s", ", ".join(path.name for path in aside))
     class_inputs = run.processor(class_names=run.loss_class_names, return_tensors="pt").to(accelerator.device)
     unseen = run.vocabulary.unseen_class_ids if recipe.setting == "transductive" else ()
     options = loss_options(run.model.config)
@@ -341,7 +399,8 @@ def train(run: Run, progress: Progress) -> tuple[Log, nn.Module]:
         if recipe.save_every and progress.step % recipe.save_every == 0:
             check_weights(run, take_step.model, progress.step)
             run.audit.bring_together(accelerator)
-            save_state(accelerator, run.folder, progress.step, recipe.keep_states, (progress, run.audit))
+            counted = (progress, run.audit, run.origin)
+            save_state(accelerator, run.folder, progress.step, recipe.keep_states, counted)
     bar.close()
     return log, take_step.model
 
@@ -356,10 +415,7 @@ def log_step(run: Run, log: Log, bar: tqdm, step: int, rate: float, terms: dict[
         return
     terms = {name: run.accelerator.reduce(value, "mean").item() for name, value in terms.items()}
     if not math.isfinite(terms["loss"]):
-        raise FloatingPointError(
-            f"the loss is {terms['loss']} at step {step}; the last good state is in {run.folder / STATE_FOLDER}: "
-            "resume it with a lower learning_rate, or in full precision."
-        )
+        raise FloatingPointError(f"the loss is {terms['loss']} at step {step}; {DIVERGED}")
     bar.set_postfix(loss=f"{terms['loss']:.3f}")
     log.write({"step": step, **terms, "lr": rate})
 
@@ -379,10 +435,7 @@ def check_weights(run: Run, model: nn.Module, step: int) -> None:
     parts = [getattr(weight, "to_local", lambda weight=weight: weight)() for weight in weights]
     is_broken = torch.stack([~part.isfinite().all() for part in parts]).any()
     if run.accelerator.reduce(is_broken.float(), "sum").item():
-        raise FloatingPointError(
-            f"weights are no numbers after step {step}; the last good state is in {run.folder / STATE_FOLDER}: resume "
-            "it with a lower learning_rate, or in full precision."
-        )
+        raise FloatingPointError(f"weights are no numbers after step {step}; {DIVERGED}")
 
 
 def log_scores(log: Log, step: int, scores: dict[str, Any], floor: dict[str, Any] | None = None) -> list[Signature]:
@@ -410,7 +463,7 @@ def write_protocol(run: Run) -> dict[str, Any]:
         "num_train_images": None if run.recipe.streaming else len(run.train_data),
         "dataset_fingerprint": dataset_fingerprint(run.train_data),
         "seed": run.recipe.seed,
-        "weights_sha256": trained_weights_fingerprint(run.model),
+        **checkpoint_fingerprints(run.model),
     }
     if accelerator.is_main_process:
         write_json(protocol, run.folder / PROTOCOL_FILE)
@@ -420,7 +473,7 @@ def write_protocol(run: Run) -> dict[str, Any]:
 def save_checkpoint(
     recipe: Recipe, folder: Path, model: LDVCForSemanticSegmentation, processor: LDVCProcessor
 ) -> None:
-    """Write the checkpoint that users load, aside first so that none is half-written, and push it if asked.
+    """Write the checkpoint that users load, aside first so that none is half-written.
 
     Raises:
         OSError: If it cannot be written.
@@ -443,11 +496,26 @@ def save_checkpoint(
         path.chmod(0o644)  # weights are written private, which a shared folder is not
         os.replace(path, folder / path.name)
     aside.rmdir()
-    if recipe.push_to_hub:
-        model.push_to_hub(recipe.hub_model_id)
-        processor.push_to_hub(recipe.hub_model_id)
+
+
+def push_checkpoint(run: Run) -> None:
+    """Upload checkpoint and audit, when everything is on disk.
+
+    Raises:
+        OSError: If that fails; says how to do it again.
+    """
+    repository, audit = run.recipe.hub_model_id, run.folder / PROTOCOL_FILE
+    try:
+        run.model.push_to_hub(repository)
+        run.processor.push_to_hub(repository)
         # the audit goes where the weights go
-        upload_file(path_or_fileobj=folder / PROTOCOL_FILE, path_in_repo=PROTOCOL_FILE, repo_id=recipe.hub_model_id)
+        upload_file(path_or_fileobj=audit, path_in_repo=PROTOCOL_FILE, repo_id=repository)
+    except Exception as error:  # of the network, of the Hub, of a login: each library has its own
+        raise OSError(
+            f"the run is finished, saved and scored in {run.folder}, but could not be pushed to {repository!r} "
+            f"({' '.join(str(error).split())[:300]}); once the Hub can be reached: ldvc publish {run.folder} --output "
+            f"hub/{repository.split('/')[-1]} --push_to_hub {repository}"
+        ) from error
 
 
 def draw_pictures(run: Run) -> None:
@@ -472,7 +540,8 @@ def draw_pictures(run: Run) -> None:
 
 def score_controls(run: Run, rows: dict[str, Any]) -> dict[str, Any]:
     """Score CLIP without training, and permuted names where there are two to exchange; add both to the table."""
-    floor = run.evaluate(TrainingFreeCLIP(run.model.clip).to(run.accelerator.device), offsets=[0.0])
+    clip = TrainingFreeCLIP(run.model.clip, FLOOR_METHOD, softmax_scale=None)
+    floor = run.evaluate(clip.to(run.accelerator.device), offsets=[0.0])
     rows["CLIP without training"] = floor["scores"]["0.0"]
     controls = {"training_free_clip": floor["scores"]["0.0"]}
     if len(run.vocabulary.unseen_names) > 1:
@@ -502,9 +571,14 @@ def finish(run: Run, log: Log, training_seconds: float) -> dict[str, Any]:
     signatures = log_scores(log, recipe.max_steps, result["scores"]["0.0"], controls.get("training_free_clip"))
     if accelerator.is_main_process:
         result |= {
+            "labelled_pixels": run.labelled,
+            "scored_on_training_images": is_of_training_split(
+                protocol, recipe.dataset, recipe.eval_split, dataset_fingerprint(run.eval_data), recipe.seed
+            ),
             "recipe": asdict(recipe),
             "controls": controls,
-            "weights_sha256": protocol["weights_sha256"],
+            WEIGHTS_FIELD: protocol[WEIGHTS_FIELD],
+            "audit": describe_audit(protocol),
             "signatures": describe_signatures(signatures),
             "num_processes": accelerator.num_processes,
             "mixed_precision": accelerator.mixed_precision,
@@ -516,10 +590,27 @@ def finish(run: Run, log: Log, training_seconds: float) -> dict[str, Any]:
             write_json(result, path)
         save_curves(log.records, run.folder / "curves.png")
         draw_pictures(run)
-        lines = [f"\n{format_table(rows)}\n", *(signature.message for signature in signatures)]
+        lines = [f"\n{format_table(rows)}\n", *notes_on_scores(run, result, protocol)]
+        lines += [signature.message for signature in signatures]
         sys.stdout.write("\n".join([*lines, f"written to {run.folder}\n"]))
+        if recipe.push_to_hub:
+            push_checkpoint(run)
     accelerator.wait_for_everyone()
     return result
+
+
+def notes_on_scores(run: Run, result: dict[str, Any], protocol: dict[str, Any]) -> list[str]:
+    """Lines that a reader of the numbers must know."""
+    lines = [missing_labels(run.labelled, run.vocabulary)]
+    if findings := result["audit"]["findings"]:
+        lines.append(f"UNAUDITED: {'; '.join(findings)}")
+    if result["scored_on_training_images"]:
+        lines.append(SCORED_ON_TRAINING_IMAGES)
+    expected = set(run.model.config.seen_classes)
+    untrained = [row["name"] for row in protocol["classes"] if not row["positive_pixels"] and row["name"] in expected]
+    if untrained:
+        lines.append(f"no labelled pixel of these classes was drawn in training: {', '.join(untrained)}")
+    return [line for line in lines if line]
 
 
 def run_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -538,17 +629,17 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
             check_same_run(half, results.parent)
         else:
             run_one(half, is_last=False)
-        return run_one(recipe, seconds_before=json.loads(results.read_text())["training_seconds"])
+        return run_one(recipe, first_half=json.loads(results.read_text()))
     return run_one(recipe)
 
 
-def run_one(recipe: Recipe, is_last: bool = True, seconds_before: float = 0.0) -> dict[str, Any]:
+def run_one(recipe: Recipe, is_last: bool = True, first_half: dict[str, Any] | None = None) -> dict[str, Any]:
     """One training run.
 
     Args:
         recipe: Its settings.
         is_last: Whether the processes may part afterwards.
-        seconds_before: Training time of the half before, counted in.
+        first_half: Results of the half before, whose time counts and whose precision stays.
 
     Returns:
         See `run_recipe`.
@@ -557,16 +648,9 @@ def run_one(recipe: Recipe, is_last: bool = True, seconds_before: float = 0.0) -
         ValueError: If data or recipe cannot be used.
         OSError: If a file cannot be read or written.
     """
-    progress = Progress(seconds_before=seconds_before)
-    accelerator = Accelerator(
-        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        mixed_precision=choose_precision(recipe),
-        cpu=recipe.cpu,
-        log_with=recipe.report_to,
-        project_dir=recipe.output_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],  # the first process may prepare data for hours
-    )
-    check_joined(accelerator.num_processes)
+    first_half = first_half or {}
+    progress = Progress(seconds_before=first_half.get("training_seconds", 0.0))
+    accelerator = build_accelerator(recipe, kept_precision(recipe) or first_half.get("mixed_precision"))
     run = set_up(recipe, accelerator)
     if recipe.report_to:
         plain = {key: value for key, value in asdict(recipe).items() if isinstance(value, (str, int, float, bool))}

@@ -7,24 +7,27 @@ from typing import Any
 from transformers.utils import logging
 
 from ldvc.data.vocabularies import Vocabulary
+from ldvc.model.compat_ldvc import enable_checkpointing
 from ldvc.model.configuration_ldvc import LDVCConfig
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 from ldvc.model.processing_ldvc import LDVCProcessor
 from ldvc.model.weights_ldvc import ADAPTER_FIELDS
 from ldvc.scoring.evaluate import load_checkpoint, stored_config
 from ldvc.scoring.protocol import (
-    is_wholly_audited,
+    audit_mismatches,
+    checkpoint_fingerprints,
     names_given_to_the_loss,
     names_trained_with_masks,
     read_protocol,
     shared_names,
+    unaudited_parts,
 )
 from ldvc.training.recipe import Recipe, RecipeError, model_fields
 from ldvc.training.state import own_half
 from picturebook.clip_folder import check_clip_folder
 
 
-__all__ = ["build_model", "describe_start", "inductive_half"]
+__all__ = ["build_model", "check_start", "describe_start", "inductive_half"]
 
 logger = logging.get_logger("ldvc.train")
 
@@ -45,7 +48,7 @@ def build_model(recipe: Recipe) -> tuple[LDVCForSemanticSegmentation, LDVCProces
     if recipe.attn_implementation:
         model.set_attn_implementation(recipe.attn_implementation)
     if recipe.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        enable_checkpointing(model)
     return model, processor
 
 
@@ -110,9 +113,10 @@ def describe_start(recipe: Recipe, vocabulary: Vocabulary) -> dict[str, Any] | N
             f"inductive training must not know the names {knew}, but `start_from` {recipe.start_from!r} was trained "
             "with them, on pseudo labels; start from another checkpoint or from CLIP, or use --setting transductive."
         )
-    is_audited = protocol is not None and is_wholly_audited(protocol)
+    is_audited = protocol is not None and not unaudited_parts(protocol)
     if not is_audited:
-        logger.warning("%r does not say all of what trained it: the run is unaudited.", recipe.start_from)
+        reason = "it has no protocol.json" if protocol is None else "; ".join(unaudited_parts(protocol))
+        logger.warning("%r does not say all of what trained it (%s): the run is unaudited.", recipe.start_from, reason)
     protocol = protocol or {}
     return {
         "checkpoint": recipe.start_from,
@@ -124,6 +128,30 @@ def describe_start(recipe: Recipe, vocabulary: Vocabulary) -> dict[str, Any] | N
         "names_trained_with_masks": names,
         "names_given_to_the_loss": known,
     }
+
+
+def check_start(recipe: Recipe, model: LDVCForSemanticSegmentation) -> dict[str, str]:
+    """Hold the weights that a run starts from against their own audit, as evaluation does.
+
+    Args:
+        recipe: The settings.
+        model: Loaded from `start_from`.
+
+    Returns:
+        Fingerprints of the weights, for protocol.json's account of the start.
+
+    Raises:
+        RecipeError: If the audit is not of these weights, or says that it may not be believed.
+    """
+    fingerprints, protocol = checkpoint_fingerprints(model), read_protocol(recipe.start_from)
+    seen_classes = stored_config(recipe.start_from).get("seen_classes")
+    findings = audit_mismatches(protocol, seen_classes, fingerprints) if protocol else []
+    if findings:
+        raise RecipeError(
+            f"`start_from` {recipe.start_from!r} does not fit its protocol.json: {'; '.join(findings)}. Start from "
+            "the checkpoint as its run left it, or take its protocol.json away: the new run is then marked unaudited."
+        )
+    return fingerprints
 
 
 def _check_transductive_start(recipe: Recipe, vocabulary: Vocabulary, protocol: dict[str, Any] | None) -> None:

@@ -4,11 +4,13 @@ A state is written aside and renamed, so that a kill in the middle of a save lea
 """
 
 import copy
+import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,13 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, load
+from accelerate.utils import DistributedType
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from ldvc.data.provenance import without_nan
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 from ldvc.scoring.signatures import read_log
 from ldvc.training.recipe import Recipe, RecipeError
@@ -30,19 +33,23 @@ from ldvc.training.recipe import Recipe, RecipeError
 __all__ = [
     "STATE_FOLDER",
     "Log",
+    "Origin",
     "Progress",
     "check_same_run",
     "find_state",
     "keep_only_trained_weights",
+    "kept_precision",
     "load_state",
     "own_half",
     "prepare_for_shards",
     "save_state",
+    "set_aside_newer",
     "whole_model",
 ]
 
 STATE_FOLDER = "states"
-COUNTS_FILE = "counts.pt"  # progress and audit
+COUNTS_FILE = "counts.pt"  # progress, audit, origin, and SHA-256 of the other files
+ASIDE = ".set_aside"  # ending of a state that a run left when it went back to an older one
 # Keys that may change when a run is continued: none of them reaches the weights.
 FREE_ON_RESUME = (
     *("output_dir", "overwrite_output_dir", "results_file", "resume_from_checkpoint", "save_every", "keep_states"),
@@ -74,6 +81,50 @@ class Progress:
         self.step, self.seconds_before = state["step"], state.get("seconds", 0.0)
 
 
+@dataclass
+class Origin:
+    """What a run is made of, beside its recipe; saved with every state, so that it goes on with nothing else.
+
+    Attributes:
+        precision: What `mixed_precision` was resolved to.
+        data: Name and fingerprint of the training pictures, see `stored_fingerprint`.
+        clip: Name and fingerprint of the frozen CLIP.
+        start: What is known of the weights that it started from, see `describe_start`; `None` for CLIP alone.
+    """
+
+    precision: str
+    data: tuple[str, str]
+    clip: tuple[str, str]
+    start: Mapping[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """To be saved with a state; the folder that the run started from may move."""
+        start = {key: value for key, value in self.start.items() if key != "checkpoint"} if self.start else None
+        return {"precision": self.precision, "data": self.data[1], "clip": self.clip[1], "start": start}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Hold the state's origin against this run's.
+
+        Raises:
+            RecipeError: If they differ; says in what.
+        """
+        now = self.state_dict()
+        remedy = "bring them back as they were, or start a new run in another output_dir."
+        for key, (name, fingerprint) in {"data": self.data, "clip": self.clip}.items():
+            if state[key] != fingerprint:
+                what = "pictures and label maps of" if key == "data" else "weights of the CLIP"
+                raise RecipeError(
+                    f"the {what} {name!r} are not those that the run began with (fingerprint {state[key]}, now "
+                    f"{fingerprint}): {remedy}"
+                )
+        if state["precision"] != self.precision:
+            raise RecipeError(f"the run began with precision {state['precision']!r}, now it is {self.precision!r}.")
+        if state["start"] != now["start"]:
+            raise RecipeError(
+                f"the run began from other weights or another audit of them than `start_from` has now: {remedy}"
+            )
+
+
 def keep_only_trained_weights(accelerator: Accelerator, model: nn.Module) -> None:
     """Save and load LDVC's own weights only in training states; CLIP's never change."""
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -101,7 +152,7 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int, cou
         folder: Output folder of the run.
         step: Steps taken.
         keep: How many states stay on disk.
-        counted: Progress and audit, written by the first process alone.
+        counted: Progress, audit and origin, written by the first process alone.
 
     Raises:
         OSError: If it cannot be written; the states before stay.
@@ -113,8 +164,9 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int, cou
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(part), safe_serialization=True)
+        accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            torch.save([thing.state_dict() for thing in counted], part / COUNTS_FILE)
+            torch.save([*(thing.state_dict() for thing in counted), hash_files(part)], part / COUNTS_FILE)
     except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
         raise OSError(
             f"the state of step {step} cannot be written to {part} ({error}); make room, then continue the run with "
@@ -124,9 +176,44 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int, cou
     if accelerator.is_main_process:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
-        for old in sorted(final.parent.glob("step_???????"))[:-keep]:
+        for old in states_in(folder)[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
+
+
+def hash_files(state: Path) -> dict[str, str]:
+    """SHA-256 of the files that Accelerate wrote into a state, so that counts and weights stay those of one run."""
+    hashes = {}
+    for path in sorted(state.rglob("*")):
+        if path.is_file() and path.name != COUNTS_FILE:
+            with path.open("rb") as file:
+                hashes[path.relative_to(state).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def states_in(folder: Path) -> list[Path]:
+    """Whole states of a run, in the order of their steps."""
+    return sorted((folder / STATE_FOLDER).glob("step_???????"))
+
+
+def set_aside_newer(folder: Path, step: int) -> list[Path]:
+    """Rename the states of a run that lie behind the one it goes on from, which otherwise would be the newest still.
+
+    Args:
+        folder: Output folder of the run.
+        step: Steps taken in the state that it goes on from.
+
+    Returns:
+        Where they are now; remove them by hand.
+    """
+    aside = []
+    for state in states_in(folder):
+        if int(state.name.removeprefix("step_")) > step:
+            place = state.with_name(state.name + ASIDE)
+            shutil.rmtree(place, ignore_errors=True)
+            os.replace(state, place)
+            aside.append(place)
+    return aside
 
 
 def prepare_for_shards(accelerator: Accelerator, model: nn.Module) -> None:
@@ -173,16 +260,51 @@ def load_state(accelerator: Accelerator, state: Path, counted: Sequence[Any] = (
         counted: As `save_state` had them.
 
     Raises:
-        RecipeError: If a file is damaged, or the state belongs to another model.
+        RecipeError: If a file is damaged or replaced, or the state belongs to another model or to other data.
     """
-    random_states = state / f"random_states_{accelerator.process_index}.pkl"
-    try:
-        if random_states.is_file():
-            load(random_states)  # Accelerate goes on without a damaged one, to other weights
+    kept = _read_counts(state)
+    if len(kept) != len(counted) + 1:
+        raise RecipeError(
+            f"the state {state} was written by another version, which kept no fingerprints of data, CLIP and weights "
+            "with it; continue it with that version, or start a new run in another output_dir."
+        )
+    _check_files(state, kept[-1])
+    with _naming_damage(state):
         accelerator.load_state(str(state))
-        kept = torch.load(state / COUNTS_FILE, weights_only=True)
-        for thing, values in zip(counted, kept, strict=True):
+        for thing, values in zip(counted, kept, strict=False):
             thing.load_state_dict(values)
+
+
+def _check_files(state: Path, kept: Mapping[str, str]) -> None:
+    """Hold a state's files against those that were saved: with others, weights would go on that nobody counted.
+
+    Raises:
+        RecipeError: Names the first file that is another one, missing or new.
+    """
+    with _naming_damage(state):
+        found = hash_files(state)
+    if other := [name for name in sorted(kept | found) if kept.get(name) != found.get(name)]:
+        raise RecipeError(
+            f"the state {state} is damaged ({other[0]} is not the file that was saved with it); remove this folder to "
+            "continue from the one before."
+        )
+
+
+def _read_counts(state: Path) -> list[dict[str, Any]]:
+    """What was counted up to a state."""
+    with _naming_damage(state):
+        return torch.load(state / COUNTS_FILE, weights_only=True)
+
+
+@contextmanager
+def _naming_damage(state: Path) -> Iterator[None]:
+    """Say which state cannot be read.
+
+    Raises:
+        RecipeError: If a file is damaged.
+    """
+    try:
+        yield
     except RecipeError:
         raise
     except Exception as error:  # torch, safetensors and Accelerate each have their own for a damaged file
@@ -190,6 +312,17 @@ def load_state(accelerator: Accelerator, state: Path, counted: Sequence[Any] = (
         raise RecipeError(
             f"the state {state} is damaged ({reason}); remove this folder to continue from the one before."
         ) from error
+
+
+def kept_precision(recipe: Recipe) -> str | None:
+    """What `mixed_precision` was resolved to in the state that a recipe resumes from; `None` without one.
+
+    Raises:
+        RecipeError: If the state cannot be read.
+    """
+    state = find_state(recipe, Path(recipe.output_dir))
+    origins = [values for values in _read_counts(state) if "precision" in values] if state else []
+    return origins[0]["precision"] if origins else None
 
 
 def find_state(recipe: Recipe, folder: Path) -> Path | None:
@@ -201,7 +334,7 @@ def find_state(recipe: Recipe, folder: Path) -> Path | None:
     if not recipe.resume_from_checkpoint:
         return None
     if recipe.resume_from_checkpoint == "latest":
-        states = sorted((folder / STATE_FOLDER).glob("step_???????"))
+        states = states_in(folder)
         return states[-1] if states else None
     state = Path(recipe.resume_from_checkpoint)
     if not (state / COUNTS_FILE).is_file():  # the progress, whatever the weights are saved as
@@ -228,7 +361,10 @@ def check_same_run(recipe: Recipe, folder: Path) -> None:
     """
     path = folder / "recipe.yaml"
     if not path.is_file():
-        return
+        raise RecipeError(
+            f"{folder} holds states but no recipe.yaml, so that nobody knows which run they are of; put it back, or "
+            "start a new run in another output_dir."
+        )
     before, now = yaml.safe_load(path.read_text()), asdict(recipe)
     for run in (before, now):  # a transductive run may move with its own first half
         if run.get("start_from") == own_half(run["output_dir"]):
@@ -255,14 +391,15 @@ class Log:
         self.path, self.accelerator = path, accelerator
         self.records: list[dict[str, Any]] = []
         if accelerator.is_main_process:
-            kept = read_log(path, first_step) if first_step else []
+            kept = without_nan(read_log(path, first_step)) if first_step else []
             self.records = [record for record in kept if record["step"] < max_steps or "lr" in record]
             part = path.with_name(path.name + ".part")
             part.write_text("".join(json.dumps(record) + "\n" for record in self.records))
             os.replace(part, path)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add one record, which has a `step`."""
+        """Add one record, which has a `step`; a mean of nothing, NaN, is written as null."""
+        record = without_nan(record)
         self.records.append(record)
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:

@@ -9,7 +9,9 @@ Protocol: all classes compete in one arg-max, counts run over the whole set, and
 count (the protocol of ZS3Net, SPNet and ZegCLIP). Scores are fractions, not percent.
 """
 
+import contextlib
 import math
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -84,6 +86,7 @@ def count_confusion(
         (num_labels, num_labels + 1) int64 pixel counts; rows are reference classes, columns predicted classes, and the
         last column holds the pixels of "no decision".
     """
+    num_labels, ignore_index = _as_id(num_labels, "num_labels"), _as_id(ignore_index, "ignore_index")
     return _confusion_from_pairs(_count_pairs(*_as_pair(prediction, reference)), num_labels, ignore_index)
 
 
@@ -98,7 +101,8 @@ def scores_from_confusion(confusion: np.ndarray, unseen_ids: Iterable[int] = ())
     Returns:
         `pixel_accuracy`, `miou_seen`, `miou_unseen`, `hiou`, `miou` as floats and `per_class_iou` as a list of
         `num_labels` floats, all fractions. Classes without a pixel in predictions and references are NaN and left out
-        of the means; a mean of nothing is NaN, and `hiou` is then NaN too.
+        of the means. A group of classes, seen or unseen, that no reference pixel belongs to has no mean: it is NaN,
+        whatever was predicted, and so is `hiou`.
 
     Raises:
         ValueError: If the matrix holds no pixel or `unseen_ids` are not distinct class ids.
@@ -112,7 +116,11 @@ def scores_from_confusion(confusion: np.ndarray, unseen_ids: Iterable[int] = ())
     union = confusion.sum(axis=1) + confusion[:, :num_labels].sum(axis=0) - true_positives
     per_class_iou = np.divide(true_positives, union, out=np.full(num_labels, np.nan), where=union > 0)
     is_unseen = np.isin(np.arange(num_labels), unseen_ids)
-    miou_seen, miou_unseen = _mean_of_present(per_class_iou[~is_unseen]), _mean_of_present(per_class_iou[is_unseen])
+    is_labelled = confusion.sum(axis=1) > 0
+    miou_seen, miou_unseen = (
+        _mean_of_present(per_class_iou[group]) if is_labelled[group].any() else math.nan
+        for group in (~is_unseen, is_unseen)
+    )
     return {
         "pixel_accuracy": int(true_positives.sum()) / labelled,
         "miou_seen": miou_seen,
@@ -133,6 +141,7 @@ def count_fragments(label_map: Any, ignore_index: int = DEFAULT_IGNORE_INDEX) ->
     Returns:
         Numbers of classes present, of components, and of components under 0.1 % of the image.
     """
+    ignore_index = _as_id(ignore_index, "ignore_index")
     components = _count_components(_as_label_map(label_map, "label_map"))
     return _sum_components(components, lambda class_id: class_id != ignore_index)
 
@@ -255,7 +264,7 @@ class ZeroShotMIoU(evaluate.Metric):
             card.
 
         Raises:
-            TypeError: If `num_labels` is given neither here nor at loading.
+            TypeError: If `num_labels` is given neither here nor at loading, or a number is no integer.
             ValueError: If no ignore id is given and the default is also a class.
         """
         num_labels = self.num_labels if num_labels is None else num_labels
@@ -264,11 +273,12 @@ class ZeroShotMIoU(evaluate.Metric):
         ignore_index = self.ignore_index if ignore_index is None else ignore_index
         if ignore_index is None:
             ignore_index = DEFAULT_IGNORE_INDEX
-            if num_labels > ignore_index:
+            if _as_id(num_labels, "num_labels") > ignore_index:
                 raise ValueError(
                     f"with num_labels={num_labels}, the default ignore_index {ignore_index} is also a class: "
                     "give ignore_index explicitly, for example -1"
                 )
+        num_labels, ignore_index = _as_id(num_labels, "num_labels"), _as_id(ignore_index, "ignore_index")
         counts = _Counts()
         counts.add_counts(vars(self._counts))
         for prediction, reference in _as_pairs(predictions, references):
@@ -494,11 +504,23 @@ def _check_unseen_ids(unseen_ids: Iterable[int], num_labels: int) -> list[int]:
     Raises:
         ValueError: If an id occurs twice or is no class.
     """
-    unseen_ids = [int(class_id) for class_id in unseen_ids]
+    unseen_ids = [_as_id(class_id, "unseen_ids") for class_id in unseen_ids]
     wrong = [class_id for class_id in unseen_ids if not 0 <= class_id < num_labels]
     if wrong or len(set(unseen_ids)) < len(unseen_ids):
         raise ValueError(f"unseen_ids {unseen_ids}: give distinct class ids from 0 to {num_labels - 1}")
     return unseen_ids
+
+
+def _as_id(value: Any, name: str) -> int:
+    """Return an integer of any kind as a Python one.
+
+    Raises:
+        TypeError: If it is no integer: 1.5, "255" and the truth values of a mask are none.
+    """
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            return operator.index(value)
+    raise TypeError(f"{name}: {value!r} is a {type(value).__name__}, give an integer")
 
 
 def _mean_of_present(ious: np.ndarray) -> float:
