@@ -32,6 +32,12 @@ def expected(photos, checkpoint, tmp_path):
     return [(tmp_path / "out" / f"{index}.grey.png").read_bytes() for index in range(len(SIZES))]
 
 
+def encoded(values):
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, format="PNG")
+    return file.getvalue()
+
+
 def cells_of(photos, kind):
     paths = [photos / f"{index}.png" for index in range(len(SIZES))]
     if kind == "bytes":
@@ -55,6 +61,19 @@ def test_a_row_that_cannot_be_read_says_why_and_the_others_go_on(photos, checkpo
     assert rows["label"].tolist() == [expected[0], b"", b"", expected[3]]
     assert rows["error"][1].startswith("no picture, or of a format that Pillow does not read")
     assert rows["error"][2] == "holds no picture but int; encoded bytes, a path or both are read."
+
+
+def test_the_range_of_wide_pictures_is_said_once_for_all_rows(checkpoint):
+    values = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint16)
+    cells = [encoded(values * 10), encoded(values.astype(np.uint8))]
+    asked = {"model": str(checkpoint), "device": "cpu"}
+    refused = RowSegmenter(**asked)({"image": cells[:1]})
+    assert "nothing says which values are black and white; say it with value_range=(low, high)" in refused["error"][0]
+    wide = RowSegmenter(**asked, value_range=(0, 2550))({"image": cells[:1]})
+    narrow = RowSegmenter(**asked)({"image": cells[1:]})
+    assert wide["label"][0] == narrow["label"][0] != b""
+    with pytest.raises(ValueError, match=r"`value_range` is \(1, 0\)"):
+        RowSegmenter(**asked, value_range=(1, 0))
 
 
 def test_rows_without_the_column_are_refused(checkpoint):

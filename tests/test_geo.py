@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ldvc import loading
 from ldvc.app.cli import app
 from ldvc.app.rasters import RasterImage
-from ldvc.masks.files import parse_value_range
+from ldvc.masks.files import Picture, parse_value_range
 from ldvc.masks.formats import Format, OutputFolder, describe_names
 from ldvc.masks.rasters import (
     RasterPicture,
@@ -109,11 +109,15 @@ def test_pixels_without_data_have_no_class(checkpoint, tmp_path, pixels):
     assert {feature["properties"]["class_id"] for feature in content["features"]} <= {0, 1, 2}
 
 
-def test_a_run_by_windows_writes_the_files_of_a_run_that_holds_the_label_map(checkpoint, tmp_path, pixels):
+RIVALS = ("--labels", "cat, dog", "--not", "sofa", "--background", "sky, wall")
+
+
+@pytest.mark.parametrize("options", [(), RIVALS, (*RIVALS, "--threshold", "0.5")], ids=["own", "rivals", "threshold"])
+def test_a_run_by_windows_writes_the_files_of_a_run_that_holds_the_label_map(checkpoint, tmp_path, pixels, options):
     source = write_raster(tmp_path / "a.tif", pixels)
-    kinds = ("geotiff", "geojson")
-    assert run(checkpoint, tmp_path, source, *WINDOWS, formats=kinds).exit_code == 0
-    assert run(checkpoint, tmp_path, source, *WINDOWS, formats=(*kinds, "png"), out="held").exit_code == 0
+    kinds, options = ("geotiff", "geojson"), (*WINDOWS, *options)
+    assert run(checkpoint, tmp_path, source, *options, formats=kinds).exit_code == 0
+    assert run(checkpoint, tmp_path, source, *options, formats=(*kinds, "png"), out="held").exit_code == 0
     for name in ("a.tif", "a.geojson"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "held" / name).read_bytes()
     assert np.array_equal(read_map(tmp_path / "out" / "a.tif"), np.asarray(Image.open(tmp_path / "held" / "a.png")))
@@ -175,7 +179,35 @@ def test_255_stays_free_for_pixels_without_data(tmp_path, num_ids, dtype, nodata
         assert np.array_equal(dataset.read(1), ids)
 
 
+def test_what_competed_with_the_labels_stands_in_the_map(checkpoint, tmp_path, pixels):
+    assert run(checkpoint, tmp_path, write_raster(tmp_path / "a.tif", pixels), *WINDOWS, *RIVALS).exit_code == 0
+    with rasterio.open(tmp_path / "out" / "a.tif") as dataset:
+        tags = dataset.tags()
+    prompt = json.loads(tags["LDVC_PROMPT"])
+    assert json.loads(tags["LDVC_CLASSES"]) == ["cat", "dog", "background", "other"]
+    assert (prompt["negative_labels"], prompt["background"]) == ({"sofa": ["sofa"]}, ["sky", "wall"])
+
+
 # ---- bands and values
+
+
+@pytest.mark.parametrize("options", [WINDOWS, ()], ids=["windows", "whole"])
+def test_values_of_16_bits_give_the_map_of_the_same_picture_of_8(checkpoint, tmp_path, pixels, options):
+    write_raster(tmp_path / "wide" / "a.tif", pixels.astype(np.uint16) * 10)
+    write_raster(tmp_path / "bytes" / "a.tif", pixels)
+    wide = run(checkpoint, tmp_path, tmp_path / "wide", *options, "--value-range", "0,2550", out="1")
+    assert wide.exit_code == 0, wide.output
+    assert run(checkpoint, tmp_path, tmp_path / "bytes", *options, out="2").exit_code == 0
+    assert np.array_equal(read_map(tmp_path / "1" / "a.tif"), read_map(tmp_path / "2" / "a.tif"))
+
+
+def test_a_range_means_the_same_whoever_reads_the_file(tmp_path):
+    values = np.random.default_rng(0).integers(0, 4096, (9, 7), dtype=np.uint16)
+    path = write_raster(tmp_path / "a.tif", values[None])
+    by_pillow = Picture(path, PurePath("a")).read(100, (100, 4000))
+    by_rasterio = RasterPicture(path, PurePath("a")).read(100, (100, 4000))
+    assert np.array_equal(np.asarray(by_pillow), np.asarray(by_rasterio))
+    assert len(np.unique(np.asarray(by_pillow))) > 30
 
 
 def test_bands_are_chosen_by_number_and_values_by_range(tmp_path, pixels):
@@ -210,10 +242,11 @@ BAD_RASTERS = {
 }
 
 
-@pytest.mark.parametrize(("values", "options", "message"), BAD_RASTERS.values(), ids=BAD_RASTERS)
-def test_a_raster_that_cannot_be_used_is_one_line_and_the_others_go_on(
-    checkpoint, tmp_path, pixels, values, options, message
-):
+@pytest.mark.parametrize(
+    "case", ["float", *(pytest.param(name, marks=pytest.mark.slow) for name in [*BAD_RASTERS][1:])]
+)
+def test_a_raster_that_cannot_be_used_is_one_line_and_the_others_go_on(checkpoint, tmp_path, pixels, case):
+    values, options, message = BAD_RASTERS[case]
     write_raster(tmp_path / "in" / "bad.tif", values)
     write_raster(tmp_path / "in" / "good.tif", np.concatenate([pixels, pixels[:1]]))
     (tmp_path / "in" / "text.tif").write_text("no raster")
@@ -305,6 +338,7 @@ def test_a_stopped_raster_leaves_no_half_map(checkpoint, tmp_path, pixels, monke
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["names.json"]
 
 
+@pytest.mark.slow
 def test_a_damaged_map_is_made_again(checkpoint, tmp_path, pixels):
     source = write_raster(tmp_path / "a.tif", pixels)
     assert run(checkpoint, tmp_path, source).exit_code == 0
@@ -317,8 +351,6 @@ def test_a_damaged_map_is_made_again(checkpoint, tmp_path, pixels):
 
 
 def test_a_picture_that_is_no_raster_has_no_place():
-    from ldvc.masks.files import Picture
-
     assert geo_reference(Picture(Path("a.png"), PurePath("a"))) is None
 
 

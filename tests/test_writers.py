@@ -221,7 +221,7 @@ READERS = {
 
 @pytest.mark.parametrize("kind", READERS, ids=str)
 @pytest.mark.parametrize("drawn", MAPS)
-@pytest.mark.parametrize("names", [FEW, MANY], ids=["5 ids", "300 ids"])
+@pytest.mark.parametrize("names", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["5 ids", "300 ids"])
 def test_every_kind_gives_back_pixels_and_names(tmp_path, kind, drawn, names):
     ids = MAPS[drawn](len(names) + 1)
     folder, _ = save_all(tmp_path, [kind], ids, names)

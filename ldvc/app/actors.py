@@ -26,6 +26,7 @@ from ldvc.app.labels import as_classes, parse_labels
 from ldvc.loading import EMBEDDED_CHECKPOINT, one_line
 from ldvc.masks.files import MAX_PIXELS, Picture, decode_picture, pixel_limit
 from ldvc.masks.pixels import write_grey
+from ldvc.model.pixels_ldvc import check_value_range
 
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class RowSegmenter:
         other: As `--other`.
         batch_size: Pictures, or windows, per call of the model.
         max_pixels: Refuse larger pictures.
+        value_range: The values that are black and white; `None` is what each picture says itself.
 
     Attributes:
         names: Name of every id.
@@ -98,11 +100,14 @@ class RowSegmenter:
         other: str | None = None,
         batch_size: int = 1,
         max_pixels: int = MAX_PIXELS,
+        value_range: tuple[float, float] | None = None,
     ):
         classes = None if labels is None else as_classes(parse_labels(labels))
         settings = make_settings(short_side, window, stride)
         self.segmenter = Segmenter(
-            model, device, classes, None, settings, threshold, other, batch_size=batch_size or None
+            *(model, device, classes, None, settings, threshold, other),
+            batch_size=batch_size or None,
+            value_range=None if value_range is None else check_value_range(value_range),
         )
         self.columns, self.max_pixels = (image_column, label_column, error_column), max_pixels
         self.names = self.segmenter.names + ([self.segmenter.other] if self.segmenter.other else [])

@@ -80,7 +80,8 @@ def nodata_of(classes: Classes) -> int:
 
 def tags_of(classes: Classes, picture: Picture) -> dict[str, str]:
     """What a GeoTIFF says of how it was made."""
-    settings = {key: classes.settings[key] for key in ("labels", "threshold", "inference") if key in classes.settings}
+    told = ("labels", "negative_labels", "background", "threshold", "inference")
+    settings = {key: classes.settings[key] for key in told if key in classes.settings}
     return {
         "TIFFTAG_SOFTWARE": "LDVC",
         "LDVC_SOURCE": picture.file_name,
