@@ -79,6 +79,12 @@ BAD = {
         "the label raster lies elsewhere",
     ),
     "fractions": (IDS.astype(np.float32), {}, "the label raster holds float32; ids are whole numbers."),
+    "colours": (np.repeat(IDS, 3, axis=0), {}, "the label raster has 3 bands; a label map is one band of ids."),
+    "JPEG": (
+        IDS,
+        {"compress": "jpeg"},
+        "the label raster is compressed as JPEG, which may change ids at every border",
+    ),
     "no name": (IDS + 1, {}, "the label raster holds id 3, and there are 3 classes."),
 }
 

@@ -14,12 +14,14 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from ldvc.data.exports import is_replaced
 from ldvc.data.folders import find_folder_splits, read_class_names
+from ldvc.data.label_maps import LOSSY_TIFF
 from ldvc.data.provenance import write_json
 from ldvc.data.samples import IGNORE_INDEX
 from ldvc.loading import one_line
@@ -28,6 +30,9 @@ from ldvc.masks.files import parse_value_range
 from ldvc.masks.parts import written_aside
 from ldvc.masks.rasters import RasterPicture, RasterSettings, opened, parse_bands
 
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
 
 __all__ = ["convert_pairs"]
 
@@ -47,6 +52,24 @@ def read_names(folder: Path, label_path: Path) -> list[str]:
     return names
 
 
+def check_label_raster(labels: DatasetReader) -> None:
+    """Check that an open raster can hold ids, by the rules of `ldvc/data/label_maps.py`.
+
+    Raises:
+        ValueError: If it has several bands, floats, or a compression that changes values.
+    """
+    if labels.count > 1:
+        raise ValueError(f"the label raster has {labels.count} bands; a label map is one band of ids.")
+    if not np.issubdtype(np.dtype(labels.dtypes[0]), np.integer):
+        raise ValueError(f"the label raster holds {labels.dtypes[0]}; ids are whole numbers.")
+    compression = "" if labels.compression is None else labels.compression.value
+    if compression.lower() in LOSSY_TIFF:
+        raise ValueError(
+            f"the label raster is compressed as {compression}, which may change ids at every border; export it again "
+            "with DEFLATE or LZW."
+        )
+
+
 def tiles(pair: tuple[Path, Path], settings: RasterSettings, side: int, num_classes: int) -> Iterator[tuple]:
     """Yield the top and left pixel, the (rows, columns, 3) picture and the (rows, columns) ids of every tile.
 
@@ -59,8 +82,7 @@ def tiles(pair: tuple[Path, Path], settings: RasterSettings, side: int, num_clas
         place = (labels.height, labels.width, labels.transform, labels.crs)
         if place != (height, width, reader.dataset.transform, reader.dataset.crs):
             raise ValueError("the label raster lies elsewhere (size, transform or CRS); warp it onto the picture.")
-        if not np.issubdtype(np.dtype(labels.dtypes[0]), np.integer):
-            raise ValueError(f"the label raster holds {labels.dtypes[0]}; ids are whole numbers.")
+        check_label_raster(labels)
         for top in range(0, height, side):
             for left in range(0, width, side):
                 rows, columns = slice(top, min(top + side, height)), slice(left, min(left + side, width))
