@@ -49,6 +49,7 @@ from .dense_ldvc import DENSE_METHODS, dense_tokens, pad_to_patches, unit_embeds
 from .image_processing_ldvc import LDVCImageProcessor  # noqa: F401 - compat_ldvc says why
 from .inference_ldvc import Segmentation  # noqa: F401 - compat_ldvc says why
 from .loss_ldvc import loss_options, segmentation_loss
+from .options_ldvc import check_options  # noqa: F401 - compat_ldvc says why
 from .pipeline_ldvc import ZeroShotImageSegmentationPipeline
 from .pixels_ldvc import ValueRange  # noqa: F401 - compat_ldvc says why
 from .processing_ldvc import LDVCProcessor  # noqa: F401 - compat_ldvc says why
