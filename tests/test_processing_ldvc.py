@@ -470,7 +470,7 @@ def test_post_processing_has_one_signature_and_takes_arguments_by_position(tiny_
     method, names = "post_process_semantic_segmentation", ["target_sizes", "threshold", "other_label"]
     signatures = [inspect.signature(getattr(x, method)) for x in (tiny_processor, tiny_processor.image_processor)]
     assert signatures[0] == signatures[1]
-    assert list(signatures[0].parameters) == ["outputs", *names, "return_segmentation_scores", "top_k"]
+    assert list(signatures[0].parameters) == ["outputs", *names, "return_segmentation_scores", "top_k", "class_ids"]
     outputs = output_of(torch.full((1, 3, 4, 4), -1.0))
     (result,) = getattr(tiny_processor, method)(outputs, [(5, 6)], 0.9, 7, True)
     assert (result.segmentation == 7).all()
