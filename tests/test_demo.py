@@ -561,6 +561,7 @@ def kinds(clip_folder, clipseg_folder):
     return {"clip": clip_folder, "clipseg": clipseg_folder}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_page_of_another_kind_segments_compares_and_says_what_it_cannot(kinds, upload, kind):
     page = Page(Segmenter(kinds[kind]))

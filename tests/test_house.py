@@ -1,6 +1,7 @@
 """The house: rooms by subject, imports that run one way, a root that can be taken in at a glance."""
 
 import ast
+import functools
 import subprocess
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -58,6 +59,7 @@ def imports_of(path, known, root=ROOT):
     return {name for name in found if name in known}
 
 
+@functools.cache
 def import_graph(root=ROOT):
     paths = [path for part in ("ldvc", "picturebook", "benchmarks") for path in sorted((root / part).rglob("*.py"))]
     known = {module_name(path, root): path for path in paths}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldvc.commands import end_in_one_line, make_parser
+from ldvc.places import ROOT
 
 
 EXPERIMENTS = """\
@@ -89,6 +90,9 @@ def report(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def work() -> int:
+        if not (ROOT / "benchmarks").is_dir():
+            raise ValueError("it renders the documents of a checkout, and this is none; run it in one.")
+        sys.path.append(str(ROOT))  # benchmarks/, which is not installed, knows its own tables
         from ldvc.experiments.report import write_documents
 
         return write_documents(arguments.check, arguments.figures)

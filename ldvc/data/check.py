@@ -18,7 +18,7 @@ from ldvc.data.inspection import SplitSummary, read_split
 from ldvc.data.label_maps import PaletteLedger
 from ldvc.data.mend import mend_dataset
 from ldvc.data.provenance import write_json
-from ldvc.data.samples import IGNORE_INDEX, load_stated_split
+from ldvc.data.samples import IGNORE_INDEX, load_stated_splits
 from ldvc.data.vocabularies import Vocabulary, get_vocabulary
 
 
@@ -226,19 +226,9 @@ def read_splits(arguments: argparse.Namespace) -> tuple[list[SplitSummary], list
         ValueError: If a split is there and cannot be read.
     """
     summaries, findings, palettes = [], [], PaletteLedger()
-    for position, split in enumerate(arguments.split):
-        try:
-            dataset = load_stated_split(
-                arguments,
-                split,
-                streaming=arguments.streaming,
-                num_images=arguments.num_images,
-                compare_palettes=False,
-            )
-        except MissingSplitError as error:
-            if position == 0:
-                raise
-            findings.append(Finding(WARNING, str(error), "hold some images back, or nothing can be scored"))
+    for split, dataset in load_stated_splits(arguments):
+        if isinstance(dataset, MissingSplitError):
+            findings.append(Finding(WARNING, str(dataset), "hold some images back, or nothing can be scored"))
             continue
         summaries.append(
             read_split(

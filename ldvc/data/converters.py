@@ -12,6 +12,7 @@ One function per benchmark lists the samples of an unpacked archive; `ldvc prepa
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -43,6 +44,25 @@ TRAIN_ID_SUFFIX = "_labelTrainIds"  # of the label files that MMSegmentation's c
 CONTEXT_ALIASES = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth"}
 CONTEXT_NUM_COMPARED = 50  # label maps; a wrong order of classes shows in the first few
 CONTEXT_LEAST_AGREEMENT = 0.5  # of the pixels that VOC labels, too: nearly 1 in the right order, else nearly 0
+
+
+# What is known of an archive before it is opened; see `Conversion`.
+COCO_STUFF: dict[str, Any] = {
+    "name": "coco_stuff",
+    "title": "COCO-Stuff 164K",
+    "official_counts": {"train": 118_287, "validation": 5_000},
+    "terms": "Images: Flickr Terms of Use; the COCO Consortium does not own their copyright, and each image has its "
+    "own licence. COCO and COCO-Stuff annotations: Creative Commons Attribution 4.0 (CC BY 4.0).",
+    "homepage": "https://github.com/nightrome/cocostuff",
+}
+PASCAL_CONTEXT: dict[str, Any] = {
+    "name": "pascal_context",
+    "title": "PASCAL Context",
+    "official_counts": {"train": 4_998, "validation": 5_105},
+    "terms": "The images are those of PASCAL VOC 2010: from Flickr, under their owners' terms, for research and not "
+    "for redistribution. We know of no licence text for the PASCAL Context annotations.",
+    "homepage": "https://www.cs.stanford.edu/~roozbeh/pascal-context/",
+}
 
 
 @dataclass(frozen=True)
@@ -261,16 +281,11 @@ def find_coco_stuff(source: Path) -> Conversion:
     )
     known_ids = range(len(class_names)) if is_converted else kept
     return Conversion(
-        name="coco_stuff",
-        title="COCO-Stuff 164K",
+        **COCO_STUFF,
         class_names=class_names,
         label_names={**dict(enumerate(class_names)), IGNORE_INDEX: "unlabeled"},
         splits=splits,
-        official_counts={"train": 118_287, "validation": 5_000},
         source_ids=source_ids,
-        terms="Images: Flickr Terms of Use; the COCO Consortium does not own their copyright, and each image has its "
-        "own licence. COCO and COCO-Stuff annotations: Creative Commons Attribution 4.0 (CC BY 4.0).",
-        homepage="https://github.com/nightrome/cocostuff",
         written_ids={**{source_id: i for i, source_id in enumerate(known_ids)}, IGNORE_INDEX: IGNORE_INDEX},
         find_other_numbering=_find_coco_from_1,
     )
@@ -361,16 +376,11 @@ def find_pascal_context(source: Path) -> Conversion:
         written_ids = _read_context_labels(root, source, class_names)
         source_ids = "those of labels.txt: take both from the same archive"
     return Conversion(
-        name="pascal_context",
-        title="PASCAL Context",
+        **PASCAL_CONTEXT,
         class_names=class_names,
         label_names={**dict(enumerate(class_names)), IGNORE_INDEX: "background"},
         splits=splits,
-        official_counts={"train": 4_998, "validation": 5_105},
         source_ids=source_ids,
-        terms="The images are those of PASCAL VOC 2010: from Flickr, under their owners' terms, for research and not "
-        "for redistribution. We know of no licence text for the PASCAL Context annotations.",
-        homepage="https://www.cs.stanford.edu/~roozbeh/pascal-context/",
         written_ids=written_ids,
         find_other_numbering=_find_context_from_0 if is_png else (lambda images, num_images: ""),
     )

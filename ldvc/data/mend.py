@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ldvc.data.folders import MissingSplitError, read_class_names
 from ldvc.data.label_maps import open_cell
-from ldvc.data.samples import IGNORE_INDEX, load_stated_split
+from ldvc.data.samples import IGNORE_INDEX, load_stated_splits
 
 
 __all__ = ["IMAGE_MENDS", "LABEL_MENDS", "mend_dataset"]
@@ -154,18 +154,8 @@ def mend_dataset(arguments: argparse.Namespace) -> None:
         def label_mend(label: PIL.Image.Image) -> PIL.Image.Image:
             return _colours(label, colours)
 
-    for position, split in enumerate(arguments.split):
-        try:
-            dataset = load_stated_split(
-                arguments,
-                split,
-                streaming=arguments.streaming,
-                num_images=arguments.num_images,
-                compare_palettes=False,
-            )
-        except MissingSplitError:
-            if position == 0:
-                raise
+    for split, dataset in load_stated_splits(arguments):
+        if isinstance(dataset, MissingSplitError):
             continue
         for column in ("image", "label"):
             dataset = dataset.cast_column(column, Image(decode=False))

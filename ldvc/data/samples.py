@@ -22,7 +22,7 @@ import torch
 from datasets import ClassLabel, Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
-from ldvc.data.folders import LAYOUTS
+from ldvc.data.folders import LAYOUTS, MissingSplitError
 from ldvc.data.label_maps import LabelImage, PaletteLedger, check_palettes, to_label_map
 from ldvc.data.pseudo_labels import withhold_labels
 from ldvc.data.rows import holds_pictures, open_split
@@ -38,6 +38,7 @@ __all__ = [
     "dataset_fingerprint",
     "load_split",
     "load_stated_split",
+    "load_stated_splits",
     "map_labels",
     "read_labelled",
     "read_sample",
@@ -134,6 +135,28 @@ def load_stated_split(stated: Any, split: str, **options: Any) -> Dataset | Iter
         revision=stated.dataset_revision,
         **options,
     )
+
+
+def load_stated_splits(stated: Any) -> Iterator[tuple[str, Dataset | IterableDataset | MissingSplitError]]:
+    """Load every split that a command line states as a list; one after the first may be missing.
+
+    Args:
+        stated: As for `load_stated_split`, with `split`, a list of names, `streaming` and `num_images`.
+
+    Yields:
+        Name and split, or why it is missing. Palettes are not compared: who reads all label maps does that.
+
+    Raises:
+        MissingSplitError: If the first split is missing.
+    """
+    options = {"streaming": stated.streaming, "num_images": stated.num_images, "compare_palettes": False}
+    for position, split in enumerate(stated.split):
+        try:
+            yield split, load_stated_split(stated, split, **options)
+        except MissingSplitError as error:
+            if position == 0:
+                raise
+            yield split, error
 
 
 def _keep_columns(
