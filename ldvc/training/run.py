@@ -665,10 +665,13 @@ def run_one(recipe: Recipe, is_last: bool = True, first_half: dict[str, Any] | N
     run.model = whole_model(accelerator, model)
     vars(run.model).pop("forward", None)  # Accelerate's autocast: the scores are to be those of ldvc evaluate
     result = finish(run, log, training_seconds)
+    # The wrapped model goes before the process group does: as its last holder, it waits for the group's threads
+    # while these wait for Python, and now and then a process of several stayed so for ever after all was written.
+    del model
+    accelerator.free_memory()
     if is_last:
         accelerator.end_training()
     else:
         for tracker in accelerator.trackers:
             tracker.finish()
-        accelerator.free_memory()
     return result
