@@ -239,6 +239,21 @@ def test_a_page_for_the_whole_network_is_announced(segmenter, monkeypatch, caplo
     assert "everyone who reaches this machine" in caplog.text
 
 
+@pytest.mark.slow
+def test_a_page_that_opens_after_another_does_not_lie_in_its_folder(segmenter, monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "given"))
+    monkeypatch.setattr(page_module, "build_demo", lambda _: Page(segmenter).blocks)
+    monkeypatch.setattr(page_module.gr.Blocks, "launch", lambda self, **_: None)
+    ends = []
+    monkeypatch.setattr(page_module, "keep_clean", lambda *arguments: ends.append(arguments))
+    folders = []
+    for _ in range(2):
+        launch("any", port=free_port(), block=False)
+        folders.append(Path(os.environ["GRADIO_TEMP_DIR"]))
+    assert folders[0] != folders[1]
+    assert {folder.parent for folder in folders} == {tmp_path / "given"}
+
+
 def test_files_of_visitors_are_deleted_when_they_are_old_and_those_of_the_page_stay(tmp_path):
     old, young, own = (tmp_path / name / "a.png" for name in ("old", "young", "own"))
     for path in (old, young, own):

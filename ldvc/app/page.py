@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 MAX_FILE_SIZE = "40mb"
 KEPT_SECONDS = 900  # then files that were uploaded or made are deleted
 SWEEP_SECONDS = 60  # from one look for such files to the next
+FOLDER_PREFIX = "ldvc_demo_"
 MAX_WAITING = 32  # requests in the queue; further ones are told to come back
 MAX_SESSIONS = 64  # kept in memory, about 10 MB each; with more, the oldest begins anew
 CSS = """
@@ -92,9 +93,11 @@ def launch(
     """
     check_port(host, port)
     given = os.environ.get("GRADIO_TEMP_DIR")
+    if given and Path(given).name.startswith(FOLDER_PREFIX):  # of a page before, which will remove it
+        given = str(Path(given).parent)
     if given:
         Path(given).mkdir(parents=True, exist_ok=True)
-    folder = TemporaryDirectory(prefix="ldvc_demo_", dir=given, ignore_cleanup_errors=True)
+    folder = TemporaryDirectory(prefix=FOLDER_PREFIX, dir=given, ignore_cleanup_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = folder.name  # for all that is uploaded or made; Gradio asks again and again
     blocks = build_demo(model_folder, **settings)
     own = set(Path(folder.name).rglob("*"))  # the example
@@ -143,7 +146,9 @@ def keep_clean(blocks: gr.Blocks, folder: TemporaryDirectory, own: Collection[Pa
         delete_old(Path(folder.name), own)
         time.sleep(SWEEP_SECONDS)
     folder.cleanup()
-    os.environ.pop("GRADIO_TEMP_DIR", None)
+    if os.environ.get("GRADIO_TEMP_DIR") != folder.name:  # another page has opened since
+        return
+    os.environ.pop("GRADIO_TEMP_DIR")
     if given is not None:
         os.environ["GRADIO_TEMP_DIR"] = given
 
