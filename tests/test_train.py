@@ -280,7 +280,7 @@ def test_only_states_behind_the_one_taken_are_set_aside(tmp_path):
     assert find_state(recipe, tmp_path).name == "step_0000004"
 
 
-@pytest.mark.parametrize("num_workers", ["0", "2"])
+@pytest.mark.parametrize("num_workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_bad_sample_is_one_line_whoever_reads_it(train_arguments, tmp_path, caplog, num_workers, bad_scenes):
     options = ["--dataset", str(bad_scenes), "--num_workers", num_workers, "--num_eval_images", "2"]
     assert main([*train_arguments, *options]) == 2
