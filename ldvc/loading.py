@@ -242,12 +242,12 @@ LOADERS = {"ldvc": load_ldvc, "clip": load_clip, "clipseg": load_clipseg, "expor
 def read_processor(model: str | Path, is_clipseg: bool = False) -> LDVCProcessor:
     """The processor of a CLIP or CLIPSeg, see [`LDVCProcessor.from_preprocessing`]."""
     from transformers import AutoTokenizer
-    from transformers.models.auto.image_processing_auto import get_image_processor_config
 
+    from ldvc.model.compat_ldvc import read_preprocessing
     from ldvc.model.processing_ldvc import LDVCProcessor
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    return LDVCProcessor.from_preprocessing(tokenizer, get_image_processor_config(model), is_clipseg)
+    return LDVCProcessor.from_preprocessing(tokenizer, read_preprocessing(model), is_clipseg)
 
 
 def load_adapter(folder: str | Path, **config_fields: Any) -> LDVCForSemanticSegmentation:

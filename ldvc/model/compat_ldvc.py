@@ -12,6 +12,7 @@ copied from a local folder, so it imports what its siblings import too, also whe
 
 import hashlib
 import inspect
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,7 +56,9 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.models.clip.configuration_clip import CLIPTextConfig, CLIPVisionConfig
+from transformers.utils import cached_file
 
 
 SUB_CONFIGS = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}
@@ -90,6 +93,20 @@ class TwoTowerConfig(PreTrainedConfig):
                 if not isinstance(value, PreTrainedConfig):
                     setattr(self, name, kind(**(value or {})))
             super().__post_init__(**kwargs)
+
+
+def read_preprocessing(clip: str, **options: Any) -> dict[str, Any]:
+    """The settings of a CLIP's own image processor; empty where it brings none.
+
+    Args:
+        clip: Folder or Hub id.
+        options: Of loading, such as `revision`.
+    """
+    if found := get_image_processor_config(clip, **options):
+        return found
+    # Until 5.12, at least, the library's function finds nothing in a folder that has the file.
+    path = cached_file(clip, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False, **options)
+    return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
 
 
 def causal_mask(config: PreTrainedConfig, hidden_states: Tensor) -> Tensor | None:

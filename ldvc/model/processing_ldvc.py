@@ -7,14 +7,13 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .compat_ldvc import REQUIREMENT  # noqa: F401 - compat_ldvc says why
+from .compat_ldvc import read_preprocessing
 
 
 # isort: split
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils import TensorType, logging
 
@@ -260,7 +259,7 @@ class LDVCProcessor(LDVCPostProcessing, ProcessorMixin):
             raise ValueError(f"`image_stats` is {image_stats!r}; use 'imagenet' or 'clip'.")
         stats = {}
         if image_stats == "clip":
-            preprocessing = get_image_processor_config(clip, **options)
+            preprocessing = read_preprocessing(clip, **options)
             stats = {
                 "image_mean": preprocessing.get("image_mean", CLIP_MEAN),
                 "image_std": preprocessing.get("image_std", CLIP_STD),

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -129,6 +129,7 @@ class ExportedConfig:
     projection_dim: int
     default_class_names: list[str]
     other_label: str | None = None
+    _commit_hash: ClassVar[None] = None  # which the library's pipelines read until 5.12
 
     def to_json_string(self, use_diff: bool = False) -> str:
         """As of a model's configuration."""
