@@ -191,7 +191,8 @@ def write_record(record: dict[str, Any]) -> None:
     """Keep what was found, oldest release first, and render the page from it."""
     by_age = sorted(record["found"], key=lambda release: [int(part) for part in release.split(".")])
     record["found"] = {release: record["found"][release] for release in by_age}
-    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    text = json.dumps(record, indent=1).replace(f"{RECORD.resolve().parents[1]}/", "")  # no path of this machine
+    RECORD.write_text(text + "\n")
     PAGE.write_text(render_page(PAGE.read_text(), record))
 
 
