@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoProcessor, default_data_collator, pipeline
+from transformers import AutoProcessor, default_data_collator, pipeline
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # until 5.16 the other is no class
 
 from ldvc.model.image_processing_ldvc import LDVCImageProcessor
 from ldvc.model.pipeline_ldvc import TASK
