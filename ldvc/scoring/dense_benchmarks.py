@@ -178,7 +178,6 @@ class DenseProtocol:
 # ---- the published settings
 
 # Authors -> benchmark -> what differs from the first row.
-_BACKGROUND = ("voc21", "context60", "coco_object")
 AUTHORS: dict[str, dict[str, dict[str, Any]]] = {
     "sclip": {
         "": {"short_side": 336, "window": 224, "stride": 112, "softmax_scale": 40.0},
