@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
 from ldvc import LDVCForSemanticSegmentation, TrainingFreeCLIP
-from ldvc.model.dense_ldvc import DENSE_METHODS, find_rotation, gaussian_bias
+from ldvc.model.dense_ldvc import find_rotation, gaussian_bias
+from ldvc.model.dense_settings_ldvc import DENSE_METHODS
 from ldvc.model.modeling_ldvc import LDVCImageFeatures
 from ldvc.segmenters.feedback import open_paths, patch_labels, patch_similarity
 from ldvc.segmenters.smoothing import pamr
@@ -275,7 +276,7 @@ def test_the_family_has_further_members(clip, pixels, settings, formula):
 
 
 def test_the_gaussian_is_one_on_the_diagonal_and_nothing_for_the_class_token():
-    torch.testing.assert_close(gaussian_bias(GRID, 16, 2.0, torch.zeros(1)), gaussian(2.0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(gaussian_bias(GRID, 16, 2.0, torch.zeros(1)), gaussian(2.0)[1:], rtol=0, atol=1e-6)
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ from ldvc.experiments.ledger import (
     settings_of,
     settings_of_result,
 )
-from ldvc.model.dense_ldvc import DENSE_METHODS
+from ldvc.model.dense_settings_ldvc import DENSE_METHODS
 from ldvc.places import ROOT
 from ldvc.training.recipe import Recipe, read_recipe
 

@@ -18,6 +18,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils import TensorType, logging
 
 from .configuration_ldvc import LDVCConfig
+from .dense_settings_ldvc import LDVCDenseSettings  # noqa: F401 - compat_ldvc says why
 from .image_processing_ldvc import LDVCImageProcessor, LDVCImageProcessorKwargs, LDVCPostProcessing
 from .options_ldvc import OTHER_NAMES, check_options, loading_options
 from .pixels_ldvc import to_rgb  # noqa: F401 - here too, for releases of the library that copy direct imports only

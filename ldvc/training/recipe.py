@@ -189,6 +189,11 @@ class Recipe:
             raise RecipeError(
                 f"`schedule_steps` is {self.schedule_steps}, less than `max_steps` {self.max_steps}; use that or more."
             )
+        if self.eval_split == "test" and str(self.vocabulary).endswith("_tuning"):
+            raise RecipeError(
+                f"`eval_split` is 'test' with the vocabulary {self.vocabulary!r}, which is there to choose settings by: "
+                "use --eval_split validation, or the vocabulary whose scores are reported."
+            )
         if self.streaming and self.num_train_images is not None:
             raise RecipeError(
                 f"`num_train_images` is {self.num_train_images} and `streaming` is on: which pictures of a stream are "
