@@ -194,6 +194,18 @@ def test_the_text_tower_runs_at_the_length_of_the_longest_name(tiny_model, token
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["relation", "linear"])
+def test_a_text_adapter_may_start_as_the_identity_and_is_loaded_as_it_was_trained(make_model, tmp_path, kind):
+    model = make_model(text_adapter=kind, text_adapter_init="identity")
+    image_embeds, class_embeds = torch.randn(2, 32), torch.randn(1, 3, 32)
+    torch.testing.assert_close(model.text_adapter(image_embeds, class_embeds), class_embeds.expand(2, -1, -1))
+    model.text_adapter.projection.weight.add_(1.0)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(loaded.text_adapter.projection.weight, model.text_adapter.projection.weight)
+
+
+@torch.no_grad()
 def test_class_embeddings_have_unit_length_and_prompts_of_one_class_are_averaged(tiny_model, tokenizer):
     encoded = tokenizer([f"a photo of a {n}" for n in ("cat", "dog", "sky")], padding=True, return_tensors="pt")
     embeds = tiny_model.get_class_embeds(**encoded)

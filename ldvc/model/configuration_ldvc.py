@@ -45,6 +45,7 @@ CUSTOM_PIPELINES = {
 CHOICES = {
     "text_prompt_init": ("handcrafted", "random"),
     "text_adapter": ("relation", "linear", "none"),
+    "text_adapter_init": ("random", "identity"),
     "decoder_query": ("image", "class"),
     "class_query_mask": ("attention_scores", "dot"),
     "decoder_attention": ("route", "full", "window", "shifted_window", "none"),
@@ -91,6 +92,8 @@ class LDVCConfig(TwoTowerConfig):
             `from_clip_pretrained`.
         text_adapter (`str`, *optional*, defaults to `"relation"`): `"relation"` is `Linear([g * t, t])`, `"linear"` is
             `Linear(t)`, `"none"` passes the text embedding on.
+        text_adapter_init (`str`, *optional*, defaults to `"random"`): `"random"` starts as ZegCLIP's; `"identity"`
+            starts as `"none"`, so that training moves embeddings away from CLIP's own only as far as seen classes ask.
         decoder_query (`str`, *optional*, defaults to `"image"`): `"image"` is LDVC's decoder (image tokens ask, class
             embeddings answer); `"class"` is the decoder of SegViT / ZegCLIP.
         num_decoder_layers, decoder_attention_heads, decoder_intermediate_size (`int`): 2, 8, 2048.
@@ -178,6 +181,7 @@ class LDVCConfig(TwoTowerConfig):
     prompt_token_ids: list[int] | None = None
 
     text_adapter: str = "relation"
+    text_adapter_init: str = "random"
 
     decoder_query: str = "image"
     num_decoder_layers: int = 2

@@ -54,7 +54,13 @@ from .options_ldvc import check_options  # noqa: F401 - compat_ldvc says why
 from .pipeline_ldvc import ZeroShotImageSegmentationPipeline
 from .pixels_ldvc import ValueRange  # noqa: F401 - compat_ldvc says why
 from .processing_ldvc import LDVCProcessor  # noqa: F401 - compat_ldvc says why
-from .prompts_ldvc import LDVCTextAdapter, LDVCTextPrompts, LDVCVisionEmbeddings, LDVCVisionPrompts
+from .prompts_ldvc import (
+    LDVCIdentityProjection,
+    LDVCTextAdapter,
+    LDVCTextPrompts,
+    LDVCVisionEmbeddings,
+    LDVCVisionPrompts,
+)
 from .regions_ldvc import fit_to_image
 from .segmenter_ldvc import Segmenter  # noqa: F401 - compat_ldvc says why
 from .vocabulary_ldvc import LDVCBakedVocabulary, LDVCVocabularyMixin, check_tensors
@@ -180,7 +186,10 @@ class LDVCPreTrainedModel(PreTrainedModel):
         Linear layers start as torch's default does: ZegCLIP defines a truncated normal for its head, but its training
         script never calls it.
         """
-        if isinstance(module, nn.Linear):
+        if isinstance(module, LDVCIdentityProjection):
+            init.copy_(module.weight, torch.eye(*module.weight.shape).flip(0, 1))
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
             bound = module.in_features**-0.5
             init.uniform_(module.weight, -bound, bound)
             init.uniform_(module.bias, -bound, bound)

@@ -191,8 +191,8 @@ class Recipe:
             )
         if self.eval_split == "test" and str(self.vocabulary).endswith("_tuning"):
             raise RecipeError(
-                f"`eval_split` is 'test' with the vocabulary {self.vocabulary!r}, which is there to choose settings by: "
-                "use --eval_split validation, or the vocabulary whose scores are reported."
+                f"`eval_split` is 'test' with the vocabulary {self.vocabulary!r}, by which settings are chosen: use "
+                "--eval_split validation, or the vocabulary whose scores are reported."
             )
         if self.streaming and self.num_train_images is not None:
             raise RecipeError(
