@@ -5,6 +5,7 @@ from ldvc.data.worlds import World, register_world
 from picturebook.vocabulary import (
     CLASS_GROUPS,
     CLASS_NAMES,
+    JOINING_ORDER,
     NUM_THINGS,
     TUNING_UNSEEN_NAMES,
     UNSEEN_NAMES,
@@ -33,8 +34,8 @@ register_world(
         "picturebook",
         load_picturebook,
         (
-            Vocabulary("picturebook", CLASS_NAMES, UNSEEN_NAMES),
-            Vocabulary("picturebook_tuning", CLASS_NAMES, TUNING_UNSEEN_NAMES),
+            Vocabulary("picturebook", CLASS_NAMES, UNSEEN_NAMES, joining_order=JOINING_ORDER),
+            Vocabulary("picturebook_tuning", CLASS_NAMES, TUNING_UNSEEN_NAMES, joining_order=JOINING_ORDER),
         ),
         CLASS_GROUPS,
     )

@@ -148,6 +148,20 @@ def test_groups_are_averaged_apart():
     assert table == {"things_seen": 0.1, "things_unseen": 0.2, "stuff_seen": None, "stuff_unseen": 0.6}
 
 
+def test_classes_left_out_count_neither_as_seen_nor_as_unseen():
+    table = group_scores([0.1, 0.2, 0.6, 0.4], [1], {"things": [0, 1, 2, 3]}, [0, 1, 2, 3], left_out_ids=[2])
+    assert table == {"things_seen": 0.25, "things_unseen": 0.2}
+    areas = np.tile(np.array([[[1, 10, 10], [2, 10, 10], [9, 10, 10]]]), (4, 1, 1))
+    whole, part = bootstrap_intervals(areas, [1]), bootstrap_intervals(areas, [1], [2])
+    assert part["miou_unseen"] == whole["miou_unseen"]
+    assert part["miou_seen"] == pytest.approx([1 / 19, 1 / 19])
+
+
+def test_permuted_names_leave_those_left_out_in_their_place():
+    part = Vocabulary("own", tuple("abcd"), tuple("abc"), left_out_names=("b",))
+    assert permute_names(part) == ["c", "b", "a", "d"]
+
+
 def test_bootstrap_of_equal_images_has_no_width_and_of_different_ones_has():
     same = np.tile(np.array([[[5, 10, 10], [2, 4, 8]]]), (6, 1, 1))
     low, high = bootstrap_intervals(same, [1])["miou_unseen"]

@@ -73,7 +73,7 @@ def permute_names(vocabulary: Vocabulary) -> list[str]:
     Raises:
         ValueError: If there are fewer than two unseen names to exchange.
     """
-    names, unseen = list(vocabulary.class_names), vocabulary.unseen_class_ids
+    names, unseen = list(vocabulary.class_names), vocabulary.scored_unseen_class_ids
     if len(unseen) < 2:
         raise ValueError(f"{vocabulary.name!r} has {len(unseen)} unseen names; at least 2 can change places.")
     for index, class_id in enumerate(unseen):
@@ -131,20 +131,23 @@ def interval(resampled: np.ndarray) -> list[float]:
     return [float(np.quantile(finite, q)) for q in (0.025, 0.975)] if finite.size else []
 
 
-def bootstrap_intervals(areas: np.ndarray, unseen_ids: Sequence[int], seed: int = 0) -> dict[str, list[float]]:
+def bootstrap_intervals(
+    areas: np.ndarray, unseen_ids: Sequence[int], left_out_ids: Sequence[int] = (), seed: int = 0
+) -> dict[str, list[float]]:
     """95 % intervals of the scores over images, by resampling images with replacement.
 
     Args:
         areas: (num_images, num_classes, 3) from `image_areas`.
         unseen_ids: Ids of unseen classes.
+        left_out_ids: Ids of classes that are neither seen nor unseen.
         seed: Seed of the resampling.
 
     Returns:
         Score name -> [low, high], fractions; empty where there is none.
     """
     draws = resample(len(areas), seed)[1:]
-    is_unseen = np.isin(np.arange(areas.shape[1]), list(unseen_ids))
-    seen, unseen = mean_iou(areas[:, ~is_unseen], draws), mean_iou(areas[:, is_unseen], draws)
+    is_unseen, is_left_out = (np.isin(np.arange(areas.shape[1]), list(ids)) for ids in (unseen_ids, left_out_ids))
+    seen, unseen = mean_iou(areas[:, ~is_unseen & ~is_left_out], draws), mean_iou(areas[:, is_unseen], draws)
     both = seen + unseen
     scores = {
         "pixel_accuracy": share(areas[..., [0, 2]].sum(axis=1), draws),
@@ -160,6 +163,7 @@ def group_scores(
     unseen_ids: Sequence[int],
     groups: Mapping[str, Sequence[int]],
     labelled_ids: Sequence[int],
+    left_out_ids: Sequence[int] = (),
 ) -> dict:
     """Mean IoU of seen and unseen classes inside groups of classes, such as things and stuff.
 
@@ -168,11 +172,12 @@ def group_scores(
         unseen_ids: Ids of unseen classes.
         groups: Ids of classes by title.
         labelled_ids: Classes with a labelled pixel; a group without one has no score, whatever was predicted.
+        left_out_ids: Ids of classes that are neither seen nor unseen.
     """
     table = {}
     for group, ids in groups.items():
         for kind, members in (
-            ("seen", [i for i in ids if i not in unseen_ids]),
+            ("seen", [i for i in ids if i not in unseen_ids and i not in left_out_ids]),
             ("unseen", [i for i in ids if i in unseen_ids]),
         ):
             present = [per_class_iou[i] for i in members if np.isfinite(per_class_iou[i])]
@@ -291,15 +296,15 @@ def finish_table(
         vocabulary: Class list and unseen names.
         groups: Groups of class ids that are reported apart.
     """
-    num_classes, unseen_ids = len(vocabulary.class_names), vocabulary.unseen_class_ids
-    table = metric.compute(num_labels=num_classes, unseen_ids=unseen_ids, across_processes=True)
+    kinds = {"unseen_ids": vocabulary.scored_unseen_class_ids, "left_out_ids": vocabulary.left_out_class_ids}
+    table = metric.compute(num_labels=len(vocabulary.class_names), **kinds, across_processes=True)
     everywhere = sorted(gather_object(areas), key=lambda image: image[0])
     counts = np.stack([counts for _, counts, _ in everywhere])
     table["labelled_share"] = float(counts[..., 2].sum() / sum(size for *_, size in everywhere))
-    table["intervals"] = bootstrap_intervals(counts, unseen_ids)
+    table["intervals"] = bootstrap_intervals(counts, **kinds)
     if groups:
         labelled_ids = np.flatnonzero(counts[..., 2].sum(axis=0)).tolist()
-        table["groups"] = group_scores(table["per_class_iou"], unseen_ids, groups, labelled_ids)
+        table["groups"] = group_scores(table["per_class_iou"], groups=groups, labelled_ids=labelled_ids, **kinds)
     return table
 
 
@@ -310,11 +315,13 @@ def format_table(rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, st
         rows: Row title -> scores of `evaluate_model` for one offset.
         columns: Score -> title of its column.
     """
+    if any("miou_left_out" in scores for scores in rows.values()):
+        columns = {**columns, "miou_left_out": "mIoU(left out)"}
     groups = sorted({group for scores in rows.values() for group in scores.get("groups", {})})
     heads = ["", *columns.values(), *(group.replace("_", " ") for group in groups), "fragments"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for title, scores in rows.items():
-        values = [scores[name] for name in columns] + [scores.get("groups", {}).get(group) for group in groups]
+        values = [scores.get(name) for name in columns] + [scores.get("groups", {}).get(group) for group in groups]
         cells = ["-" if value is None or not np.isfinite(value) else f"{100 * value:.1f}" for value in values]
         fragments = scores["fragmentation"]["components_per_class_and_image"]
         lines.append("| " + " | ".join([title, *cells, f"{fragments:.2f}"]) + " |")
@@ -387,6 +394,7 @@ def choose_classes(arguments: argparse.Namespace) -> Vocabulary:
         listed = read_class_names(arguments.dataset)
         vocabulary = next((v.name for v in VOCABULARIES.values() if listed in (None, list(v.class_names))), None)
     chosen = choose_vocabulary(arguments.dataset, arguments.class_names, arguments.unseen_classes, vocabulary)
+    chosen = chosen.with_seen_share(arguments.seen_share)
     check_label_convention(
         arguments.dataset,
         chosen.class_names,
@@ -435,7 +443,8 @@ def audit_checkpoint(arguments: argparse.Namespace, vocabulary: Vocabulary, mode
     if findings and not arguments.allow_protocol_mismatch:
         raise ValueError(
             f"{arguments.checkpoint!r} cannot be scored as {arguments.setting}: {'; '.join(findings)}. Choose the "
-            "--setting and --vocabulary that it was trained with, or mark the result with --allow_protocol_mismatch."
+            "--setting, --vocabulary and --seen_share that it was trained with, or mark the result with "
+            "--allow_protocol_mismatch."
         )
     if protocol is None:
         return audit | {"status": "mismatch", "findings": findings} if findings else audit

@@ -12,7 +12,7 @@ import difflib
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ class Recipe:
     vocabulary: str | None = None  # a name from vocabularies.py, or class_names with unseen_classes
     class_names: list[str] | None = None
     unseen_classes: list[str] | None = None
+    seen_share: float = 1.0  # of the seen classes, so many train with masks: nested lists, see Vocabulary
     setting: str = "inductive"
     pseudo_region: str = "unseen_pixels"  # transductive: which pixels the model labels itself, see withhold_labels
     pseudo_threshold: float | None = None  # transductive: less sure than this probability stays unlabelled
@@ -205,7 +206,8 @@ class Recipe:
         """Class names and unseen names; when fully supervised all masks train, but the split is still reported.
 
         Raises:
-            RecipeError: If an inductive or transductive recipe holds no class out, or no class is left.
+            RecipeError: If an inductive or transductive recipe holds no class out, no class is left, or `seen_share`
+                cannot be had.
             ValueError: If the names do not fit together.
         """
         if self.vocabulary is None:
@@ -213,8 +215,13 @@ class Recipe:
         else:
             vocabulary = get_vocabulary(self.vocabulary)
             if self.unseen_classes is not None:
-                vocabulary = Vocabulary(vocabulary.name, vocabulary.class_names, tuple(self.unseen_classes))
+                vocabulary = replace(vocabulary, unseen_names=tuple(self.unseen_classes))
         if self.setting == "fully_supervised":
+            if self.seen_share != 1:
+                raise RecipeError(
+                    f"`seen_share` is {self.seen_share} and `setting` fully_supervised, in which all masks train; use "
+                    "1, or another setting."
+                )
             return vocabulary
         if not vocabulary.unseen_names:
             raise RecipeError(
@@ -223,7 +230,10 @@ class Recipe:
             )
         if not vocabulary.seen_class_ids:
             raise RecipeError("`unseen_classes` names every class, so that no mask is left to train with; name fewer.")
-        return vocabulary
+        try:
+            return vocabulary.with_seen_share(self.seen_share)
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
 
 
 def model_fields() -> list[str]:

@@ -544,7 +544,7 @@ def score_controls(run: Run, rows: dict[str, Any]) -> dict[str, Any]:
     floor = run.evaluate(clip.to(run.accelerator.device), offsets=[0.0])
     rows["CLIP without training"] = floor["scores"]["0.0"]
     controls = {"training_free_clip": floor["scores"]["0.0"]}
-    if len(run.vocabulary.unseen_names) > 1:
+    if len(run.vocabulary.scored_unseen_class_ids) > 1:
         permuted = run.evaluate(class_names=permute_names(run.vocabulary), offsets=[0.0])
         rows["unseen names permuted"] = controls["permuted_unseen_names"] = permuted["scores"]["0.0"]
     return controls
