@@ -613,6 +613,24 @@ def notes_on_scores(run: Run, result: dict[str, Any], protocol: dict[str, Any]) 
     return [line for line in lines if line]
 
 
+def train_to_end(run: Run, progress: Progress) -> Log:
+    """Train, and leave the trained model in the run as it was before Accelerate prepared it.
+
+    Args:
+        run: Data, model and audit.
+        progress: See `train`.
+
+    Returns:
+        The log.
+    """
+    log, model = train(run, progress)
+    run.model = whole_model(run.accelerator, model)
+    vars(run.model).pop("forward", None)  # Accelerate's autocast: the scores are to be those of ldvc evaluate
+    # The wrapped model goes here, before the process group does: as its last holder, it waits for the group's threads
+    # while these wait for Python, and now and then a process of several stayed so for ever after all was written.
+    return log
+
+
 def run_recipe(recipe: Recipe) -> dict[str, Any]:
     """Train as a recipe says, both halves of a transductive one.
 
@@ -656,18 +674,12 @@ def run_one(recipe: Recipe, is_last: bool = True, first_half: dict[str, Any] | N
         plain = {key: value for key, value in asdict(recipe).items() if isinstance(value, (str, int, float, bool))}
         accelerator.init_trackers("ldvc", config=plain)
     try:
-        log, model = train(run, progress)
+        log = train_to_end(run, progress)
     except (ValueError, OSError):  # of data that cannot be read, as a rule
         if not (progress.step or recipe.resume_from_checkpoint):  # of a resumed run, nothing is of this call
             remove_traces(run.folder)
         raise
-    training_seconds = progress.seconds
-    run.model = whole_model(accelerator, model)
-    vars(run.model).pop("forward", None)  # Accelerate's autocast: the scores are to be those of ldvc evaluate
-    result = finish(run, log, training_seconds)
-    # The wrapped model goes before the process group does: as its last holder, it waits for the group's threads
-    # while these wait for Python, and now and then a process of several stayed so for ever after all was written.
-    del model
+    result = finish(run, log, progress.seconds)
     accelerator.free_memory()
     if is_last:
         accelerator.end_training()
