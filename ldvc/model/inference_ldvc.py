@@ -332,7 +332,7 @@ def class_scores(model: nn.Module, pixels: Tensor, class_embeds: Tensor, setting
     def read_window(top: int, left: int) -> Tensor:
         return pixels[:, top : top + side, left : left + side]
 
-    has_offset = bool(getattr(model.config, "seen_score_offset", 0.0))
+    has_offset = bool(getattr(getattr(model, "config", None), "seen_score_offset", 0.0))
     none_seen = torch.zeros(len(class_embeds), dtype=torch.bool) if has_offset else None
     scores = WindowScores(model, read_window, (height, width), class_embeds, settings, seen_class_mask=none_seen)
     result = pixels.new_empty(len(class_embeds), height, width)

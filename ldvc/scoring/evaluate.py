@@ -267,6 +267,11 @@ def evaluate_model(
     return {"num_images": len(dataset), "scores": scores}
 
 
+def reported_offsets(config: Any) -> list[float]:
+    """Offsets of seen scores that a model is scored with: none, the literature's, and its own where it has one."""
+    return sorted({*SEEN_SCORE_OFFSETS, float(getattr(config, "seen_score_offset", 0.0))})
+
+
 def predict(scores: Tensor, is_seen: Tensor, offsets: Sequence[float], size: tuple[int, int]) -> list[np.ndarray]:
     """Take the best class of every pixel, once for each offset of the seen classes.
 
@@ -561,7 +566,7 @@ def look_at_split(
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Load everything, score, print the table, write the result."""
-    check_offsets(arguments.offsets)
+    check_offsets(arguments.offsets or ())
     check_writable(arguments.output)
     code_version()  # as it is now, not when the result is written
     state, started, vocabulary = process_state(), time.perf_counter(), choose_classes(arguments)
@@ -570,7 +575,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model, processor = load_checkpoint(arguments.checkpoint, arguments.training_free, arguments.image_stats, **fields)
     audit = audit_checkpoint(arguments, vocabulary, model)
     is_cross = arguments.setting == "cross_dataset"
-    offsets = [0.0] if arguments.training_free else arguments.offsets  # of cosines it would take every seen class
+    offsets = arguments.offsets or reported_offsets(model.config)
+    offsets = [0.0] if arguments.training_free else offsets  # of cosines it would take every seen class
     if is_cross:  # one list without a split, so that an offset would lower all alike
         known = shared_names(vocabulary.class_names, audit["names_trained_with_masks"])
         new = tuple(name for name in vocabulary.class_names if name not in known)

@@ -37,14 +37,14 @@ def held_out_in_turn(vocabulary: Vocabulary, num_parts: int) -> list[tuple[str, 
         num_parts: At least 2.
 
     Raises:
-        RecipeError: If there are not two seen classes for each part.
+        RecipeError: If there are fewer seen classes than parts.
     """
     order = vocabulary.joining_order or vocabulary.class_names
     seen = [name for name in order if name not in vocabulary.unseen_names]
-    if not 2 <= num_parts <= len(seen) // 2:
+    if not 2 <= num_parts <= len(seen):
         raise RecipeError(
             f"the {len(seen)} seen classes of {vocabulary.name!r} are to be held out in {num_parts} parts; use "
-            f"--parts 2 to {len(seen) // 2}, so that every part has two classes."
+            f"--parts 2 to {len(seen)}."
         )
     return [tuple(seen[part::num_parts]) for part in range(num_parts)]
 

@@ -42,7 +42,14 @@ from ldvc.model.loss_ldvc import loss_options, segmentation_loss
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 from ldvc.model.processing_ldvc import LDVCProcessor
 from ldvc.model.weights_ldvc import ADAPTER_WEIGHTS, weights_fingerprint, write_files
-from ldvc.scoring.evaluate import FLOOR_METHOD, REPORTED, evaluate_model, format_table, permute_names
+from ldvc.scoring.evaluate import (
+    FLOOR_METHOD,
+    REPORTED,
+    evaluate_model,
+    format_table,
+    permute_names,
+    reported_offsets,
+)
 from ldvc.scoring.labels import count_labels, missing_labels
 from ldvc.scoring.protocol import (
     PROTOCOL_FILE,
@@ -267,6 +274,7 @@ class Run:
 
     def evaluate(self, model: nn.Module | None = None, **options: Any) -> dict[str, Any]:
         """Score a model (default: the trained one) on the evaluation split; every process must call it."""
+        options.setdefault("offsets", reported_offsets(self.model.config))
         return evaluate_model(
             self.model if model is None else model,
             self.processor,
@@ -524,6 +532,7 @@ def draw_pictures(run: Run) -> None:
     num_classes = len(vocabulary.class_names)
     rows, processor = [], run.processor.image_processor
     _, embeds = encode_classes(run.model, run.processor, vocabulary.class_names)
+    offsets = run.model.config.seen_score_offset * run.model.seen_class_mask(vocabulary.class_names)
     run.model.eval()
     for index in range(len(run.eval_data)):
         if len(rows) == recipe.num_pictures:
@@ -532,7 +541,8 @@ def draw_pictures(run: Run) -> None:
         label_map = map_labels(label_map, num_classes, reduce_labels=recipe.reduce_labels)
         if vocabulary.unseen_class_ids and not set(vocabulary.unseen_class_ids) & set(label_map.flatten().tolist()):
             continue
-        prediction = segment_image(run.model, image, embeds, run.settings, processor.image_mean, processor.image_std)
+        statistics = (processor.image_mean, processor.image_std)
+        prediction = segment_image(run.model, image, embeds, run.settings, *statistics, offsets)
         rows.append((image, label_map, prediction))
     if rows:
         draw_comparison(rows, vocabulary.class_names, vocabulary.unseen_names).save(run.folder / "predictions.png")
