@@ -28,6 +28,7 @@ from ldvc.masks.geo import RasterWriter
 from ldvc.masks.parts import written_aside
 from ldvc.masks.rasters import RasterPicture, RasterSettings, as_rasters, parse_bands
 from ldvc.places import how_to_install
+from ldvc.runtime.programs import Precision, Runtime
 from ldvc.shares import Share, join_processes
 
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:  # these imports take seconds
 UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, MemoryError, ImportError)
 EXTRAS = {"pycocotools": "cli", "gradio": "demo", "rasterio": "geo"}  # every other package comes with `train`
+EXTRAS |= dict.fromkeys(("torch", "transformers", "safetensors", "huggingface_hub"), "torch")
+EXTRAS |= dict.fromkeys(("onnxruntime", "tokenizers"), "runtime") | {"openvino": "openvino"}
 
 
 class OneLineErrors(TyperGroup):
@@ -144,6 +147,7 @@ Examples:
   ldvc segment photos --labels classes.txt --format label-studio --image-url "/data/local-files/?d=photos/"
   ldvc segment photo.jpg --labels "person, helmet" --not "wall, floor" --model openai/clip-vit-base-patch16
   ldvc segment photo.jpg --labels voc2012 --background stuff --model CIDAS/clipseg-rd64-refined
+  ldvc segment photos --labels classes.txt --runtime openvino --precision bf16
   ldvc segment --dataset data/voc2012 --split validation --id-column image_id --batch-size 8
   accelerate launch --multi_gpu --num_processes 4 -m ldvc segment photos --skip-existing
 
@@ -237,6 +241,10 @@ ValueRangeOption = Annotated[
         help='Values that are black and white, "0,4095", in pictures of more than 8 bits.', metavar="LOW,HIGH"
     ),
 ]
+RuntimeOption = Annotated[
+    Runtime, typer.Option(help="What runs the model; auto takes what ldvc doctor --bench found, or PyTorch.")
+]
+PrecisionOption = Annotated[Precision, typer.Option(help="Of matrix products; bf16 where the processor has it.")]
 MaxPixelsOption = Annotated[int, typer.Option(min=1, help="Refuse larger pictures, which may be decompression bombs.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
 SkipOption = Annotated[bool, typer.Option("--skip-existing", help="Make only what is missing or damaged: resume.")]
@@ -273,6 +281,8 @@ def segment_command(
     stride: StrideOption = None,
     batch_size: BatchOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = Runtime.AUTO,
+    precision: PrecisionOption = Precision.FLOAT32,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     overwrite: OverwriteOption = False,
     skip_existing: SkipOption = False,
@@ -289,13 +299,19 @@ def segment_command(
     levels, facts = parse_value_range(value_range), {"scores": scores}  # those of the npz files
     facts |= read_rasters(found, formats, bands, levels) | ({"image_url": image_url} if image_url else {})
     facts |= describe_rows(dataset, id_column, split, dataset_config, len(found.pictures))
-    from ldvc.app import batch  # seconds, so after what can be refused at once
+    from ldvc.app import batch, runtimes
 
     settings, share = batch.make_settings(short_side, window, stride), join_processes()
+    device, options = share.device if device == "auto" and share.device else device, read_settings(method, setting)
+    choice = runtimes.choose(model, device, runtime, precision, options)
+    if share.is_main:
+        typer.echo(f"Runtime: {choice}", err=True)
     segmenter = batch.Segmenter(
-        *(model, share.device if device == "auto" and share.device else device, classes, vocabulary, settings),
+        *(model, device, classes, vocabulary, settings),
         *(threshold, other, *what_is_kept(formats, scores), batch_size, seen_score_offset, rivals),
-        *(words and [word for own in words.values() for word in own], read_settings(method, setting), levels),
+        *(words and [word for own in words.values() for word in own], options, levels),
+        runtime=choice.runtime,
+        precision=choice.precision,
     )
     arguments = (output, formats, segmenter.describe() | facts, len(segmenter.names), segmenter.unseen_names())
     folder = OutputFolder(*arguments, first_category_id)

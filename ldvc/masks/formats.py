@@ -285,7 +285,9 @@ class OutputFolder:
         path = self.folder / NAMES_FILE
         if not path.exists():
             return False
-        before = read_json(path)
+        # folders that were made before there was a choice
+        before = {"runtime": "torch", "precision": "float32"} if "runtime" in self.description else {}
+        before |= read_json(path)
         now = json.loads(json.dumps(self.description))
         changed = [key for key in {**now, **before} if now.get(key) != before.get(key)]
         if not changed:
