@@ -1,6 +1,6 @@
 """What smoothing does to LDVC's scores on Picturebook: fragments, mIoU and time, without and with it.
 
-python -m picturebook.smoothing CHECKPOINT [CHECKPOINT ...] --tuned CHECKPOINT     writes results/picturebook_smoothing.json
+python -m picturebook.smoothing CHECKPOINT ... --tuned CHECKPOINT        writes results/picturebook_smoothing.json
 
 Settings are chosen by hIoU on pages of the validation split, with the checkpoint of a tuning run, whose unseen
 classes are others; the checkpoints of the record are scored on the test split with what was chosen.
