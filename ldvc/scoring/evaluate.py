@@ -131,7 +131,7 @@ def share(counts: np.ndarray, draws: np.ndarray) -> np.ndarray:
 def interval(values: np.ndarray) -> list[float]:
     """95 % interval of a score, bias-corrected and accelerated; empty where the score or all draws are no numbers.
 
-    Plain quantiles of the draws lie up to a point too low for mIoU(U), the mean of few classes (docs/experiments.md).
+    Plain quantiles of the draws lie too low for mIoU(U), the mean of few classes, by more than the draws' own chance.
 
     Args:
         values: The score at each row of `resample`.
