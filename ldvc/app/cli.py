@@ -575,8 +575,11 @@ DOCTOR_EXAMPLES = """\b
 Examples:
   ldvc doctor
   ldvc doctor --model outputs/voc2012_inductive
+  ldvc doctor --bench --model openai/clip-vit-base-patch16
 
 \b
+--bench times PyTorch, ONNX Runtime and OpenVINO, in float32 and bf16, where
+they are installed; ldvc segment --runtime auto then takes the fastest one.
 Exit code: 0, 1 if something does not work."""
 
 
@@ -585,9 +588,26 @@ def doctor_command(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Checkpoint of the self-test; by default the embedded one.")
     ] = None,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Measure what runs the model fastest on this CPU, and remember it.")
+    ] = False,
+    method: MethodOption = None,
+    setting: SettingOption = None,
     debug: DebugOption = False,
 ) -> int:
-    """Print versions, devices and settings, and run a self-test of a few seconds; needs no network."""
+    """Print versions, devices and settings, and run a self-test of a few seconds; needs no network.
+
+    Raises:
+        ValueError: If settings of --bench come without it.
+    """
+    if bench:
+        from ldvc.app.bench_runtimes import measure_runtimes, render_runtimes
+
+        found = measure_runtimes(model or DEFAULT_MODEL, read_settings(method, setting))
+        typer.echo(render_runtimes(found))
+        return 0
+    if method is not None or setting:
+        raise ValueError("--method and --setting are of --bench; the self-test takes none.")
     from ldvc.app import doctor
 
     sections = doctor.examine(model)
