@@ -595,24 +595,29 @@ def doctor_command(
     setting: SettingOption = None,
     debug: DebugOption = False,
 ) -> int:
-    """Print versions, devices and settings, and run a self-test of a few seconds; needs no network.
-
-    Raises:
-        ValueError: If settings of --bench come without it.
-    """
+    """Print versions, devices and settings, and run a self-test of a few seconds; needs no network."""
+    settings = read_bench_settings(bench, method, setting)
     if bench:
         from ldvc.app.bench_runtimes import measure_runtimes, render_runtimes
 
-        found = measure_runtimes(model or DEFAULT_MODEL, read_settings(method, setting))
-        typer.echo(render_runtimes(found))
+        typer.echo(render_runtimes(measure_runtimes(model or DEFAULT_MODEL, settings)))
         return 0
-    if method is not None or setting:
-        raise ValueError("--method and --setting are of --bench; the self-test takes none.")
     from ldvc.app import doctor
 
     sections = doctor.examine(model)
     typer.echo(doctor.render(sections))
     return 1 if doctor.has_failed(sections) else 0
+
+
+def read_bench_settings(bench: bool, method: str | None, setting: list[str] | None) -> dict[str, Any]:
+    """Settings of the model that --bench measures.
+
+    Raises:
+        ValueError: If there are some without --bench.
+    """
+    if (method is not None or setting) and not bench:
+        raise ValueError("--method and --setting are of --bench; the self-test takes none.")
+    return read_settings(method, setting)
 
 
 DEMO_EXAMPLES = """\b
