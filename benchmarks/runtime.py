@@ -5,9 +5,9 @@
     python -m benchmarks.runtime --baseline ../earlier --quick --output -
 
 ViT-B/16 with random weights, 20 names of its own vocabulary, generated photographs of 500 x 375; the embedded
-checkpoint for the first mask. Every run is a process of its own, warm: programs are exported and names encoded before the clock.
-Beside them, in this process, the new runtimes against the bare `CLIPVisionModel` of PyTorch, 512 x 512. Writes
-results/tools/runtime.json.
+checkpoint for the first mask. Every run is a process of its own, warm: programs are exported and names encoded before
+the clock. Beside them, in this process, the new runtimes against the bare `CLIPVisionModel` of PyTorch, 512 x 512.
+Writes results/tools/runtime.json.
 """
 
 import argparse
