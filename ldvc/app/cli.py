@@ -623,8 +623,11 @@ DOCTOR_EXAMPLES = """\b
 Examples:
   ldvc doctor
   ldvc doctor --model outputs/voc2012_inductive
+  ldvc doctor --bench --model openai/clip-vit-base-patch16
 
 \b
+--bench times PyTorch, ONNX Runtime and OpenVINO, in float32 and bf16, where
+they are installed; ldvc segment --runtime auto then takes the fastest one.
 Exit code: 0, 1 if something does not work."""
 
 
@@ -633,14 +636,36 @@ def doctor_command(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Checkpoint of the self-test; by default the embedded one.")
     ] = None,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Measure what runs the model fastest on this CPU, and remember it.")
+    ] = False,
+    method: MethodOption = None,
+    setting: SettingOption = None,
     debug: DebugOption = False,
 ) -> int:
     """Print versions, devices and settings, and run a self-test of a few seconds; needs no network."""
+    settings = read_bench_settings(bench, method, setting)
+    if bench:
+        from ldvc.app.bench_runtimes import measure_runtimes, render_runtimes
+
+        typer.echo(render_runtimes(measure_runtimes(model or DEFAULT_MODEL, settings)))
+        return 0
     from ldvc.app import doctor
 
     sections = doctor.examine(model)
     typer.echo(doctor.render(sections))
     return 1 if doctor.has_failed(sections) else 0
+
+
+def read_bench_settings(bench: bool, method: str | None, setting: list[str] | None) -> dict[str, Any]:
+    """Settings of the model that --bench measures.
+
+    Raises:
+        ValueError: If there are some without --bench.
+    """
+    if (method is not None or setting) and not bench:
+        raise ValueError("--method and --setting are of --bench; the self-test takes none.")
+    return read_settings(method, setting)
 
 
 DEMO_EXAMPLES = """\b

@@ -273,6 +273,15 @@ class LightModel:
             digest = hashlib.sha256(self.segmenter.resolve(None, None, Rivals({}))[1].tobytes())
             self.weights = hashlib.sha256((self.weights + digest.hexdigest()).encode()).hexdigest()
 
+    @property
+    def has_text_tower(self) -> bool:
+        """Whether names can be encoded."""
+        return self.segmenter.export.text_program is not None
+
+    def logits(self, pixels: np.ndarray, class_embeds: np.ndarray) -> np.ndarray:
+        """Logits of one picture of `prepare`: (grid_height, grid_width, num_classes) float32."""
+        return np.moveaxis(self.segmenter.logits(pixels[None], class_embeds)[0], 0, -1)
+
     def own_names(self) -> list[str]:
         """Class names of the model's own vocabulary.
 

@@ -27,7 +27,7 @@ from ldvc.model.inference_ldvc import (
     resolve_queries,
     segment_batch,
 )
-from ldvc.model.segmenter_ldvc import Rivals, seen_queries
+from ldvc.model.segmenter_ldvc import Rivals, ask, seen_queries
 from ldvc.model.vocabulary_ldvc import LDVCVocabulary
 from ldvc.model.weights_ldvc import weights_fingerprint
 from ldvc.runtime.programs import Precision, has_bfloat16
@@ -89,6 +89,17 @@ class TorchModel:
     def is_on_cpu(self) -> bool:
         """Whether the model takes the processor's time."""
         return self.model.device.type == "cpu"
+
+    @property
+    def has_text_tower(self) -> bool:
+        """Whether names can be encoded."""
+        return getattr(self.model, "baked_vocabulary", None) is None
+
+    @torch.no_grad()
+    def logits(self, pixels: Tensor, class_embeds: Tensor) -> np.ndarray:
+        """Logits of one picture of `prepare`: (grid_height, grid_width, num_classes) float32."""
+        pixel_values = pixels[None].to(self.model.device)
+        return ask(self.model, class_embeds, pixel_values=pixel_values)[0][0].float().permute(1, 2, 0).cpu().numpy()
 
     def own_names(self) -> list[str]:
         """Class names of the model's own vocabulary, see `default_names`."""
