@@ -343,7 +343,7 @@ def test_pixels_for_a_gpu_are_pinned_by_the_thread_that_loads_them(checkpoint, p
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(tuple(self.shape)) or self)
     for kind in ("cpu", "cuda"):
-        segmenter.model = types.SimpleNamespace(device=torch.device(kind))
+        segmenter.way.model = types.SimpleNamespace(device=torch.device(kind))
         segmenter.load(Job(Picture(photos / "p0.png", PurePath("p0"))), 10_000)
         assert pinned == [(3, 32, 32)] * (kind == "cuda")
 
@@ -468,8 +468,8 @@ def test_a_damaged_row_or_one_without_a_picture_stops_no_other(ldvc, checkpoint,
     result = ldvc(*call, "-o", tmp_path / "out", "-f", "png")
     assert (result.exit_code, "1 of 3 pictures" in result.stdout) == (1, True)
     lines = result.stderr.splitlines()
-    assert lines[1].startswith(f"  {tmp_path}/data/train/1: no picture, or of a format")
-    assert lines[2] == f"  {tmp_path}/data/train/2: row 2 holds no picture; leave the row out of the dataset."
+    assert lines[-2].startswith(f"  {tmp_path}/data/train/1: no picture, or of a format")
+    assert lines[-1] == f"  {tmp_path}/data/train/2: row 2 holds no picture; leave the row out of the dataset."
 
 
 BAD_SOURCES = [
@@ -590,13 +590,13 @@ def test_where_the_main_process_fails_the_others_leave_without_a_word(told):
 def test_only_the_main_process_reports(ldvc, checkpoint, broken_photos, tmp_path, told, monkeypatch):
     import accelerate.utils
 
-    from ldvc.app import cli
+    from ldvc.app import segment
 
     call = ["segment", broken_photos, "-m", checkpoint, "-o", tmp_path / "out", "-f", "png", "-f", "coco-rle"]
     brought, others = [], []
 
     def run(index):
-        monkeypatch.setattr(cli, "join_processes", lambda: Share(index, 2))
+        monkeypatch.setattr(segment, "join_processes", lambda: Share(index, 2))
         return ldvc(*call)
 
     def gather(values):
