@@ -1,6 +1,7 @@
 """The command `ldvc`, also `python -m ldvc`: every subcommand of every room.
 
-Those of pictures and labels are in ldvc/app/cli.py; the others, in ldvc/commands/, read their arguments themselves.
+Those of pictures and labels are in ldvc/app/cli.py and segment.py; the others, in ldvc/commands/, read their arguments
+themselves.
 """
 
 import importlib

@@ -16,15 +16,17 @@ import yaml
 
 from benchmarks import plot, tables
 from ldvc.data.vocabularies import SETTINGS
-from ldvc.experiments.ablations import Collected, Experiments, Finding, Row, collect, read_list, weigh_claims
+from ldvc.experiments.ablations import Collected, Experiments, Finding, collect, read_list, weigh_claims
 from ldvc.experiments.cards import read_cards, render_card
 from ldvc.experiments.figures import draw_decoder_swap, draw_few_seen
 from ldvc.experiments.ledger import REPORTED, Spread, published_table, score_spread
+from ldvc.experiments.tables import UNLESS_NAMED, ablation_tables, left_out_notes
 from ldvc.places import ROOT
 
 
 RECORD = ROOT / "recipes" / "ablations" / "picturebook_record.yaml"
 ABLATIONS = ROOT / "recipes" / "ablations" / "picturebook.yaml"
+TUNING = ROOT / "recipes" / "ablations" / "picturebook_tuning.yaml"
 FEW_SEEN = ROOT / "recipes" / "ablations" / "picturebook_few_seen.yaml"
 LARGE_PAGES = ROOT / "recipes" / "ablations" / "picturebook_256.yaml"
 FIGURE = ROOT / "assets" / "decoder_swap.png"
@@ -43,7 +45,6 @@ SCORE_WORDS = re.compile(r"[mh]?IoU|pAcc|accuracy|per ?cent|%")
 SCORE_NUMBER = re.compile(r"(?<![\w.])\d{1,3}\.\d(?![\w.]|\d)")
 SHORT_GROUPS = ("reference", "a2", "b", "c", "d", "e", "k")  # what the README has room for
 SWAP_GROUP = "a2"  # of the list: LDVC and the class-query decoders, at full length
-UNLESS_NAMED = " unless the row names others"
 SCORE_TITLES = {
     "pixel_accuracy": "pAcc",
     "miou_seen": "mIoU(S)",
@@ -52,10 +53,6 @@ SCORE_TITLES = {
     "fragments": "fragments",
     "fall_of_unseen": "mIoU(U) lost since its best",
 }
-ABLATION_HEADS = (
-    *("pAcc", "mIoU(S)", "mIoU(U)", "hIoU", "S, 0.1 off", "U, 0.1 off", "hIoU, 0.1 off"),
-    *("fragments", "trained, M", "seeds"),
-)
 Scores = Mapping[str, Any]
 
 
@@ -84,6 +81,9 @@ def picturebook_scores() -> str:
         score_row("**LDVC**", [run["scores"]["0.0"] for run in ldvc]),
         score_row("LDVC, 0.1 off seen scores", [run["scores"]["0.1"] for run in ldvc]),
     ]
+    for offset in sorted({*ldvc[0]["scores"]} - {"0.0", "0.1"}):
+        title = f"LDVC, {offset} off, chosen without unseen masks"
+        rows.append(score_row(title, [run["scores"][offset] for run in ldvc]))
     controls = [run["controls"] for run in ldvc if run.get("controls")]
     if controls:
         permuted = [control["permuted_unseen_names"] for control in controls]
@@ -122,12 +122,6 @@ def decided_claims(experiments: Experiments, collected: Collected) -> str:
                 f"{SCORE_TITLES[finding.claim.score]} {plain}, with 0.1 off {lowered} (95 % interval)."
             )
     return "".join(sentences)
-
-
-def left_out_notes(experiments: Experiments, collected: Collected) -> list[str]:
-    """A line for each row that has results which may not stand in the table."""
-    titles = {row.name: row.title for row in experiments.rows}
-    return [f"Left out: {titles[name]}, {reason}." for name, reason in collected.left_out.items()]
 
 
 def describe_runs(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -198,61 +192,6 @@ def published_training_free() -> str:
 # ---- experiments
 
 
-def ablation_row(row: Row, results: Sequence[Mapping[str, Any]]) -> str:
-    """One row of the table of experiments; CLIP without training is the same at every seed."""
-    results = results[:1] if row.training_free else results
-    cells = [score_spread(results, score).format() for score in REPORTED]
-    cells += [score_spread(results, score, "0.1").format() for score in ("miou_seen", "miou_unseen", "hiou")]
-    cells.append(score_spread(results, "fragments").format(1.0, 2))
-    parameters = score_spread(results, "trainable_parameters").mean
-    return f"| {row.title} | {' | '.join(cells)} | {parameters / 1e6:.2f} | {len(results)} |"
-
-
-def ablation_tables(
-    experiments: Experiments, folder: Path | None = None, rows: Sequence[Row] | None = None, extra: Sequence[str] = ()
-) -> str:
-    """Render all rows of a list that have results, group by group; the others are named below.
-
-    Args:
-        experiments: The list.
-        folder: Folder of the result files; the ledger's by default.
-        rows: The rows to show; all by default.
-        extra: Keys and values that were handed to every run.
-    """
-    rows = experiments.rows if rows is None else rows
-    collected = collect(experiments, folder, extra)
-    lines = [f"| | {' | '.join(ABLATION_HEADS)} |", "|" + "---|" * (len(ABLATION_HEADS) + 1)]
-    for group, question in experiments.groups.items():
-        shown = [row for row in rows if row.group == group and row.name in collected.results]
-        if shown:
-            lines.append(
-                f"| *{'' if group == 'reference' else f'({group}) '}{question}* |" + " |" * len(ABLATION_HEADS)
-            )
-            lines += [ablation_row(row, collected.results[row.name]) for row in shown]
-    return "\n".join([*lines, "", *ablation_notes(experiments, rows, collected)])
-
-
-def ablation_notes(experiments: Experiments, rows: Sequence[Row], collected: Collected) -> list[str]:
-    """Lines below the table: what the numbers are, and which rows are missing."""
-    runs = [run for row in rows for run in collected.results.get(row.name, [])]
-    notes = []
-    if runs:
-        commits = sorted({run["commit"][:7] + run["commit"][40:] for run in runs})
-        again = sorted({run["scored_by"]["commit"][:7] for run in runs if "scored_by" in run})
-        commits = ", ".join(commits) + (f"; scored again with {', '.join(again)}" if again else "")
-        steps = next((f", {run['recipe']['max_steps']} steps{UNLESS_NAMED}" for run in runs if "recipe" in run), "")
-        notes.append(
-            f"Percent, mean ± standard deviation over seeds; {runs[0]['num_images']} held-out scenes per seed{steps}. "
-            "0.1 off: 0.1 subtracted from the probability of seen classes. Fragments: connected components per "
-            f"predicted class and image. Code: {commits}."
-        )
-    missing = [row.title for row in rows if row.name not in collected.results and row.name not in collected.left_out]
-    if missing:
-        notes.append(f"Not run: {'; '.join(missing)}.")
-    notes += left_out_notes(experiments, collected)
-    return [line for note in notes for line in (note, "")][:-1]
-
-
 def picturebook_ablations() -> str:
     """Every experiment on the embedded world."""
     return ablation_tables(read_list(ABLATIONS))
@@ -316,6 +255,32 @@ def findings_table(path: Path) -> str:
 def picturebook_findings() -> str:
     """The claims of the paper, and ours, on the embedded world."""
     return findings_table(ABLATIONS)
+
+
+def picturebook_smoothing() -> str:
+    """LDVC's scores without smoothing and with, from one command's record."""
+    path = ROOT / "results" / "picturebook_smoothing.json"
+    if not path.is_file():
+        return "Not run yet: `python -m picturebook.smoothing`."
+    record = json.loads(path.read_text())
+    heads = ("smoothing", "chosen", "hIoU, tuning", "mIoU(S)", "mIoU(U)", "hIoU", "fragments", "seconds a page")
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for name, chosen in record["chosen"].items():
+        runs = [run["rows"][name] for run in record["runs"]]
+        settings = {key: chosen[key] for key in ("dilations", "scale") if chosen[key] is not None}
+        cells = [name, describe_choice(settings), f"{100 * chosen['tuning_hiou']:.1f}"]
+        cells += [
+            Spread([run["scores"][key] for run in runs]).format() for key in ("miou_seen", "miou_unseen", "hiou")
+        ]
+        fragments = [run["scores"]["fragmentation"]["components_per_class_and_image"] for run in runs]
+        cells += [Spread(fragments).format(1.0, 2), Spread([run["seconds_per_page"] for run in runs]).format(1.0, 3)]
+        lines.append(f"| {' | '.join(cells)} |")
+    note = (
+        f"Percent, mean ± standard deviation over the record's {len(record['runs'])} seeds, no offset; "
+        f"{record['num_images']} pages of the test split, settings chosen on {record['num_tuning_images']} pages of the "
+        f"tuning split. Code: {record['commit'][:7] + record['commit'][40:]}."
+    )
+    return "\n".join([*lines, "", note])
 
 
 def few_seen_lines(experiments: Experiments, collected: Collected) -> dict[str, dict[float, list[Mapping[str, Any]]]]:
@@ -443,6 +408,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "picturebook_ablations": picturebook_ablations,
     "picturebook_ablations_short": picturebook_ablations_short,
     "picturebook_findings": picturebook_findings,
+    "picturebook_tuning": lambda: ablation_tables(read_list(TUNING)),
+    "picturebook_smoothing": picturebook_smoothing,
     "few_seen": few_seen,
     "few_seen_findings": lambda: findings_table(FEW_SEEN),
     "large_pages": lambda: ablation_tables(read_list(LARGE_PAGES)),

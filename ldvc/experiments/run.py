@@ -419,7 +419,7 @@ def report_progress(job: Job, error: str | None, position: str, seconds_left: fl
 
 def run(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     """Plan, run what is missing, print the table and the failures; returns the exit code."""
-    from ldvc.experiments.report import ablation_tables
+    from ldvc.experiments.tables import ablation_tables
 
     experiments = read_list(arguments.list)
     results = experiments.results_folder
