@@ -277,8 +277,8 @@ def picturebook_smoothing() -> str:
         lines.append(f"| {' | '.join(cells)} |")
     note = (
         f"Percent, mean ± standard deviation over the record's {len(record['runs'])} seeds, no offset; "
-        f"{record['num_images']} pages of the test split, settings chosen on {record['num_tuning_images']} pages of the "
-        f"tuning split. Code: {record['commit'][:7] + record['commit'][40:]}."
+        f"{record['num_images']} pages of the test split, settings chosen on {record['num_tuning_images']} pages of "
+        f"the tuning split. Code: {record['commit'][:7] + record['commit'][40:]}."
     )
     return "\n".join([*lines, "", note])
 
