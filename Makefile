@@ -13,7 +13,7 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 train: venv
 	$(LAUNCH) train.py $(ARGS)
 
-# The committed record: three seeds of LDVC and of the class-query decoder, then the tables of README and cards.
+# The committed record: five seeds of LDVC and of the class-query decoder, then the tables of README and cards.
 record: venv
 	$(BIN)/ldvc experiments recipes/ablations/picturebook_record.yaml --replace
 	$(MAKE) embedded
@@ -58,17 +58,21 @@ test-slow: venv
 	$(TEST) -m slow $(ARGS)
 
 # The same few things where LDVC is installed in editable mode, from a wheel, and from a wheel beside nothing but what it
-# needs at run time; the last one in an environment of its own.
+# needs at run time, in an environment of its own; and an exported program in one without PyTorch.
 SMOKE := build/smoke
 smoke: venv
 	rm -rf build && mkdir -p $(SMOKE)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(SMOKE) .
 	$(BIN)/python -m pip install --quiet --no-deps --target $(SMOKE)/site $(SMOKE)/ldvc-*.whl
 	$(PYTHON) -m venv $(SMOKE)/venv
-	$(SMOKE)/venv/bin/python -m pip install --quiet --constraint constraints.txt $(SMOKE)/ldvc-*.whl
+	$(SMOKE)/venv/bin/python -m pip install --quiet --constraint constraints.txt "$$(echo $(SMOKE)/ldvc-*.whl)[torch]"
+	$(PYTHON) -m venv $(SMOKE)/light
+	$(SMOKE)/light/bin/python -m pip install --quiet --constraint constraints.txt "$$(echo $(SMOKE)/ldvc-*.whl)[runtime]"
 	cd $(SMOKE) && HF_HUB_OFFLINE=1 $(CURDIR)/$(BIN)/python $(CURDIR)/tests/smoke.py
 	cd $(SMOKE) && HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR)/$(SMOKE)/site $(CURDIR)/$(BIN)/python $(CURDIR)/tests/smoke.py
 	cd $(SMOKE) && HF_HUB_OFFLINE=1 venv/bin/python $(CURDIR)/tests/smoke.py
+	$(BIN)/ldvc export picturebook/ldvc --output $(SMOKE)/program
+	cd $(SMOKE) && light/bin/python $(CURDIR)/tests/smoke_runtime.py program
 
 style: venv
 	$(BIN)/ruff check --fix .

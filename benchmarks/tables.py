@@ -44,6 +44,7 @@ GOAL_ROWS = (
         "heavy libraries that `import ldvc` and a baked checkpoint load, besides Transformers' own",
     ),
     ("onnx", "onnx_difference", "largest difference of ONNX logits from eager PyTorch's"),
+    ("engines", "rows_per_second", "rows per second of `--engine ray` with two actors / two plain processes"),
 )
 SERIES = {
     "sides": ("image side", "whole model, 20 classes, by image tokens"),

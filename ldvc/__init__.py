@@ -1,8 +1,8 @@
 # Copyright 2026 The LDVC authors. Licensed under the Apache License, Version 2.0.
 """LDVC's public names. Importing this package registers Auto classes and pipeline: no remote code is needed.
 
-Only where the command starts (`ldvc`, `python -m ldvc`), names are imported when they are asked for: libraries take
-seconds, and `ldvc --help` needs none.
+Names are imported when they are asked for where the command starts (`ldvc`, `python -m ldvc`), since libraries take
+seconds and `ldvc --help` needs none; and where PyTorch or Transformers is not installed: `ldvc.runtime` needs neither.
 """
 
 import importlib
@@ -23,6 +23,7 @@ _HOMES = {
     "LDVCProcessor": "ldvc.model.processing_ldvc",
     "LDVCSemanticSegmenterOutput": "ldvc.model.modeling_ldvc",
     "LDVCVocabulary": "ldvc.model.vocabulary_ldvc",
+    "RuntimeSegmenter": "ldvc.runtime.segmenter",
     "Segmentation": "ldvc.model.inference_ldvc",
     "TrainingFreeCLIP": "ldvc.segmenters.training_free",
     "ZeroShotImageSegmentationPipeline": "ldvc.segmenters.pipeline",
@@ -38,10 +39,26 @@ def __getattr__(name: str) -> Any:
 
     Raises:
         AttributeError: If it is no public name.
+        ImportError: If it needs PyTorch or Transformers, and these are missing.
+        ModuleNotFoundError: If another package is.
     """
     if name not in _HOMES:
         raise AttributeError(f"module 'ldvc' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if not _is_missing(error):
+            raise
+        from ldvc.places import how_to_install
+
+        raise ImportError(
+            f"ldvc.{name} needs {error.name}, which is not installed: {how_to_install('torch')}"
+        ) from error
+
+
+def _is_missing(error: ModuleNotFoundError) -> bool:
+    """Whether it is one of the packages that `ldvc.runtime` does without."""
+    return (error.name or "").partition(".")[0] in ("huggingface_hub", "safetensors", "torch", "transformers")
 
 
 def __dir__() -> list[str]:
@@ -50,4 +67,8 @@ def __dir__() -> list[str]:
 
 # While Python looks for the module of `python -m`, sys.argv[0] is "-m".
 if sys.argv[0] != "-m" and PurePath(sys.argv[0]).stem != "ldvc":
-    globals().update({name: __getattr__(name) for name in __all__})
+    try:
+        globals().update({name: __getattr__(name) for name in __all__})
+    except ImportError as _error:
+        if not (isinstance(_error.__cause__, ModuleNotFoundError) and _is_missing(_error.__cause__)):
+            raise

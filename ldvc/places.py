@@ -1,11 +1,13 @@
 """Where the files lie that come with the code: at the root of a checkout, inside the package of an installed wheel."""
 
+import os
 import re
+import sys
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 
-__all__ = ["EMBEDDED_CHECKPOINT", "PACKAGE", "ROOT", "how_to_install", "shipped"]
+__all__ = ["EMBEDDED_CHECKPOINT", "PACKAGE", "ROOT", "cache_folder", "how_to_install", "shipped"]
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent  # of the checkout; of an installed package, the folder of all packages
@@ -37,3 +39,14 @@ def how_to_install(extra: str) -> str:
         listed = []
     wanted = [line.partition(";")[0].strip() for line in listed if re.search(rf"extra == .{extra}\b", line)]
     return "pip install " + " ".join(f"'{name}'" for name in wanted or [f"ldvc[{extra}]"])
+
+
+def cache_folder() -> Path:
+    """Where exports, embeddings and measurements are kept: LDVC_CACHE, or the platform's folder for such things."""
+    if set_by_user := os.environ.get("LDVC_CACHE"):
+        return Path(set_by_user).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "ldvc"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "ldvc" / "Cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ldvc"

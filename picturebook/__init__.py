@@ -12,7 +12,7 @@ from picturebook.vocabulary import (
     WORLDS,
     class_id,
 )
-from picturebook.world import Scene, draw_scene, load_picturebook
+from picturebook.world import Scene, draw_scene, load_pages, load_picturebook
 
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Scene",
     "class_id",
     "draw_scene",
+    "load_pages",
     "load_picturebook",
 ]
 
@@ -32,7 +33,7 @@ __all__ = [
 register_world(
     World(
         "picturebook",
-        load_picturebook,
+        load_pages,
         (
             Vocabulary("picturebook", CLASS_NAMES, UNSEEN_NAMES, joining_order=JOINING_ORDER),
             Vocabulary("picturebook_tuning", CLASS_NAMES, TUNING_UNSEEN_NAMES, joining_order=JOINING_ORDER),

@@ -221,7 +221,7 @@ def test_the_picturebook_is_drawn_with_the_split_number_and_seed(monkeypatch):
     drawn = World("picturebook", lambda *arguments: calls.append(arguments) or make_dataset(5), ())
     monkeypatch.setitem(WORLDS, "picturebook", drawn)
     assert load_split("picturebook", "train", num_images=5, seed=7).column_names == ["image", "label"]
-    assert calls == [("train", 5, 7)]
+    assert calls == [("train", 5, 7, None)]
     with pytest.raises(ValueError, match="is drawn without end: say how many pictures with num_images"):
         load_split("picturebook", "train")
 

@@ -20,6 +20,7 @@ FLOORS = {
     "ldvc.segmenters": 2,
     "ldvc.masks": 3,
     "ldvc.export": 3,
+    "ldvc.runtime": 3,
     "ldvc.data": 4,
     "ldvc.scoring": 5,
     "ldvc.app": 6,

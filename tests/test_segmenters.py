@@ -360,7 +360,7 @@ def test_channels_of_rivals_follow_those_of_the_classes():
     assert Rivals({}).class_ids(2) is None
     rivals = read_rivals(["a", "b"], ["x", "y"], ["p", "q", "r"])
     assert list(rivals.words) == ["p", "q", "r", "x", "y"]
-    assert rivals.class_ids(2).tolist() == [0, 1, 2, 2, 2, -1, -1]
+    assert rivals.class_ids(2) == [0, 1, 2, 2, 2, -1, -1]
     assert (rivals.names(["a", "b"]), rivals.has_other) == (["a", "b", BACKGROUND], True)
 
 

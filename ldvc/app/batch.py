@@ -8,10 +8,8 @@ Each arrow is an iterator that holds a bounded number of pictures, so that memor
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
+import logging
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,30 +20,23 @@ from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
-from transformers.utils import logging
 
 from ldvc.app.rasters import is_streamed, segment_raster
-from ldvc.loading import default_names, load, one_line, unseen_names
+from ldvc.app.runtimes import Choice, open_model
+from ldvc.loading import one_line
 from ldvc.masks.files import Picture, pixel_limit
 from ldvc.masks.formats import OutputFolder, describe_names
-from ldvc.model.inference_ldvc import (
-    InferenceSettings,
-    PreparedPicture,
-    prepare_picture,
-    resolve_queries,
-    segment_batch,
-)
-from ldvc.model.segmenter_ldvc import read_rivals
-from ldvc.model.vocabulary_ldvc import LDVCVocabulary
-from ldvc.model.weights_ldvc import weights_fingerprint
+from ldvc.model.options_ldvc import InferenceSettings, read_rivals
+from ldvc.runtime.programs import Precision, Runtime
 
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ldvc.model.inference_ldvc import Segmentation
+    from ldvc.runtime.pictures import PreparedPicture
+    from ldvc.runtime.scores import Segmentation
 
-logger = logging.get_logger("ldvc.batch")
+logger = logging.getLogger("ldvc.batch")
 
 MAX_SCORE_BYTES = 4 * 2**30  # of the scores of one picture
 MAX_THREADS = 4  # for loading, and as many for saving; beside a model on the CPU, one each
@@ -140,6 +131,8 @@ class Segmenter:
         background: Words that are one class together.
         load_settings: Of `ldvc.load`, such as the method of a CLIP without training.
         value_range: The values that are black and white; `None` is what each picture says itself.
+        runtime: What runs the model, see `choose`.
+        precision: Of matrix products.
 
     Raises:
         ValueError: If the checkpoint, the classes, the threshold or the offset cannot be used.
@@ -162,37 +155,23 @@ class Segmenter:
         background: list[str] | None = None,
         load_settings: dict[str, Any] | None = None,
         value_range: tuple[float, float] | None = None,
+        runtime: str = Runtime.TORCH,
+        precision: str = Precision.FLOAT32,
     ):
         self.value_range = [] if value_range is None else [value_range]
         parsed = None if threshold is None else parse_threshold(threshold)
         if other is not None and parsed is None and not negative:
             raise ValueError(f"--other {other!r} names pixels below a threshold; give --threshold too, or --not.")
         self.load_settings = dict(load_settings or {})
-        fields = {} if seen_score_offset is None else {"seen_score_offset": seen_score_offset}
-        self.model, self.processor = load(model, device, **self.load_settings, **fields)
-        if seen_score_offset and not self.model.config.seen_classes:
-            raise ValueError(
-                f"--seen-score-offset {seen_score_offset}: {model!r} does not say which classes it trained on "
-                "(`seen_classes` of its config.json); name them there, or leave the option out."
-            )
-        saved = None if vocabulary is None else LDVCVocabulary.load(vocabulary)
-        if saved is not None and not hasattr(self.model, "set_vocabulary"):
-            raise ValueError(
-                f"--vocabulary holds embeddings for LDVC, which {model!r} is not; name classes by --labels."
-            )
-        if saved is not None:
-            self.model.set_vocabulary(saved)
-        # of what decides results: a model that was trained anew has the same name
-        classes_held = {} if saved is None else {"vocabulary": saved.class_embeds}
-        self.weights = weights_fingerprint({**self.model.state_dict(), **classes_held})
+        choice = Choice(Runtime(runtime), Precision(precision), "as asked for")
+        self.way = open_model(choice, model, device, vocabulary, self.load_settings, seen_score_offset, logger.warning)
         self.model_name = str(Path(model).resolve()) if Path(model).exists() else model
         if settings is not None and batch_size is not None:
             settings = replace(settings, window_batch_size=batch_size)
         self.settings, self.classes, self.batch_size = settings, classes, batch_size or 1
         self.negative, self.background = negative, background
-        self.rivals = read_rivals(default_names(self.model) if classes is None else classes, negative, background)
-        asked = resolve_queries(self.model, self.processor, classes, None, self.rivals, sys.stderr.isatty())
-        self.named, self.class_embeds, default_other = asked
+        self.rivals = read_rivals(self.way.own_names() if classes is None else classes, negative, background)
+        self.named, self.class_embeds, default_other = self.way.resolve(classes, self.rivals)
         self.names = self.rivals.names(self.named)
         self.other = other or default_other if parsed is not None or self.rivals.has_other else None
         if self.other in self.names:
@@ -217,13 +196,11 @@ class Segmenter:
                 f"scores of {len(self.names)} classes at {job.image.width} x {job.image.height} pixels take "
                 f"{size / 2**30:.0f} GiB, more than {MAX_SCORE_BYTES // 2**30}; leave --scores out."
             )
-        job.prepared = prepare_picture(self.processor, job.image, self.settings)
+        job.prepared = self.way.prepare(job.image, self.settings)
         if self.settings is not None:
             job.group = tuple(min(self.settings.window or side, side) for side in job.prepared.pixels.size)
             return
         job.group = job.prepared.pixels.shape
-        if self.model.device.type == "cuda":  # copied to the GPU while it computes
-            job.prepared = replace(job.prepared, pixels=job.prepared.pixels.pin_memory())
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Job]:
         """Segment pictures as they come, in batches of one size; those that failed before are passed on."""
@@ -254,9 +231,7 @@ class Segmenter:
 
     def segment(self, pictures: Sequence[PreparedPicture]) -> Iterator[Segmentation]:
         """Segment pictures in one call of the model."""
-        return segment_batch(
-            self.model,
-            self.processor,
+        return self.way.segment(
             pictures,
             self.classes or self.named,
             class_embeds=self.class_embeds,
@@ -278,30 +253,23 @@ class Segmenter:
             self.names if self.other is None else [*self.names, self.other],
             other=self.other,
             model=self.model_name,
-            weights_sha256=self.weights,
+            weights_sha256=self.way.weights,
+            runtime=str(self.way.runtime),
+            precision=str(self.way.precision),
             labels=self.classes or {name: [name] for name in self.names},
             threshold=self.threshold,
             inference=inference,
             scores=self.keeps_scores,
-            seen_score_offset=getattr(self.model.config, "seen_score_offset", 0.0),
+            seen_score_offset=self.way.seen_score_offset(),
             **({"negative_labels": self.negative} if self.negative else {}),
             **({"background": self.background} if self.background else {}),
             **({"settings": self.load_settings} if self.load_settings else {}),
-            settings_sha256=self.settings_fingerprint(),
+            settings_sha256=self.way.settings_fingerprint(self.value_range),
         )
-
-    def settings_fingerprint(self) -> str:
-        """SHA-256 of what else decides results: the model's configuration, pixel preparation and prompt templates."""
-        config = json.loads(self.model.config.to_json_string(use_diff=False))
-        for name in ("_name_or_path", "transformers_version"):  # a checkpoint that is moved or saved anew is the same
-            config.pop(name, None)
-        parts = (config, self.processor.image_processor.to_json_string(), self.processor.prompt_templates)
-        parts += tuple(self.value_range)
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def unseen_names(self) -> list[str]:
         """Classes that trained without masks, where the checkpoint knows which did."""
-        return unseen_names(self.model, self.classes or self.names)
+        return self.way.unseen_names(self.classes or self.names)
 
 
 def batches(jobs: Iterable[Job], batch_size: int) -> Iterator[list[Job]]:
@@ -389,8 +357,7 @@ def segment_pictures(
     jobs = {True: [], False: []}  # rasters of any size go through alone, so that memory stays bounded
     for picture in pictures:
         jobs[is_streamed(picture, segmenter, folder)].append(Job(picture))
-    is_on_cpu = segmenter.model.device.type == "cpu"
-    num_threads = 1 if is_on_cpu else min(MAX_THREADS, os.cpu_count() or 1)
+    num_threads = 1 if segmenter.way.is_on_cpu else min(MAX_THREADS, os.cpu_count() or 1)
     num_saved = 1 if segmenter.keeps_scores else 1 + num_threads  # at once; scores may be gigabytes
     failures: list[tuple[str, str]] = []
     bar = tqdm(total=len(pictures), unit="picture", disable=None if shows_progress else True)

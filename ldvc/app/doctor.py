@@ -19,6 +19,8 @@ from ldvc.places import how_to_install
 
 REQUIRED = ("torch", "transformers", "huggingface_hub", "tokenizers", "safetensors", "numpy", "pillow", "typer")
 OPTIONAL = {  # package -> what needs it, and how to get it
+    "onnxruntime": ("ldvc segment --runtime onnx", "runtime"),
+    "openvino": ("ldvc segment --runtime openvino", "openvino"),
     "pycocotools": ("ldvc segment --format coco-rle", "cli"),
     "gradio": ("ldvc demo", "demo"),
     "accelerate": ("training and evaluation", "train"),

@@ -130,7 +130,7 @@ def as_classes(entries: Entries) -> dict[str, list[str]]:
     Raises:
         ValueError: If a name is empty, repeated or holds control characters.
     """
-    from ldvc.model.processing_ldvc import check_distinct, read_classes
+    from ldvc.model.options_ldvc import check_distinct, read_classes
 
     check_distinct([name for name, _ in entries])  # a dict would drop the first of two equal names
     return read_classes(dict(entries))
@@ -184,7 +184,7 @@ def check_words(entries: Entries) -> tuple[list[Finding], dict[str, list[str]]]:
     Returns:
         Findings, and name -> synonyms of what is left without errors.
     """
-    from ldvc.model.processing_ldvc import name_key
+    from ldvc.model.options_ldvc import name_key
 
     findings: list[Finding] = []
     owners: dict[str, str] = {}

@@ -144,7 +144,8 @@ def evaluate_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--stride", type=int, help="pixels; default: 426 of a window of 512, and so of others")
     parser.add_argument("--window_batch_size", type=int, default=4)
-    parser.add_argument("--offsets", type=float, nargs="+", default=list(SEEN_SCORE_OFFSETS))
+    offsets = f"taken off seen scores; default: {' '.join(map(str, SEEN_SCORE_OFFSETS))}, and the checkpoint's own"
+    parser.add_argument("--offsets", type=float, nargs="+", help=offsets)
     parser.add_argument("--prompt_templates", nargs="+", help="averaged, or 'ensemble15'; without text prompts")
     parser.add_argument("--permute_unseen_names", action="store_true", help="control: every unseen name is wrong")
     parser.add_argument("--training_free", action="store_true", help="score a CLIP without training")

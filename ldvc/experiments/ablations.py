@@ -404,13 +404,12 @@ class Finding:
     @property
     def interval(self) -> tuple[float, float] | None:
         """95 % interval of the mean difference (Student's t, paired by seed); `None` while seeds are missing."""
-        from scipy.stats import t
+        from scipy.stats import ttest_rel
 
-        count = len(self.differences.numbers)
-        if count < MIN_SEEDS:
+        if len(self.seeds) < MIN_SEEDS:
             return None
-        half = t.ppf((1 + CONFIDENCE) / 2, count - 1) * self.differences.deviation / count**0.5
-        return self.differences.mean - half, self.differences.mean + half
+        sides = ([side[seed] for seed in self.seeds] for side in (self.row, self.than))
+        return tuple(map(float, ttest_rel(*sides).confidence_interval(CONFIDENCE)))
 
     @property
     def verdict(self) -> str:

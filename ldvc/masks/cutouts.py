@@ -77,7 +77,7 @@ class SoftWriter(ClassFilesWriter):
     def pictures(self, result: Result) -> Iterator[tuple[int, Image.Image]]:
         """Yield the probabilities of each class; "other" has none."""
         for class_id, scores in enumerate(result.found.scores):
-            yield class_id, Image.fromarray((scores.clamp(0, 1) * 255).round().byte().cpu().numpy())
+            yield class_id, Image.fromarray((np.clip(np.asarray(scores), 0, 1) * 255).round().astype(np.uint8))
 
 
 class CutoutWriter(ClassFilesWriter):

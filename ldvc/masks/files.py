@@ -255,7 +255,7 @@ def decode_picture(
     Raises:
         ValueError: If it is no picture, is damaged or over the limit, or nothing says what its values mean.
     """
-    from ldvc.model.image_processing_ldvc import to_rgb
+    from ldvc.model.pixels_ldvc import to_rgb
 
     try:
         with Image.open(source) as image:

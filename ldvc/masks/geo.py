@@ -7,6 +7,7 @@ Needs rasterio (GDAL), the extra `geo`.
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -238,11 +239,9 @@ class GeoTiffWriter(RasterWriter):
     def write_blocks(self, picture: Picture, size: tuple[int, int], blocks: Iterator[Block]) -> Iterator[Block]:
         """Write blocks from top to bottom, and pass them on."""
         if geo_reference(picture) is None and not self._has_said:
-            from transformers.utils import logging  # takes seconds
-
             self._has_said = True
             text = f"{picture.path} does not say where it lies, so neither does its GeoTIFF; said once for all."
-            logging.get_logger("ldvc.geo").warning(text)
+            logging.getLogger("ldvc.geo").warning(text)
         (path,) = self.paths(picture.name)
         with written_aside(path) as file, tiff_strips(Path(file.name), size, self.classes, picture) as strips:
             for block in blocks:

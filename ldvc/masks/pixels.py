@@ -134,4 +134,4 @@ class NpzWriter(Writer):
     def write_file(self, file: IO[bytes], result: Result) -> None:
         """Write it."""
         scores = result.found.scores if self.classes.settings.get("scores", True) else None
-        write_npz(file, result.label_map, self.classes.names, None if scores is None else scores.cpu().numpy())
+        write_npz(file, result.label_map, self.classes.names, None if scores is None else np.asarray(scores))

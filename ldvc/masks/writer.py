@@ -65,12 +65,12 @@ class Result:
     @cached_property
     def label_map(self) -> np.ndarray:
         """(height, width) ids."""
-        return self.found.label_map.cpu().numpy()
+        return np.asarray(self.found.label_map)
 
     @cached_property
     def best_scores(self) -> np.ndarray:
         """(height, width) float32, probability of every pixel's best class."""
-        return self.found.top_scores[0].cpu().numpy()
+        return np.asarray(self.found.top_scores[0])
 
     def class_score(self, class_id: int, is_class: np.ndarray, classes: Classes) -> float:
         """Mean probability inside a part of a class; of "other", the mean of what the best class lacks of 1.

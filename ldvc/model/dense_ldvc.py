@@ -251,7 +251,7 @@ def attend_rotated(
 ) -> Tensor:
     """PEARL's affinity: queries against keys turned towards them, plus products of the centred keys.
 
-    The algebra is float32 whatever the tower is. Means are of patches, weighted by the length of their queries.
+    The rotation is found in float32 whatever the tower is. Means are of patches, weighted by their queries' lengths.
 
     Args:
         attention: Of the block.
@@ -262,9 +262,9 @@ def attend_rotated(
     Returns:
         (batch_size, num_heads, num_patches, head_dim), before the output projection.
     """
-    heads = {letter: states.float() for letter, states in project(attention, normed, "qkv").items()}
+    num_patches, projected = grid_size[0] * grid_size[1], project(attention, normed, "qkv")
+    dtype, heads = projected["v"].dtype, {letter: states.float() for letter, states in projected.items()}
     with torch.autocast(normed.device.type, enabled=False):
-        num_patches = grid_size[0] * grid_size[1]
         lengths = heads["q"][..., -num_patches:, :].norm(dim=-1, keepdim=True)
         weights = lengths / (lengths.sum(dim=-2, keepdim=True) + 1e-6)
         queries, keys = (
@@ -275,8 +275,7 @@ def attend_rotated(
         # both products in one call of the attention kernel: [Q, alpha Kc] [K R, Kc]^T
         asking = torch.cat([heads["q"], settings.rotated_key_weight * keys], dim=-1)[:, :, -num_patches:]
         answering = torch.cat([heads["k"] @ rotation, keys], dim=-1)
-        attended = attend_by_products(attention, asking, answering, heads["v"], attention.scale)
-    return attended.to(normed.dtype)
+    return attend_by_products(attention, asking.to(dtype), answering.to(dtype), projected["v"], attention.scale)
 
 
 def attend_as_in_the_middle(

@@ -204,7 +204,7 @@ class PixelClasses:
         top_k: int | None = None,
         keep_scores: bool = False,
         device: torch.device | str = "cpu",
-        class_ids: Tensor | None = None,
+        class_ids: Sequence[int] | Tensor | None = None,
     ):
         if not isinstance(other_label, (int, np.integer, type(None))):
             raise TypeError(
@@ -215,7 +215,8 @@ class PixelClasses:
             raise ValueError(f"`top_k` is {top_k!r}; it is how many classes to keep per pixel, 1 or more.")
         self.threshold = None if threshold is None else check_threshold(threshold, num_classes).to(device)
         self.other_label = num_classes if other_label is None else other_label
-        self.num_classes, self.class_ids = num_classes, class_ids
+        self.num_classes = num_classes
+        self.class_ids = None if class_ids is None else torch.as_tensor(class_ids)
         top = None if top_k is None else min(top_k, num_classes)
         self.label_map = torch.empty(size, dtype=torch.int64, device=device)
         self.top_ids = None if top is None else torch.empty(top, *size, dtype=torch.int64, device=device)
@@ -372,7 +373,7 @@ class LDVCPostProcessing:
         other_label: int | None = None,
         return_segmentation_scores: bool = False,
         top_k: int | None = None,
-        class_ids: Tensor | None = None,
+        class_ids: Sequence[int] | Tensor | None = None,
     ) -> list:
         """Turn the model's output into label maps.
 
@@ -404,7 +405,7 @@ class LDVCPostProcessing:
             target_sizes = [logits.shape[-2:]] * len(logits)
         if len(target_sizes) != len(logits):
             raise ValueError(f"there are {len(target_sizes)} target sizes for {len(logits)} images; give one each.")
-        num_classes, results = logits.shape[1] if class_ids is None else int(class_ids.max()) + 1, []
+        num_classes, results = logits.shape[1] if class_ids is None else int(max(class_ids)) + 1, []
         for index, size in enumerate(target_sizes):
             size = tuple(int(side) for side in size)
             if len(size) != 2 or min(size) < 1:

@@ -9,7 +9,6 @@ Memory: a window leaves behind its logits on the token grid, some 256 times fewe
 only until the picture has been read past it. Scores are upsampled from there, a block at a time.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,10 +29,10 @@ from .image_processing_ldvc import (
     to_rgb,
     upsampled_part,
 )
-from .pixels_ldvc import ValueRange
-from .processing_ldvc import LDVCProcessor, read_classes
+from .options_ldvc import ClassNames, InferenceSettings, Rivals, read_classes, read_rivals, threshold_per_class
+from .pixels_ldvc import ValueRange, image_blocks, overlap, resize_short_side, window_starts
+from .processing_ldvc import LDVCProcessor
 from .segmenter_ldvc import (
-    Rivals,
     Segmenter,
     ask,
     check_eval_mode,
@@ -41,7 +40,6 @@ from .segmenter_ldvc import (
     compute_device,
     default_vocabulary,
     own_names,
-    read_rivals,
     seen_queries,
 )
 
@@ -49,44 +47,8 @@ from .segmenter_ldvc import (
 # Class names go through the text tower this many at a time, so that memory does not grow with their number.
 NAMES_PER_CALL = 256
 
-# Classes of a call: names, or names and synonyms; `None` is the model's default vocabulary.
-ClassNames = Sequence[str] | Mapping[str, str | Sequence[str]] | None
 # A probability for all classes, one per class in order, or some by name.
 Threshold = float | Sequence[float] | Mapping[str, float] | Tensor | None
-
-
-@dataclass(frozen=True)
-class InferenceSettings:
-    """How a picture goes through the model.
-
-    Attributes:
-        short_side: The picture's shorter side is resized to so many pixels, aspect kept; 0 keeps the size.
-        window: Side of the sliding window in pixels; 0 takes the whole picture at once.
-        stride: Pixels from one window to the next; `None` is ZegCLIP's share of a window, 426 of 512.
-        window_batch_size: Windows per call of the model.
-
-    Raises:
-        ValueError: If a number is negative or not whole, or the stride is not 1 to `window`.
-    """
-
-    short_side: int = 512
-    window: int = 512
-    stride: int | None = None
-    window_batch_size: int = 4
-
-    def __post_init__(self) -> None:
-        for field, value in vars(self).items():
-            if not isinstance(value, (int, np.integer)) and (field, value) != ("stride", None):
-                raise ValueError(f"{field} is {value!r}; use a whole number.")
-        if self.stride is None:
-            object.__setattr__(self, "stride", max(1, self.window * 5 // 6))
-        for field in ("short_side", "window"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"{field} is {getattr(self, field)}; use pixels, or 0 for none.")
-        if self.window and not 1 <= self.stride <= self.window:
-            raise ValueError(f"stride is {self.stride}; with a window of {self.window} use 1 to {self.window} pixels.")
-        if self.window_batch_size < 1:
-            raise ValueError(f"window_batch_size is {self.window_batch_size}; use at least 1.")
 
 
 @dataclass(frozen=True)
@@ -119,22 +81,6 @@ def grouped(keys: Iterable) -> Iterator[tuple[Any, list[int]]]:
 # ---- pictures and windows
 
 
-def window_starts(side: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows along one side; the last window ends flush with the border."""
-    if window >= side:
-        return [0]
-    count = -(-(side - window) // stride) + 1
-    return [min(index * stride, side - window) for index in range(count)]
-
-
-def resize_short_side(image: PIL.Image.Image, short_side: int) -> PIL.Image.Image:
-    """Bring the shorter side of a picture to so many pixels, aspect kept; 0 keeps the size."""
-    if not short_side:
-        return image
-    scale = short_side / min(image.size)
-    return image.resize([max(1, round(side * scale)) for side in image.size], PIL.Image.Resampling.BILINEAR)
-
-
 def normalise(image: PIL.Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Make an RGB picture a (3, height, width) float32 tensor of normalised pixels."""
     pixels = (np.asarray(image, dtype=np.float32) / 255 - np.float32(mean)) / np.float32(std)
@@ -156,18 +102,6 @@ def prepare_image(
         (3, height, width) float32.
     """
     return normalise(resize_short_side(image, settings.short_side), mean, std)
-
-
-def overlap(part: slice, start: int, length: int) -> tuple[slice, slice] | None:
-    """Where the window of `length` pixels from `start` meets a part of the side, or `None` where it does not.
-
-    Returns:
-        The pixels in common, counted in the window and counted in the part.
-    """
-    first, last = max(part.start, start), min(part.stop, start + length)
-    if first >= last:
-        return None
-    return slice(first - start, last - start), slice(first - part.start, last - part.start)
 
 
 class WindowScores:
@@ -277,19 +211,6 @@ class WindowScores:
             picture._progress.update()
 
 
-def image_blocks(size: tuple[int, int], pixels_per_block: int) -> Iterator[tuple[slice, slice]]:
-    """Cut a picture of (height, width) pixels into blocks, from top to bottom: rows and columns of each.
-
-    Blocks are about square, so that each meets few windows.
-    """
-    height, width = size
-    num_columns = min(width, max(1, math.isqrt(pixels_per_block)))
-    num_rows = max(1, pixels_per_block // num_columns)
-    for top in range(0, height, num_rows):
-        for left in range(0, width, num_columns):
-            yield slice(top, min(top + num_rows, height)), slice(left, min(left + num_columns, width))
-
-
 def resized_blocks(
     scores: WindowScores, size: tuple[int, int], num_classes: int
 ) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -315,7 +236,7 @@ def resized_blocks(
 
 @torch.no_grad()
 def class_scores(model: nn.Module, pixels: Tensor, class_embeds: Tensor, settings: InferenceSettings) -> Tensor:
-    """Probability of every class at every pixel, averaged over windows.
+    """Probability of every class at every pixel, averaged over windows; no `seen_score_offset` is taken from it.
 
     Args:
         model: Called as `model(pixel_values=..., class_embeds=...)`, gives `logits`.
@@ -332,7 +253,9 @@ def class_scores(model: nn.Module, pixels: Tensor, class_embeds: Tensor, setting
     def read_window(top: int, left: int) -> Tensor:
         return pixels[:, top : top + side, left : left + side]
 
-    scores = WindowScores(model, read_window, (height, width), class_embeds, settings)
+    has_offset = bool(getattr(getattr(model, "config", None), "seen_score_offset", 0.0))
+    none_seen = torch.zeros(len(class_embeds), dtype=torch.bool) if has_offset else None
+    scores = WindowScores(model, read_window, (height, width), class_embeds, settings, seen_class_mask=none_seen)
     result = pixels.new_empty(len(class_embeds), height, width)
     for rows, columns, block in resized_blocks(scores, (height, width), len(class_embeds)):
         result[:, rows, columns] = block
@@ -402,22 +325,6 @@ def encode_classes(
         encoded = processor(class_names=part, return_tensors="pt").to(device)
         embeds.append(model.get_class_embeds(**encoded))
     return names, torch.cat(embeds)
-
-
-def threshold_per_class(threshold: Threshold, class_names: Sequence[str]) -> float | Sequence[float] | Tensor | None:
-    """Bring a dict of thresholds to (num_classes,) in order; classes that it does not name get 0. Others pass.
-
-    Raises:
-        ValueError: If the dict names what is no class.
-    """
-    if not isinstance(threshold, Mapping):
-        return threshold
-    if strangers := [name for name in threshold if name not in class_names]:
-        raise ValueError(
-            f"`threshold` names {strangers[0]!r}, which is no class of this call; use names among "
-            f"{', '.join(map(repr, class_names[:8]))}{', ...' if len(class_names) > 8 else ''}."
-        )
-    return [threshold.get(name, 0.0) for name in class_names]
 
 
 def resolve_classes(

@@ -6,20 +6,24 @@ the top, of truth values and of whole numbers from 0 to 255; of everything else 
 the picture is refused. Nothing is guessed from the largest value, and nothing is cut off unless that was asked for.
 """
 
+from __future__ import annotations
+
 import base64
-from collections.abc import Sequence
-from typing import Any
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
-from transformers.image_utils import ChannelDimension
-from transformers.utils import logging
 
 
-logger = logging.get_logger(__name__)
+if TYPE_CHECKING:  # the runtime without PyTorch and Transformers reads pictures by this file too
+    from torch import Tensor
+    from transformers.image_utils import ChannelDimension
+
+logger = logging.getLogger(__name__)
 
 # The values that are black and white; what lies beyond is cut off. `None` is what the picture itself says.
 ValueRange = Sequence[float] | None
@@ -99,9 +103,9 @@ def to_array(image: np.ndarray | Tensor) -> np.ndarray:
     Raises:
         ValueError: If it holds no real numbers, or NaN or infinite ones.
     """
-    if isinstance(image, Tensor):
+    if hasattr(image, "detach"):  # a tensor
         image = image.detach().cpu()
-        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+        image = (image.float() if "bfloat16" in str(image.dtype) else image).numpy()
     if image.dtype.kind not in "biuf":
         raise ValueError(f"an image is an array of {image.dtype}; pass numbers, such as uint8 from 0 to 255.")
     if image.dtype.kind == "f" and not np.isfinite(image).all():
@@ -291,6 +295,53 @@ def nearest_indices(source: int, target: int) -> np.ndarray:
     return np.cumsum(np.concatenate([step[:1] / 2, step[1:]])).astype(np.int64)
 
 
+# ---- windows and blocks of a picture
+
+
+def window_starts(side: int, window: int, stride: int) -> list[int]:
+    """First pixels of the windows along one side; the last window ends flush with the border."""
+    if window >= side:
+        return [0]
+    count = -(-(side - window) // stride) + 1
+    return [min(index * stride, side - window) for index in range(count)]
+
+
+def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
+    """Bring the shorter side of a picture to so many pixels, aspect kept; 0 keeps the size."""
+    if not short_side:
+        return image
+    scale = short_side / min(image.size)
+    return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
+
+
+def overlap(part: slice, start: int, length: int) -> tuple[slice, slice] | None:
+    """Where the window of `length` pixels from `start` meets a part of the side, or `None` where it does not.
+
+    Returns:
+        The pixels in common, counted in the window and counted in the part.
+    """
+    first, last = max(part.start, start), min(part.stop, start + length)
+    if first >= last:
+        return None
+    return slice(first - start, last - start), slice(first - part.start, last - part.start)
+
+
+def image_blocks(size: tuple[int, int], pixels_per_block: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a picture of (height, width) pixels into blocks, from top to bottom: rows and columns of each.
+
+    Blocks are about square, so that each meets few windows.
+    """
+    height, width = size
+    num_columns = min(width, max(1, math.isqrt(pixels_per_block)))
+    num_rows = max(1, pixels_per_block // num_columns)
+    for top in range(0, height, num_rows):
+        for left in range(0, width, num_columns):
+            yield slice(top, min(top + num_rows, height)), slice(left, min(left + num_columns, width))
+
+
+# ---- addresses
+
+
 def read_source(source: str, timeout: float | None = None) -> bytes:
     """Bytes behind a URL, a data URL or base64 text; the library's `load_image` would drop mode and transparency.
 
@@ -311,12 +362,16 @@ __all__ = [
     "check_fractions",
     "check_value_range",
     "find_range",
+    "image_blocks",
     "load_pixels",
     "nearest_indices",
+    "overlap",
     "read_source",
     "resize_nearest",
+    "resize_short_side",
     "to_8_bits",
     "to_array",
     "to_rgb",
+    "window_starts",
     "with_channel_axis",
 ]

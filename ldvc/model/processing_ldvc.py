@@ -2,8 +2,6 @@
 """Images, class names and label maps in; tensors out; and logits back to label maps."""
 
 import os
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,23 +13,28 @@ from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
-from transformers.utils import TensorType, logging
+from transformers.utils import TensorType
 
 from .configuration_ldvc import LDVCConfig
 from .dense_settings_ldvc import LDVCDenseSettings  # noqa: F401 - compat_ldvc says why
 from .image_processing_ldvc import LDVCImageProcessor, LDVCImageProcessorKwargs, LDVCPostProcessing
-from .options_ldvc import OTHER_NAMES, check_options, loading_options
+from .options_ldvc import (
+    OTHER_NAMES,
+    Classes,
+    check_distinct,  # noqa: F401
+    check_options,
+    check_templates,
+    loading_options,
+    name_key,  # noqa: F401
+    read_classes,
+)
 from .pixels_ldvc import to_rgb  # noqa: F401 - here too, for releases of the library that copy direct imports only
 
-
-logger = logging.get_logger(__name__)
 
 DEFAULT_TEMPLATE = "a photo of a {}"
 # CLIP's published statistics, for `image_stats="clip"` where the CLIP brings no preprocessing file.
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
-
-Classes = dict[str, list[str]]
 
 # Options of the tokenizer that a prompt may have; others would cut it, or return what no model reads.
 TEXT_OPTIONS = (
@@ -46,100 +49,11 @@ PROCESSOR_NAMES |= dict.fromkeys(
 )
 
 
-# "cat. sky. grass." as other models read lists, and other separators than commas.
-LIST_IN_A_NAME = re.compile(r"[.;]\s+\w|[\uff0c\uff1b\u3001]")
-
-
 class LDVCProcessorKwargs(ProcessingKwargs, total=False):
     """Options that reach the image processor and the tokenizer."""
 
     images_kwargs: LDVCImageProcessorKwargs
     _defaults = {"text_kwargs": {"padding": True}}  # noqa: RUF012
-
-
-def name_key(word: Any) -> str:
-    """Check one class name and return what makes it the same as another: case, spaces and Unicode form do not count.
-
-    Raises:
-        TypeError: If it is no string.
-        ValueError: If it is empty or holds control characters.
-    """
-    if not isinstance(word, str):
-        raise TypeError(f"the class name {word!r} is a {type(word).__name__}; names are strings.")
-    if any(unicodedata.category(character) == "Cc" for character in word):
-        raise ValueError(f"the class name {word!r} holds a control character; remove it.")
-    if not word.strip():
-        raise ValueError(f"the class name {word!r} is empty; give every class a name.")
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", " ".join(word.split())).casefold())
-
-
-def read_classes(class_names: Any) -> Classes:
-    """Check one list of class names, or dict of synonyms, and return name -> synonyms in order.
-
-    Raises:
-        TypeError: If it is no list or dict, or a name is no string.
-        ValueError: If it is empty, or a name is empty, repeated, another class's synonym or holds control characters.
-    """
-    if isinstance(class_names, Mapping):
-        pairs = [(name, [words] if isinstance(words, str) else words) for name, words in class_names.items()]
-    elif isinstance(class_names, (list, tuple)):
-        pairs = [(name, [name]) for name in class_names]
-    else:
-        raise TypeError(f"`class_names` is {class_names!r}; give a list of names, or a dict of names and synonyms.")
-    if not pairs:
-        raise ValueError("`class_names` is empty; give at least one name.")
-    for name, synonyms in pairs:
-        if not isinstance(synonyms, (list, tuple)):
-            raise TypeError(f"the synonyms of {name!r} are {synonyms!r}; give a list of words.")
-        if not synonyms:
-            raise ValueError(f"class {name!r} has no synonym; give at least one word for it.")
-    if len(pairs) == 1 and LIST_IN_A_NAME.search(str(pairs[0][0])):
-        logger.warning(
-            f"{pairs[0][0]!r} is one class; if it is a list, give its names apart: as strings, or by commas where "
-            "one string is read."
-        )
-    check_distinct([name for name, _ in pairs])
-    check_distinct([word for _, synonyms in pairs for word in synonyms])
-    owners = {name_key(word): name for name, synonyms in pairs for word in synonyms}
-    for name, _ in pairs:
-        if (owner := owners.get(name_key(name), name)) != name:
-            raise ValueError(
-                f"the class name {name!r} is a synonym of the class {owner!r} too; a word stands for one class only."
-            )
-    return {name: list(synonyms) for name, synonyms in pairs}
-
-
-def check_distinct(names: list) -> None:
-    """Check names and that no two are the same.
-
-    Raises:
-        TypeError: If a name is no string.
-        ValueError: If a name is empty, repeated or holds control characters.
-    """
-    first_use: dict[str, str] = {}
-    for name in names:
-        key = name_key(name)
-        if key in first_use:
-            raise ValueError(
-                f"the class name {name!r} is given twice (as {first_use[key]!r} before); ids come from position, so "
-                "name each class once."
-            )
-        first_use[key] = name
-
-
-def check_templates(templates: str | Sequence[str] | None) -> list[str]:
-    """Check prompt templates and return them as a list.
-
-    Raises:
-        ValueError: If there is none, or one has not exactly one `{}`.
-    """
-    templates = [templates] if isinstance(templates, str) else list(templates or [])
-    if not templates:
-        raise ValueError("`prompt_templates` is empty; give at least one template such as 'a photo of a {}'.")
-    for template in templates:
-        if not isinstance(template, str) or template.count("{}") != 1:
-            raise ValueError(f"the prompt template {template!r} needs exactly one {{}} for the class name.")
-    return templates
 
 
 def check_text(text: str | Sequence[str]) -> list[str]:

@@ -4,18 +4,14 @@
 LDVC is one segmenter; CLIP without training, CLIPSeg and exported programs, in the package `ldvc`, are others.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .processing_ldvc import Classes, name_key, read_classes
+from .options_ldvc import BACKGROUND, Classes, Rivals, read_rivals
 from .vocabulary_ldvc import DefaultVocabulary
-
-
-BACKGROUND = "background"  # name of the class that is made of a list of words
 
 
 class Segmenter(Protocol):
@@ -140,71 +136,6 @@ def text_state(model: Segmenter) -> tuple | None:
 
 
 # ---- what competes with the classes of a call
-
-
-@dataclass(frozen=True)
-class Rivals:
-    """Words that compete with the classes of a call.
-
-    Attributes:
-        words: Name -> synonyms of each; their channels follow those of the classes.
-        num_background: How many of them, the first, are together the class `BACKGROUND`; the others are "other".
-    """
-
-    words: Classes
-    num_background: int = 0
-
-    def names(self, class_names: Sequence[str]) -> list[str]:
-        """Names of all classes that a call returns."""
-        return [*class_names, BACKGROUND] if self.num_background else list(class_names)
-
-    def class_ids(self, num_named: int) -> Tensor | None:
-        """Class of each channel, (num_channels,), -1 for "other"; `None` where each is a class of its own."""
-        if not self.words:
-            return None
-        background = [num_named] * self.num_background
-        return torch.tensor([*range(num_named), *background, *[-1] * (len(self.words) - self.num_background)])
-
-    @property
-    def has_other(self) -> bool:
-        """Whether pixels may become "other" without a threshold."""
-        return len(self.words) > self.num_background
-
-
-def read_rivals(
-    classes: Sequence[str] | Mapping[str, str | Sequence[str]],
-    negative_labels: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
-    background: Sequence[str] | None = None,
-) -> Rivals:
-    """Check what competes with the classes of a call.
-
-    Args:
-        classes: The classes of the call: names, or names and synonyms.
-        negative_labels: Names, or names and synonyms, whose pixels come back as "other".
-        background: Words that are together one class, "background", whose score at a pixel is its best word's; words
-            that the call names by themselves are left out of it.
-
-    Raises:
-        ValueError: If a name is empty, repeated or also a class's own, "background" is a class already, or no word is
-            left of the background.
-        TypeError: If a name is no string.
-    """
-    if negative_labels is None and background is None:
-        return Rivals({})
-    named = read_classes(classes) if classes else {}  # none at all is refused by whoever needs them
-    negative = {} if negative_labels is None else read_classes(negative_labels)
-    if both := [name for name in negative if name in named]:
-        raise ValueError(f"{both[0]!r} is a class of this call and a negative label too; a word is one of them.")
-    everything = read_classes(named | negative)  # no word twice
-    if background is None:
-        return Rivals(negative)
-    if BACKGROUND in everything:
-        raise ValueError(f"{BACKGROUND!r} is named in this call, and a list of words is to make it; give one of them.")
-    taken = {name_key(word) for name, words in everything.items() for word in (name, *words)}
-    words = [word for word in read_classes(list(background)) if name_key(word) not in taken]
-    if not words:
-        raise ValueError("every word of the background is named in this call by itself; leave the background out.")
-    return Rivals({word: [word] for word in words} | negative, len(words))
 
 
 def seen_queries(model: Segmenter, classes: Sequence[str] | Classes, rivals: Rivals) -> Tensor | None:

@@ -91,14 +91,17 @@ def image_areas(prediction: np.ndarray, reference: np.ndarray, num_classes: int)
 
 
 def resample(num_images: int, seed: int = 0) -> np.ndarray:
-    """How often each image counts: once each in the first row, then drawn with replacement; (1 + 1000, num_images).
+    """How often each image counts: (1 + 1000 + num_images, num_images) whole numbers, as float64.
 
-    A single image tells nothing of others and is not resampled: its scores have no interval.
+    Once each in the first row; then drawn with replacement; then all but one, each left out in turn. A single image
+    tells nothing of others and is not resampled: its scores have no interval.
     """
-    rng = np.random.default_rng(seed)
-    num_draws = BOOTSTRAP_RESAMPLES if num_images > 1 else 0
-    draws = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_draws)
-    return np.concatenate([np.ones((1, num_images), dtype=draws.dtype), draws])
+    whole = np.ones((1, num_images))
+    if num_images == 1:
+        return whole
+    shares = np.full(num_images, 1 / num_images)
+    draws = np.random.default_rng(seed).multinomial(num_images, shares, size=BOOTSTRAP_RESAMPLES)
+    return np.concatenate([whole, draws, 1 - np.eye(num_images)])
 
 
 def mean_iou(areas: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -111,7 +114,7 @@ def mean_iou(areas: np.ndarray, draws: np.ndarray) -> np.ndarray:
     Returns:
         (num_draws,) fractions.
     """
-    totals = (draws @ areas.reshape(len(areas), -1).astype(np.int64)).reshape(len(draws), *areas.shape[1:])
+    totals = (draws @ areas.reshape(len(areas), -1).astype(np.float64)).reshape(len(draws), *areas.shape[1:])
     hits, union = totals[..., 0], totals[..., 1] + totals[..., 2] - totals[..., 0]
     is_there = union > 0
     ious = np.where(is_there, hits / np.maximum(union, 1), 0.0)
@@ -121,20 +124,38 @@ def mean_iou(areas: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 def share(counts: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Share of the counted pixels, (num_draws,), from (num_images, 2) hits and counts; NaN where none is counted."""
-    hits, counted = (draws @ counts.astype(np.int64)).T
+    hits, counted = (draws @ counts.astype(np.float64)).T
     return np.where(counted > 0, hits / np.maximum(counted, 1), np.nan)
 
 
-def interval(resampled: np.ndarray) -> list[float]:
-    """95 % interval of the values that are numbers; empty without any."""
-    finite = resampled[np.isfinite(resampled)]
-    return [float(np.quantile(finite, q)) for q in (0.025, 0.975)] if finite.size else []
+def interval(values: np.ndarray) -> list[float]:
+    """95 % interval of a score, bias-corrected and accelerated; empty where the score or all draws are no numbers.
+
+    Plain quantiles of the draws lie too low for mIoU(U), the mean of few classes, by more than the draws' own chance.
+
+    Args:
+        values: The score at each row of `resample`.
+
+    Source: B. Efron, "Better bootstrap confidence intervals", 1987; ties count half, as in SciPy.
+    """
+    from scipy.stats import norm
+
+    score, draws, without_one = values[0], *np.split(values[1:], [BOOTSTRAP_RESAMPLES])
+    draws, without_one = draws[np.isfinite(draws)], without_one[np.isfinite(without_one)]
+    if not (np.isfinite(score) and draws.size):
+        return []
+    share_below = ((draws < score).mean() + (draws <= score).mean()) / 2
+    bias = norm.ppf(np.clip(share_below, 0.5 / draws.size, 1 - 0.5 / draws.size))
+    influence = without_one.mean() - without_one
+    acceleration = (influence**3).sum() / max(6 * (influence**2).sum() ** 1.5, 1e-300)
+    shifted = bias + norm.ppf([0.025, 0.975])
+    return np.quantile(draws, norm.cdf(bias + shifted / (1 - acceleration * shifted))).tolist()
 
 
 def bootstrap_intervals(
     areas: np.ndarray, unseen_ids: Sequence[int], left_out_ids: Sequence[int] = (), seed: int = 0
 ) -> dict[str, list[float]]:
-    """95 % intervals of the scores over images, by resampling images with replacement.
+    """95 % intervals of the scores over images, by resampling images with replacement, see `interval`.
 
     Args:
         areas: (num_images, num_classes, 3) from `image_areas`.
@@ -145,7 +166,7 @@ def bootstrap_intervals(
     Returns:
         Score name -> [low, high], fractions; empty where there is none.
     """
-    draws = resample(len(areas), seed)[1:]
+    draws = resample(len(areas), seed)
     is_unseen, is_left_out = (np.isin(np.arange(areas.shape[1]), list(ids)) for ids in (unseen_ids, left_out_ids))
     seen, unseen = mean_iou(areas[:, ~is_unseen & ~is_left_out], draws), mean_iou(areas[:, is_unseen], draws)
     both = seen + unseen
@@ -265,6 +286,11 @@ def evaluate_model(
     model.train(was_training)
     scores = {str(offset): finish_table(metrics[offset], areas[offset], vocabulary, groups) for offset in offsets}
     return {"num_images": len(dataset), "scores": scores}
+
+
+def reported_offsets(config: Any) -> list[float]:
+    """Offsets of seen scores that a model is scored with: none, the literature's, and its own where it has one."""
+    return sorted({*SEEN_SCORE_OFFSETS, float(getattr(config, "seen_score_offset", 0.0))})
 
 
 def predict(scores: Tensor, is_seen: Tensor, offsets: Sequence[float], size: tuple[int, int]) -> list[np.ndarray]:
@@ -561,7 +587,7 @@ def look_at_split(
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Load everything, score, print the table, write the result."""
-    check_offsets(arguments.offsets)
+    check_offsets(arguments.offsets or ())
     check_writable(arguments.output)
     code_version()  # as it is now, not when the result is written
     state, started, vocabulary = process_state(), time.perf_counter(), choose_classes(arguments)
@@ -570,7 +596,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model, processor = load_checkpoint(arguments.checkpoint, arguments.training_free, arguments.image_stats, **fields)
     audit = audit_checkpoint(arguments, vocabulary, model)
     is_cross = arguments.setting == "cross_dataset"
-    offsets = [0.0] if arguments.training_free else arguments.offsets  # of cosines it would take every seen class
+    offsets = arguments.offsets or reported_offsets(model.config)
+    offsets = [0.0] if arguments.training_free else offsets  # of cosines it would take every seen class
     if is_cross:  # one list without a split, so that an offset would lower all alike
         known = shared_names(vocabulary.class_names, audit["names_trained_with_masks"])
         new = tuple(name for name in vocabulary.class_names if name not in known)

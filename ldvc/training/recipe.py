@@ -57,7 +57,6 @@ DERIVED_MODEL_FIELDS = (
     "baked_vocabulary",
     "text_fingerprint",
     "seen_classes",
-    "seen_score_offset",
     "semantic_loss_ignore_index",
 )
 
