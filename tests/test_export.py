@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import build_clipseg
 
+from benchmarks.consumers_probe import CONSUMERS, PICTURES, PROMPTS
 from ldvc.commands.export import export as main
 from ldvc.export import export_folder, export_model, folder, measure_agreement
 from ldvc.export.programs import PictureProgram, TextProgram, find_kind, picture_program, size_multiple
@@ -141,6 +142,26 @@ def test_onnx_runtime_gets_its_own_attention_on_the_same_weights(exported):
     assert fused["MultiHeadAttention"] == plain["Attention"] > 0
     assert not fused["Attention"]
     assert (place / "model_onnxruntime.onnx").stat().st_size < (place / "model.onnx.data").stat().st_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("consumer", CONSUMERS)
+@torch.no_grad()
+def test_programs_run_in_every_consumer_that_is_installed(model, exported, tiny_processor, consumer):
+    module, run = CONSUMERS[consumer]
+    package = pytest.importorskip(module, reason=f"{consumer} is not installed")
+    if module == "cv2" and int(package.__version__.split(".")[0]) < 5:
+        pytest.skip(f"OpenCV {package.__version__} has no Attention; 5.0 is the first that runs the program")
+    place = exported("ldvc")
+    for call in ((2, 32, 48, 5), (1, 48, 32, 3)):
+        pixels, embeds = make_inputs(*call)
+        expected = model(pixel_values=pixels, class_embeds=embeds).logits
+        found = run(place / PICTURES, {"pixel_values": pixels.numpy(), "class_embeds": embeds.numpy()})
+        np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    prompts = tiny_processor(class_names=NAMES, return_tensors="np")
+    expected = model.get_class_embeds(**tiny_processor(class_names=NAMES, return_tensors="pt"))
+    found = run(place / PROMPTS, {name: prompts[name] for name in ("input_ids", "attention_mask")})
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
 
 
 @pytest.mark.slow

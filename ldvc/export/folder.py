@@ -219,7 +219,7 @@ def describe(model: Segmenter, processor: LDVCProcessor, file_format: str) -> di
             "value_range": images.value_range,
             **{name: bool(getattr(images, name)) for name in ("do_resize", "do_rescale", "do_normalize")},
         },
-        "source": {"weights": weights_fingerprint(model.state_dict()), "code": source_digest()},
+        "source": describe_source(model),
         "unit_embeds": kind != "clipseg",
         "classes_at_a_time": CLASSES_PER_CALL.get(kind),
         "prompt_token_ids": config.prompt_token_ids if has_prompts else None,
@@ -231,10 +231,18 @@ def describe(model: Segmenter, processor: LDVCProcessor, file_format: str) -> di
     }
 
 
-def source_digest() -> str:
-    """SHA-256 of the code that programs are made from."""
+def describe_source(model: Segmenter) -> dict[str, str]:
+    """SHA-256 of the weights and the code that programs are made from, and what an LDVCVocabulary calls them by."""
     paths = (path for pattern in CODE for path in sorted(PACKAGE.glob(pattern)))
-    return hashlib.sha256("".join(f"{path.name} {code_digest(path)}\n" for path in paths).encode()).hexdigest()
+    code = "".join(f"{path.name} {code_digest(path)}\n" for path in paths)
+    found = {
+        "weights": weights_fingerprint(model.state_dict()),
+        "code": hashlib.sha256(code.encode()).hexdigest(),
+    }
+    if find_kind(model) != "clipseg":  # whose embeddings are no unit vectors, as those of a vocabulary are
+        text = text_fingerprint(model) if has_text_tower(model) else getattr(model.config, "text_fingerprint", None)
+        found |= {} if text is None else {"text_fingerprint": text}
+    return found
 
 
 def write_vocabulary(model: Segmenter, processor: LDVCProcessor, folder: Path) -> None:

@@ -40,7 +40,8 @@ class ExportedFolder:
         prompt_templates: Each with one `{}` for the class name.
         image: What the image processor does: `size`, `resample`, `mean`, `std`, `rescale_factor`, `value_range`,
             `do_resize`, `do_rescale`, `do_normalize`.
-        source: SHA-256 of the `weights` and the `code` that the programs were made from.
+        source: SHA-256 of the `weights` and the `code` that the programs were made from, and the `text_fingerprint` by
+            which an `LDVCVocabulary` knows its text weights.
         unit_embeds: Whether embeddings are unit vectors, whose mean is made one again; CLIPSeg's are not.
         one_picture_at_a_time: Whether a call takes one picture: in int8 logits would depend on the others, since all
             share a scale.
