@@ -81,7 +81,9 @@ def measure(pythons: Sequence[str], with_node: bool) -> list[dict[str, Any]]:
         write_programs(Path(place))
         rows = [row for python in pythons for row in ask([python, str(PROBE), place])]
         if with_node:
-            subprocess.run(["npm", "install", "--silent", "--prefix", place, *NODE_PACKAGES], check=True)
+            # their scripts would fetch what graphics cards need
+            install = ["npm", "install", "--silent", "--ignore-scripts", "--prefix", place, *NODE_PACKAGES]
+            subprocess.run(install, check=True)
             for package in NODE_PACKAGES:
                 rows += ask(["node", str(NODE_PROBE), place, package])
     return rows

@@ -45,6 +45,8 @@ def write_onnx(
         output: Name of its one output.
         path: Of the `.onnx` file.
     """
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     exported = torch.export.export(program, (), inputs, dynamic_shapes=axes, strict=False)
     with contextlib.redirect_stdout(io.StringIO()):  # it tells its steps there
         onnx_program = torch.onnx.export(
@@ -56,6 +58,7 @@ def write_onnx(
             opset_version=OPSET,
             verbose=False,
         )
+    ClearMetadataAndDocStringPass()(onnx_program.model)  # lines of this code for every node, most of the file
     onnx_program.save(path, external_data=True)
 
 
