@@ -263,6 +263,8 @@ def onnx() -> str:
     if result is None:
         return not_measured("onnx")
     rows = [("eager PyTorch", extent(result["seconds"]["eager"], 1000), "1", "")]
+    if "bare tower" in result["seconds"]:
+        rows.append(("bare CLIP tower in eager PyTorch", extent(result["seconds"]["bare tower"], 1000), "", ""))
     for name, difference in result["differences"].items():
         rows.append((name, extent(result["seconds"][name], 1000), extent(result["ratios"][name]), number(difference)))
     rows += [(name, "skipped", reason, "") for name, reason in result["skipped"].items()]

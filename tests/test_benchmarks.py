@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import gpu, latency, onnx, scaling
+from benchmarks import consumers, consumers_probe, gpu, latency, onnx, scaling
 from benchmarks.__main__ import FIGURES, choose_device, load_figure, main, run_figure, summarise
 from benchmarks.flops import count_multiply_adds, gauge_parts, parts_of_ldvc, parts_of_tower
 from benchmarks.loss import plain_loss
@@ -391,8 +391,9 @@ def test_a_machine_without_a_compiler_has_the_reason_in_the_result(monkeypatch, 
     monkeypatch.setattr(onnx, "compile_way", fail)
     monkeypatch.setattr(onnx, "export_ways", lambda model, folder: {"onnx": "program"})
     found, skipped = onnx.build_ways(build_model(QUICK), tmp_path, QUICK)
-    assert list(found) == ["eager", "onnx"]
-    assert skipped == {"compile": "torch.compile: No working C++ compiler found"}
+    assert list(found) == ["eager", onnx.TOWER, "onnx"]
+    reasons = {"compile": "torch.compile: No working C++ compiler found", "openvino": "openvino is not installed"}
+    assert skipped == reasons
 
 
 def test_programs_are_for_float32_on_the_cpu():
@@ -515,3 +516,30 @@ def test_the_table_of_traps_is_what_was_seen_and_none_is_gone():
     assert traps.render(traps.DOCUMENT.read_text(), rows) == traps.DOCUMENT.read_text()
     assert [row["trap"] for row in rows] == [words for _, _, words, _ in traps.TRAPS]
     assert not [row for row in rows if row["seen"].startswith(traps.GONE)]
+
+
+# ---- consumers of exported programs
+
+
+def test_the_table_of_consumers_shows_differences_and_failures():
+    rows = [
+        {"consumer": "A", "version": "1.0", "program": "model.onnx", "difference": 2.2e-6},
+        {"consumer": "B", "version": "2.0", "program": "text.onnx", "failed": "no such | operator"},
+    ]
+    text = consumers.render("x\n<!-- consumers -->\nold\n<!-- end -->\ny", rows)
+    assert "| A | 1.0 | `model.onnx` | 2.2e-06 |" in text
+    assert "| B | 2.0 | `text.onnx` | fails: no such / operator |" in text
+    assert "old" not in text
+
+
+def test_a_probe_leaves_out_what_is_not_installed_and_tells_what_fails(tmp_path, monkeypatch):
+    def fail(path, inputs):
+        raise RuntimeError("no\nsuch operator")
+
+    for name in (consumers_probe.PICTURES, consumers_probe.PROMPTS):
+        np.savez(tmp_path / f"{name}.npz", x=np.ones(2), expected=np.full(2, 1.5))
+    runs = {"here": ("json", lambda path, inputs: inputs["x"]), "bad": ("math", fail), "away": ("nowhere", fail)}
+    monkeypatch.setattr(consumers_probe, "CONSUMERS", runs)
+    found = consumers_probe.probe(tmp_path)
+    assert [(row["consumer"], row.get("difference")) for row in found] == [("here", 0.5)] * 2 + [("bad", None)] * 2
+    assert found[-1]["failed"] == "no such operator"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 
 from .dense_settings_ldvc import PAIRS, LDVCDenseSettings
+from .regions_ldvc import ceil_div
 
 
 NEWTON_SCHULZ_STEPS = 5
@@ -68,7 +69,7 @@ def pad_to_patches(pixel_values: Tensor, patch_size: int, num_channels: int) -> 
         raise ValueError(
             f"`pixel_values` is {height} x {width} pixels, less than one patch ({patch_size}); resize the image."
         )
-    grid_size = (-(-height // patch_size), -(-width // patch_size))
+    grid_size = (ceil_div(height, patch_size), ceil_div(width, patch_size))
     bottom, right = grid_size[0] * patch_size - height, grid_size[1] * patch_size - width
     return F.pad(pixel_values, (0, right, 0, bottom)), grid_size
 
@@ -134,8 +135,9 @@ def gaussian_bias(grid_size: tuple[int, int], num_tokens: int, std: float, like:
     """
     rows, columns = (torch.arange(side, device=like.device, dtype=torch.float32) for side in grid_size)
     near_rows, near_columns = (torch.exp(-((p[:, None] - p) ** 2) / (2 * std**2)) for p in (rows, columns))
-    patches = torch.kron(near_rows, near_columns)  # a product of two exponentials is that of the sum
-    return F.pad(patches, (num_tokens - len(patches), 0)).to(like.dtype)
+    # a product of two exponentials is that of the sum; (height, height), (width, width) -> (height * width) twice
+    patches = (near_rows[:, None, :, None] * near_columns[None, :, None]).flatten(2).flatten(0, 1)
+    return F.pad(patches, (num_tokens - patches.shape[0], 0)).to(like.dtype)
 
 
 def attend_by_products(

@@ -55,7 +55,7 @@ def embed_patches(
     """
     patches = embeddings.patch_embedding(pixel_values.to(embeddings.patch_embedding.weight.dtype))
     grid_size, side = tuple(patches.shape[-2:]), embeddings.image_size // embeddings.patch_size
-    class_tokens = embeddings.class_embedding.expand(len(patches), 1, -1)
+    class_tokens = embeddings.class_embedding.expand(patches.shape[0], 1, -1)
     tokens = torch.cat([class_tokens, patches.flatten(2).transpose(1, 2)], dim=1)
     positions = embeddings.position_embedding(embeddings.position_ids)
     return tokens + resize_positions(positions, side, grid_size, mode)

@@ -455,7 +455,7 @@ class TrainingFreeCLIP(LDVCVocabularyMixin, nn.Module):
             logits = log_odds(scores).to(logits.dtype)
         if is_padding is not None:
             logits = logits.masked_fill(is_padding, MASKED_LOGIT)
-        return LDVCSemanticSegmenterOutput(logits=logits, class_embeds=embeds.expand(len(logits), -1, -1))
+        return LDVCSemanticSegmenterOutput(logits=logits, class_embeds=embeds.expand(logits.shape[0], -1, -1))
 
 
 def compare(feature_map: Tensor, class_embeds: Tensor) -> Tensor:
@@ -468,9 +468,9 @@ def compare(feature_map: Tensor, class_embeds: Tensor) -> Tensor:
     Raises:
         ValueError: If the class lists do not fit the images.
     """
-    if len(class_embeds) == 1:
+    if class_embeds.shape[0] == 1:
         return torch.einsum("bdhw,cd->bchw", feature_map, class_embeds[0])
-    if len(class_embeds) != len(feature_map):
+    if class_embeds.shape[0] != feature_map.shape[0]:
         raise ValueError(
             f"there are class lists for {len(class_embeds)} images, but {len(feature_map)} images; give one list for "
             "all or one per image."
