@@ -13,7 +13,7 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 train: venv
 	$(LAUNCH) train.py $(ARGS)
 
-# The committed record: three seeds of LDVC and of the class-query decoder, then the tables of README and cards.
+# The committed record: five seeds of LDVC and of the class-query decoder, then the tables of README and cards.
 record: venv
 	$(BIN)/ldvc experiments recipes/ablations/picturebook_record.yaml --replace
 	$(MAKE) embedded

@@ -30,7 +30,7 @@ from ldvc.data.provenance import code_version, write_json
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 FIGURES = ("tower", "clipseg", "segmenters", "classes", "text", "loss", "training", "postprocess", "metric", "routing")
-FIGURES += ("startup", "training_free", "profile", "latency", "scaling", "memory_plan", "onnx", "gpu")
+FIGURES += ("startup", "training_free", "profile", "latency", "scaling", "memory_plan", "onnx", "engines", "gpu")
 OPEN = "open, for want of a CUDA device; `python -m benchmarks gpu --device cpu --quick` checks that the code runs."
 COMPARISONS = {"at most": float.__le__, "at least": float.__ge__}
 

@@ -1,6 +1,6 @@
 """Cost of a large GeoTIFF through `ldvc segment`: peak memory, and time against the same pixels as a plain PNG.
 
-    python -m benchmarks.rasters                    2,000 x 2,000 pixels both ways, then a GeoTIFF of 20,000 x 20,000
+    python -m benchmarks.rasters                    4,000 x 4,000 pixels both ways, then a GeoTIFF of 20,000 x 20,000
     python -m benchmarks.rasters --side 8000        another size of the large one
 
 Every run is a process of its own on the embedded checkpoint, windows of 128 pixels side by side. Writes
@@ -24,7 +24,7 @@ from ldvc.data.provenance import code_version, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "results/tools/rasters.json"
-TILE, COMPARED = 512, 2000
+TILE, COMPARED = 512, 4000
 WINDOW, BATCH = 128, 16  # pixels: those that the embedded checkpoint learned on; windows per call
 REFERENCE = {"crs": "EPSG:32633", "west": 500_000, "north": 5_200_000, "metres": 0.5}
 

@@ -44,6 +44,7 @@ GOAL_ROWS = (
         "heavy libraries that `import ldvc` and a baked checkpoint load, besides Transformers' own",
     ),
     ("onnx", "onnx_difference", "largest difference of ONNX logits from eager PyTorch's"),
+    ("engines", "rows_per_second", "rows per second of `--engine ray` with two actors / two plain processes"),
 )
 SERIES = {
     "sides": ("image side", "whole model, 20 classes, by image tokens"),
@@ -262,6 +263,8 @@ def onnx() -> str:
     if result is None:
         return not_measured("onnx")
     rows = [("eager PyTorch", extent(result["seconds"]["eager"], 1000), "1", "")]
+    if "bare tower" in result["seconds"]:
+        rows.append(("bare CLIP tower in eager PyTorch", extent(result["seconds"]["bare tower"], 1000), "", ""))
     for name, difference in result["differences"].items():
         rows.append((name, extent(result["seconds"][name], 1000), extent(result["ratios"][name]), number(difference)))
     rows += [(name, "skipped", reason, "") for name, reason in result["skipped"].items()]

@@ -19,7 +19,7 @@ TOLERANCE = 1e-5  # unit vectors; and the gradient of their mean
 def encode_padded(model: nn.Module, prompts: Tensor) -> Tensor:
     """Class embeddings from all 77 positions: what encoding without trimming is."""
     ends = prompts.argmax(dim=-1)  # the end token has the highest id; the first of them ends the prompt
-    states = model._encode_text(prompts)[torch.arange(len(prompts), device=prompts.device), ends]
+    states = model._encode_text(prompts, ends)
     return F.normalize(model.clip.text_projection(states), dim=-1)
 
 

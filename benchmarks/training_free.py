@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from benchmarks.flops import count_multiply_adds
 from benchmarks.models import build_bare_tower, build_model, check_equal, make_class_embeds, make_pixels
 from benchmarks.timing import Settings, ratio, spreads, time_rounds
-from ldvc.model.dense_ldvc import DENSE_METHODS
+from ldvc.model.dense_settings_ldvc import DENSE_METHODS
 from ldvc.segmenters.training_free import DEFAULT_METHOD, TrainingFreeCLIP
 
 

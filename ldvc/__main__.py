@@ -17,6 +17,7 @@ COMMANDS = {
     "prepare": ("data", "Turn a benchmark's official archive into a dataset."),
     "check": ("data", "Say what is wrong with a dataset before it trains."),
     "train": ("training", "Train on one process; its --help says how to launch several."),
+    "calibrate": ("training", "Choose the offset of seen classes without masks of unseen ones."),
     "publish": ("experiments", "Build a folder for the Hub from a checkpoint, and push it."),
     "export": ("export", "Write a program that runs without this code."),
     "explain": ("export", "Say and draw why a pixel got its class."),

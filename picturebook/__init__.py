@@ -5,13 +5,14 @@ from ldvc.data.worlds import World, register_world
 from picturebook.vocabulary import (
     CLASS_GROUPS,
     CLASS_NAMES,
+    JOINING_ORDER,
     NUM_THINGS,
     TUNING_UNSEEN_NAMES,
     UNSEEN_NAMES,
     WORLDS,
     class_id,
 )
-from picturebook.world import Scene, draw_scene, load_picturebook
+from picturebook.world import Scene, draw_scene, load_pages, load_picturebook
 
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Scene",
     "class_id",
     "draw_scene",
+    "load_pages",
     "load_picturebook",
 ]
 
@@ -31,10 +33,10 @@ __all__ = [
 register_world(
     World(
         "picturebook",
-        load_picturebook,
+        load_pages,
         (
-            Vocabulary("picturebook", CLASS_NAMES, UNSEEN_NAMES),
-            Vocabulary("picturebook_tuning", CLASS_NAMES, TUNING_UNSEEN_NAMES),
+            Vocabulary("picturebook", CLASS_NAMES, UNSEEN_NAMES, joining_order=JOINING_ORDER),
+            Vocabulary("picturebook_tuning", CLASS_NAMES, TUNING_UNSEEN_NAMES, joining_order=JOINING_ORDER),
         ),
         CLASS_GROUPS,
     )

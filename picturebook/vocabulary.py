@@ -96,6 +96,13 @@ NUM_THINGS = len(THING_NAMES)
 # Ids of what scores are reported apart for.
 CLASS_GROUPS = {"things": list(range(NUM_THINGS)), "stuff": list(range(NUM_THINGS, len(CLASS_NAMES)))}
 UNSEEN_NAMES, TUNING_UNSEEN_NAMES = _draw_split()
+# The order in which seen classes join when only a share of them trains. Things and stuff stand as `_draw_split`
+# shuffles them, interleaved evenly: the r-th of n at (r + 1/2) / n, so that every share has its share of stuff.
+JOINING_ORDER = (
+    "fish", "cat", "water", "heart", "cup", "tree", "wood", "rocket", "mushroom", "bird", "grass", "moon", "house",
+    "clock", "car", "brick", "cactus", "snail", "boat", "sky", "balloon", "flower", "butterfly", "sand", "umbrella",
+    "star",
+)  # fmt: skip
 
 # A caption that names one class is a CLIP prompt: the bare name behind "a", whatever the grammar says.
 NAME_TEMPLATES = (

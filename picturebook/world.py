@@ -5,6 +5,7 @@ lie on one to three regions of stuff, with cast shadows, and may hide each other
 """
 
 import io
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,6 +121,26 @@ def load_picturebook(
         columns["caption"].append(scene.caption)
     features = Features({"image": ImageFeature(), "label": ImageFeature(), "caption": Value("string")})
     return Dataset.from_dict(columns, features=features)
+
+
+def load_pages(split: str, num_images: int, seed: int = 0, config_name: str | None = None) -> Dataset:
+    """Draw pages as `load_split` asks for them.
+
+    Args:
+        split: See `draw_scene`.
+        num_images: Pages.
+        seed: Edition of the book.
+        config_name: Side of the pages, such as "256px"; `None` is that of 128 pixels.
+
+    Raises:
+        ValueError: If the configuration is no such size, or as `load_picturebook` does.
+    """
+    size = re.fullmatch(r"([1-9]\d{0,3})px", config_name or f"{NATIVE_SIZE}px")
+    if not size:
+        raise ValueError(
+            f"the picturebook has no configuration {config_name!r}; give a side in pixels such as '256px'"
+        )
+    return load_picturebook(split, num_images, seed, int(size[1]))
 
 
 def _check_page(split: str, seed: int, index: int, image_size: int, kind: str | None):

@@ -86,3 +86,20 @@ def test_pixels_below_the_threshold_are_other_here_too(photos, checkpoint):
     (label, *_) = segmenter({"image": cells_of(photos, "bytes")})["label"]
     assert segmenter.names == ["cat", "sofa", "none"]
     assert set(np.unique(np.asarray(Image.open(io.BytesIO(label))))) == {2}
+
+
+def test_all_options_of_the_command_are_there(photos, clip_folder, tmp_path):
+    words = ["--method", "maskclip", "--not", "grass", "--background", "dog, sky", "--threshold", "0.2"]
+    call = ["segment", str(photos), "-m", str(clip_folder), "-l", "cat, sofa", "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*call, *words, "--setting", "residual=0.5", "-f", "grey", "--device", "cpu"])
+    assert done.exit_code == 0, done.stderr
+    options = {"negative": "grass", "background": "dog, sky", "threshold": "0.2", "setting": ["residual=0.5"]}
+    segmenter = RowSegmenter(str(clip_folder), "cat, sofa", "cpu", method="maskclip", **options)
+    assert segmenter.names == ["cat", "sofa", "background", "other"]
+    rows = segmenter({"image": cells_of(photos, "bytes")})
+    assert rows["label"].tolist() == [(tmp_path / "out" / f"{i}.grey.png").read_bytes() for i in range(len(SIZES))]
+
+
+def test_two_sources_of_classes_are_refused(checkpoint):
+    with pytest.raises(ValueError, match="labels and vocabulary both name the classes; give one of them"):
+        RowSegmenter(str(checkpoint), "cat", "cpu", vocabulary="somewhere")

@@ -32,9 +32,13 @@ from ldvc.model.regions_ldvc import merge_regions, partition_regions, real_token
 
 
 QUICK = Settings(quick=True, repeats=1)
-NEEDS_EXTRAS = {"metric": ("datasets", "evaluate", "scipy"), "onnx": ("onnx", "onnxruntime", "onnxscript")}
+NEEDS_EXTRAS = {
+    "metric": ("datasets", "evaluate", "scipy"),
+    "engines": ("ray", "accelerate"),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+}
 # Start processes, compile or export; their parts are tested below.
-SLOW = ("startup", "scaling", "onnx", "gpu")
+SLOW = ("startup", "scaling", "onnx", "engines", "gpu")
 
 
 @pytest.mark.slow

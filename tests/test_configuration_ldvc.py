@@ -43,6 +43,10 @@ DEFAULTS = {
 # (fields, what the message must hold: field, value, remedy)
 IMPOSSIBLE = [
     *(({field: "wrong"}, (field, "wrong", choices[-1])) for field, choices in CHOICES.items()),
+    ({"patch_feature_settings": {"residul": 1.0}}, ("residul", "did you mean `residual`?")),
+    ({"patch_feature_settings": {"residual": "much"}}, ("residual", "much", "a number of 0 or more")),
+    ({"patch_feature_settings": {"gaussian_std": 2.0}}, ("gaussian_std", "no effect", "affinity='kk+gaussian'")),
+    ({"patch_features": "gem", "patch_feature_settings": {"num_blocks": 13}}, ("num_blocks", "13", "12")),
     ({"num_decoder_layers": 0}, ("num_decoder_layers", "0", "at least 1")),
     ({"num_regions": 0}, ("num_regions", "0", "at least 1")),
     ({"route_top_k": 0}, ("route_top_k", "0", "at least 1")),
@@ -137,6 +141,8 @@ def test_json_round_trip_keeps_every_field(tmp_path):
         text_config={"hidden_size": 64, "num_attention_heads": 2},
         vision_config={"hidden_size": 96, "num_attention_heads": 3, "patch_size": 8},
         vision_prompt_depth=3,
+        patch_features="resclip",
+        patch_feature_settings={"residual": 1.0, "middle_blocks": [6, 7]},
         text_adapter="linear",
         logit_scale="cosine",
         logit_bias_init=-4.0,

@@ -29,6 +29,7 @@ from ldvc.data.samples import (
 )
 from ldvc.data.vocabularies import PROMPT_TEMPLATES, VOCABULARIES, Vocabulary, get_vocabulary
 from ldvc.data.worlds import WORLDS, World
+from picturebook.vocabulary import JOINING_ORDER, NUM_THINGS, STUFF_NAMES, THING_NAMES
 
 
 SMALL = JointAugmentation(image_scale=(64, 24), crop_size=(16, 16))
@@ -132,6 +133,53 @@ def test_a_contradictory_vocabulary_is_refused(class_names, unseen_names, messag
         Vocabulary("pets", class_names, unseen_names)
 
 
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_seen_classes_join_in_the_order_that_one_draw_gave(name):
+    names = VOCABULARIES[name].class_names
+    drawn = np.random.RandomState(1).permutation(len(names))
+    assert VOCABULARIES[name].joining_order == tuple(names[i] for i in drawn)
+
+
+def test_seen_classes_of_the_picture_book_join_with_their_share_of_stuff():
+    state = np.random.RandomState(1)
+    ranked = []
+    for names in (THING_NAMES, STUFF_NAMES):  # the shuffles of _draw_split
+        shuffled = [names[i] for i in state.permutation(len(names))]
+        ranked += [((rank + 0.5) / len(names), name) for rank, name in enumerate(shuffled)]
+    assert tuple(name for _, name in sorted(ranked)) == JOINING_ORDER
+    trained = [get_vocabulary("picturebook").with_seen_share(share).seen_class_ids for share in (0.25, 0.5, 0.75)]
+    assert [sum(class_id >= NUM_THINGS for class_id in ids) for ids in trained] == [1, 3, 4]
+
+
+@pytest.mark.parametrize("name", [*VOCABULARIES, "picturebook", "picturebook_tuning"])
+def test_shares_of_seen_classes_are_nested_and_leave_the_unseen_ones_alone(name):
+    whole = get_vocabulary(name)
+    parts = [whole.with_seen_share(share) for share in (0.25, 0.5, 0.75, 1.0)]
+    seen = [set(part.seen_class_ids) for part in parts]
+    assert seen[0] < seen[1] < seen[2] < seen[3] == set(whole.seen_class_ids)
+    assert [len(ids) for ids in seen] == [int(share * len(seen[3]) + 0.5) for share in (0.25, 0.5, 0.75, 1)]
+    for part in parts:
+        assert part.scored_unseen_class_ids == whole.unseen_class_ids
+        kinds = part.seen_class_ids + part.scored_unseen_class_ids + part.left_out_class_ids
+        assert sorted(kinds) == list(range(len(whole.class_names)))
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "message"),
+    [
+        ("voc2012", 0, "`seen_share` is 0; use a share of the seen classes above 0 and at most 1"),
+        ("voc2012", 1.5, "`seen_share` is 1.5; use a share"),
+        ("voc2012", float("nan"), "`seen_share` is nan; use a share"),
+        ("voc2012", 0.03, "`seen_share` is 0.03, which leaves none of the 15 seen classes of 'voc2012'.*use 0.067 or"),
+        ("own", 0.5, "`seen_share` is 0.5, but vocabulary 'own' has no fixed order.*name those.*in `unseen_classes`"),
+    ],
+)
+def test_a_share_that_cannot_be_had_is_refused(name, share, message):
+    vocabulary = Vocabulary("own", ("cat", "dog"), ("dog",)) if name == "own" else get_vocabulary(name)
+    with pytest.raises(ValueError, match=message):
+        vocabulary.with_seen_share(share)
+
+
 def test_an_unknown_vocabulary_is_answered_with_the_nearest_name():
     with pytest.raises(ValueError, match="No vocabulary is called 'voc2021'; did you mean 'voc2012'"):
         get_vocabulary("voc2021")
@@ -173,7 +221,7 @@ def test_the_picturebook_is_drawn_with_the_split_number_and_seed(monkeypatch):
     drawn = World("picturebook", lambda *arguments: calls.append(arguments) or make_dataset(5), ())
     monkeypatch.setitem(WORLDS, "picturebook", drawn)
     assert load_split("picturebook", "train", num_images=5, seed=7).column_names == ["image", "label"]
-    assert calls == [("train", 5, 7)]
+    assert calls == [("train", 5, 7, None)]
     with pytest.raises(ValueError, match="is drawn without end: say how many pictures with num_images"):
         load_split("picturebook", "train")
 

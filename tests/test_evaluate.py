@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
+from scipy.stats import bootstrap
 
 from ldvc.commands.scoring import evaluate as main
 from ldvc.data import provenance as provenance_module
@@ -27,6 +28,7 @@ from ldvc.model.inference_ldvc import (
 from ldvc.model.regions_ldvc import fit_to_image
 from ldvc.scoring import evaluate
 from ldvc.scoring.evaluate import (
+    BOOTSTRAP_RESAMPLES,
     bootstrap_intervals,
     choose_templates,
     evaluate_model,
@@ -34,8 +36,11 @@ from ldvc.scoring.evaluate import (
     group_scores,
     image_areas,
     images_fingerprint,
+    interval,
     load_checkpoint,
     permute_names,
+    resample,
+    share,
 )
 from ldvc.scoring.predictions import KeptPredictions
 from ldvc.segmenters.training_free import TrainingFreeCLIP
@@ -148,6 +153,20 @@ def test_groups_are_averaged_apart():
     assert table == {"things_seen": 0.1, "things_unseen": 0.2, "stuff_seen": None, "stuff_unseen": 0.6}
 
 
+def test_classes_left_out_count_neither_as_seen_nor_as_unseen():
+    table = group_scores([0.1, 0.2, 0.6, 0.4], [1], {"things": [0, 1, 2, 3]}, [0, 1, 2, 3], left_out_ids=[2])
+    assert table == {"things_seen": 0.25, "things_unseen": 0.2}
+    areas = np.tile(np.array([[[1, 10, 10], [2, 10, 10], [9, 10, 10]]]), (4, 1, 1))
+    whole, part = bootstrap_intervals(areas, [1]), bootstrap_intervals(areas, [1], [2])
+    assert part["miou_unseen"] == whole["miou_unseen"]
+    assert part["miou_seen"] == pytest.approx([1 / 19, 1 / 19])
+
+
+def test_permuted_names_leave_those_left_out_in_their_place():
+    part = Vocabulary("own", tuple("abcd"), tuple("abc"), left_out_names=("b",))
+    assert permute_names(part) == ["c", "b", "a", "d"]
+
+
 def test_bootstrap_of_equal_images_has_no_width_and_of_different_ones_has():
     same = np.tile(np.array([[[5, 10, 10], [2, 4, 8]]]), (6, 1, 1))
     low, high = bootstrap_intervals(same, [1])["miou_unseen"]
@@ -156,6 +175,24 @@ def test_bootstrap_of_equal_images_has_no_width_and_of_different_ones_has():
     different[:3, 1, 0] = 0
     low, high = bootstrap_intervals(different, [1])["miou_unseen"]
     assert low < high
+
+
+def test_intervals_are_bias_corrected_and_accelerated_as_scipys_are():
+    rng = np.random.default_rng(3)
+    counts = np.stack([rng.integers(0, 50, 30) ** 2, np.full(30, 2500)], axis=1)  # skewed hits of equal pictures
+    values = share(counts, resample(30))
+    theirs = bootstrap(
+        (counts[:, 0] / 2500,),
+        np.mean,
+        n_resamples=0,
+        method="BCa",
+        bootstrap_result=SimpleNamespace(bootstrap_distribution=values[1 : 1 + BOOTSTRAP_RESAMPLES]),
+    ).confidence_interval
+    assert interval(values) == pytest.approx([theirs.low, theirs.high], abs=1e-9)
+
+
+def test_a_score_without_numbers_has_no_interval():
+    assert interval(np.full(1 + BOOTSTRAP_RESAMPLES + 5, np.nan)) == []
 
 
 def test_one_image_has_no_interval():

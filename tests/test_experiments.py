@@ -128,6 +128,23 @@ def test_a_list_gives_rows_claims_and_recipes(content, list_file):
     assert listed.claims == (Claim("Routing helps", "paper", "ldvc", "full", "hiou"),)
 
 
+def test_a_row_may_have_more_seeds_than_its_list_and_they_come_last(content, list_file):
+    content["rows"][1]["seeds"] = 3
+    listed = read_list(list_file(content))
+    jobs = run.plan(listed, None, [], [], Path("results"), run.LAUNCH)
+    assert [job.name for job in jobs] == ["ldvc seed 0", "full seed 0", "ldvc seed 1", "full seed 1", "full seed 2"]
+    jobs = run.plan(listed, [7], [], [], Path("results"), run.LAUNCH)  # the command line's are for all rows
+    assert [job.name for job in jobs] == ["ldvc seed 7", "full seed 7"]
+
+
+def test_a_rows_seeds_are_whole_numbers(content, list_file):
+    content["rows"][1]["seeds"] = "five"
+    with pytest.raises(
+        ListError, match=r"row 1: `seeds` is 'five'; give whole numbers such as \[0, 1, 2\], or how many"
+    ):
+        read_list(list_file(content))
+
+
 def test_a_list_that_builds_on_another_has_its_rows_on_its_own_world(content, list_file, tmp_path):
     path = list_file(content | {"recipe": "{world}.yaml"})
     (tmp_path / "other.yaml").write_text(f"base: {path.name}\nworld: elsewhere\nseeds: [7]\n")
@@ -153,7 +170,7 @@ def test_a_rows_own_overrides_come_after_the_lists(content, list_file):
     [
         ({"sedes": [1]}, "unknown key `sedes`; did you mean `seeds`"),
         ({"zebra": 1}, "unknown key `zebra`; known are world"),
-        ({"seeds": ["one"]}, r"`seeds` is \['one'\]; give a list of whole numbers"),
+        ({"seeds": ["one"]}, r"`seeds` is \['one'\]; give whole numbers such as"),
         ({"rows": []}, r"`rows` is \[\]; give a list with at least one entry"),
         ({"groups": ["a"]}, "`groups` is .*; map the key of each group"),
         ({"overrides": [1]}, r"`overrides` is \[1\]; give keys"),

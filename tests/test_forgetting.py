@@ -131,7 +131,7 @@ def test_mean_iou_equals_the_naive_statement_and_leaves_absent_classes_out():
         for class_id in (0, 1):
             hit, union = 0, 0
             for image in range(5):
-                for _ in range(draws[row, image]):
+                for _ in range(int(draws[row, image])):
                     hit += areas[image, class_id, 0]
                     union += areas[image, class_id, 1] + areas[image, class_id, 2] - areas[image, class_id, 0]
             ious.append(hit / union)

@@ -112,6 +112,19 @@ def test_a_class_predicted_where_it_never_is_counts_as_zero(metric):
     assert metric.compute(num_labels=2, unseen_ids=[1])["per_class_iou"] == [0.5, 0.0]
 
 
+def test_classes_left_out_have_a_mean_of_their_own(metric):
+    metric.add(prediction=[[0, 1, 2, 2]], reference=[[0, 1, 2, 0]])
+    scores = metric.compute(num_labels=3, unseen_ids=[1], left_out_ids=[2])
+    assert (scores["miou_seen"], scores["miou_unseen"], scores["miou_left_out"]) == (0.5, 1.0, 0.5)
+    assert scores["hiou"] == pytest.approx(2 / 3)
+
+
+def test_a_class_is_not_unseen_and_left_out_at_once(metric):
+    metric.add(prediction=[[0, 1]], reference=[[0, 1]])
+    with pytest.raises(ValueError, match=r"left_out_ids \[1\]: \[1\] are unseen_ids as well; give each id in one"):
+        metric.compute(num_labels=2, unseen_ids=[1], left_out_ids=[1])
+
+
 @pytest.mark.parametrize(
     ("unseen_ids", "miou_unseen", "hiou"), [([1], 0.0, 0.0), ([], math.nan, math.nan), ([2], math.nan, math.nan)]
 )

@@ -183,14 +183,26 @@ def test_padding_never_changes_the_class_embeddings(tiny_model, tokenizer, fille
 
 def test_the_text_tower_runs_at_the_length_of_the_longest_name(tiny_model, tokenizer):
     lengths = []
-    tiny_model.clip.text_model.final_layer_norm.register_forward_hook(
-        lambda _, args, out: lengths.append(out.shape[1])
-    )
+    for block in tiny_model.clip.text_model.encoder.layers:
+        block.layer_norm1.register_forward_hook(lambda _, args, out: lengths.append(out.shape[1]))
+        block.layer_norm2.register_forward_hook(lambda _, args, out: lengths.append(out.shape[1]))
     encoded = tokenizer(
         ["a photo of a cat", "a photo of a sky dog"], padding="max_length", max_length=77, return_tensors="pt"
     )
     tiny_model.get_class_embeds(**encoded)
-    assert lengths == [8]
+    assert lengths == [8, 8] * (len(lengths) // 2 - 1) + [8, 1]  # of the last one's feed-forward the end token alone
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["relation", "linear"])
+def test_a_text_adapter_may_start_as_the_identity_and_is_loaded_as_it_was_trained(make_model, tmp_path, kind):
+    model = make_model(text_adapter=kind, text_adapter_init="identity")
+    image_embeds, class_embeds = torch.randn(2, 32), torch.randn(1, 3, 32)
+    torch.testing.assert_close(model.text_adapter(image_embeds, class_embeds), class_embeds.expand(2, -1, -1))
+    model.text_adapter.projection.weight.add_(1.0)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(loaded.text_adapter.projection.weight, model.text_adapter.projection.weight)
 
 
 @torch.no_grad()
@@ -342,7 +354,7 @@ def cached(make_model, tiny_processor, pixel_values):
 
 def test_the_default_vocabulary_is_encoded_once_while_nothing_changes(cached, monkeypatch):
     calls, encode = [], cached.model._encode_text
-    monkeypatch.setattr(cached.model, "_encode_text", lambda ids: calls.append(ids) or encode(ids))
+    monkeypatch.setattr(cached.model, "_encode_text", lambda ids, ends: calls.append(ids) or encode(ids, ends))
     assert torch.equal(cached.default(), cached.default())
     assert torch.equal(cached.default(), cached.before)
     assert calls == []

@@ -15,6 +15,7 @@ from picturebook import (
     WORLDS,
     class_id,
     draw_scene,
+    load_pages,
     load_picturebook,
 )
 from picturebook.bpe import build_tokenizer
@@ -119,6 +120,13 @@ def test_a_page_is_a_row_of_image_label_and_caption():
     assert row["label"].size == (64, 64)
 
 
+def test_a_configuration_draws_the_same_pages_larger():
+    small, large = load_pages("test", 1, 3)[0], load_pages("test", 1, 3, "256px")[0]
+    assert (small["label"].size, large["label"].size) == ((128, 128), (256, 256))
+    labels = [np.asarray(page["label"]) for page in (small, large)]
+    assert (labels[0] == labels[1][::2, ::2]).mean() > 0.95
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -126,6 +134,10 @@ def test_a_page_is_a_row_of_image_label_and_caption():
         (lambda: load_picturebook("train", 0), "num_images is 0; ask for at least one"),
         (lambda: load_picturebook("train", 1, image_size=7), "image_size 7 is below one patch; use at least 8"),
         (lambda: load_picturebook("train", 1, seed=-1), "seed -1 and index 0 must not be negative"),
+        (
+            lambda: load_pages("train", 1, 0, "large"),
+            "the picturebook has no configuration 'large'; give a side in pixels such as '256px'",
+        ),
         (
             lambda: load_picturebook("train", 1, world="flat"),
             "unknown picturebook world 'flat'; choose one of 'plain'",

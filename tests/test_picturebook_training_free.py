@@ -10,7 +10,7 @@ from picturebook.training_free import ROWS, SMOOTHINGS, find_cosines, find_label
 
 
 def test_every_method_has_a_row():
-    from ldvc.model.dense_ldvc import DENSE_METHODS
+    from ldvc.model.dense_settings_ldvc import DENSE_METHODS
 
     assert {row.method for row in ROWS} == set(DENSE_METHODS)
     assert len({row.name for row in ROWS}) == len(ROWS)

@@ -25,6 +25,7 @@ SHIPPED = (
     "prompts_ldvc",
     "decoder_ldvc",
     "dense_ldvc",
+    "dense_settings_ldvc",
     "regions_ldvc",
     "weights_ldvc",
     "loss_ldvc",

@@ -16,6 +16,7 @@ from ldvc.experiments import ablations, report
 from ldvc.experiments import cards as cards_module
 from ldvc.experiments.ablations import collect, read_list
 from ldvc.experiments.cards import CardError, check_card, make_card, read_cards, read_words, render_card
+from ldvc.experiments.figures import SWAP_COLORS, draw_decoder_swap, draw_few_seen
 from ldvc.experiments.ledger import (
     SETTINGS,
     LedgerError,
@@ -271,12 +272,12 @@ def test_the_figure_draws_a_line_and_a_band_for_each_decoder(world, tmp_path, mo
         fill(world, "class_query", seed, 0.5, 0.3, curve=fall)
     assert report.decoder_swap() == "Not drawn yet: `ldvc report --figures`."
     rows = report.swap_rows(world, collect(world))
-    assert [row.name for row, _ in rows] == ["ldvc", "class_query"]
+    assert [title for title, _ in rows] == ["LDVC", "class query"]
     report.FIGURE.parent.mkdir()
-    report.draw_decoder_swap(rows, report.FIGURE)
+    draw_decoder_swap(rows, report.FIGURE)
     assert "(../assets/figure.png)" in report.decoder_swap()
     picture = np.asarray(Image.open(report.FIGURE).convert("RGB")).astype(int)
-    for color in report.SWAP_COLORS[:2]:
+    for color in SWAP_COLORS[:2]:
         rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
         assert (np.abs(picture - rgb).sum(axis=2) < 12).sum() > 200, color
 
@@ -293,7 +294,70 @@ def test_figures_without_a_curve_are_left_out_and_documents_written(world, monke
 @pytest.mark.slow
 def test_the_figure_needs_a_curve(tmp_path):
     with pytest.raises(ValueError, match="no result has a curve"):
-        report.draw_decoder_swap([], tmp_path / "figure.png")
+        draw_decoder_swap([], tmp_path / "figure.png")
+
+
+def few_seen_world(world, tmp_path, monkeypatch):
+    """A list of two methods at two shares, with results of three seeds."""
+    content = yaml.safe_load(Path(world.path).read_text()) | {"recipe": str(tmp_path / "few.yaml"), "world": "few"}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump({"vocabulary": "voc2012", "dataset": "scenes"}))
+    content["rows"] = [
+        {"name": f"{name}_{share}", "title": f"{name}, all, {share} %", "group": "a2", "overrides": overrides}
+        for share in (50, 100)
+        for name, overrides in (
+            ("ldvc", {"seen_share": share / 100}),
+            ("none", {"seen_share": share / 100, "text_adapter": "none"}),
+        )
+    ]
+    content["claims"] = [
+        {"claim": "The adapter helps", "source": "ours", "row": "ldvc_50", "than": "none_50", "score": "miou_unseen"}
+    ]
+    path = tmp_path / "few_list.yaml"
+    path.write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(report, "FEW_SEEN", path)
+    listed = read_list(path)
+    for row in listed.rows:
+        for seed in (0, 1, 2):
+            unseen = 0.5 + 0.01 * seed - (0.3 if row.name == "ldvc_50" else 0)
+            fill(listed, row.name, seed, 0.6, unseen)
+    return listed
+
+
+def test_scores_by_share_of_seen_classes_are_one_line_a_method(world, tmp_path, monkeypatch):
+    listed = few_seen_world(world, tmp_path, monkeypatch)
+    lines = report.few_seen_lines(listed, collect(listed))
+    assert {title: list(shares) for title, shares in lines.items()} == {
+        "ldvc, all": [0.5, 1.0],
+        "none, all": [0.5, 1.0],
+    }
+    assert "| ldvc, all, 50 % |" in report.few_seen()
+    assert "- Contradicted, of ours: The adapter helps." in report.TABLES["few_seen_findings"]()
+
+
+@pytest.mark.slow
+def test_the_figure_of_few_seen_classes_draws_a_line_for_each_method(world, tmp_path, monkeypatch):
+    listed = few_seen_world(world, tmp_path, monkeypatch)
+    draw_few_seen(report.few_seen_lines(listed, collect(listed)), tmp_path / "few.png")
+    picture = np.asarray(Image.open(tmp_path / "few.png").convert("RGB")).astype(int)
+    for color in SWAP_COLORS[:2]:
+        rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (np.abs(picture - rgb).sum(axis=2) < 12).sum() > 200, color
+    with pytest.raises(ValueError, match="no row has results; run recipes/ablations/"):
+        draw_few_seen({}, tmp_path / "few.png")
+
+
+def test_words_follow_where_the_interval_leaves_zero_out_and_are_not_said_otherwise(world):
+    assert report.decided_claims(world, collect(world)) == ""
+    for seed in (0, 1, 2):
+        fill(world, "ldvc", seed, 0.6, 0.5 + 0.01 * seed)
+        fill(world, "class_query", seed, 0.6, 0.2 + 0.01 * seed)
+    said = report.decided_claims(world, collect(world))
+    assert re.fullmatch(
+        r" Image queries win: confirmed over 3 pairs of seeds, hIoU \+2\d\.\d \[.*\], with 0.1 off .*interval\)\.",
+        said,
+    )
+    fill(world, "class_query", 2, 0.6, 0.7)
+    assert report.decided_claims(world, collect(world)) == ""
 
 
 # ---- numbers without a source

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,12 +24,14 @@ from ldvc.app.doctor import check_itself
 from ldvc.app.explain import cross_attention_maps, describe, draw_routing, explain_pixel
 from ldvc.app.labels import as_classes, parse_labels
 from ldvc.data.vocabularies import WORD_LISTS, find_list
-from ldvc.export import write_sizes, write_vocabulary
+from ldvc.export.folder import describe as describe_export
+from ldvc.export.folder import write_vocabulary
 from ldvc.loading import find_kind, load
 from ldvc.model.inference_ldvc import InferenceSettings, encode_classes, prepare_picture, segment, segment_batch
 from ldvc.model.segmenter_ldvc import BACKGROUND, Rivals, read_rivals
 from ldvc.segmenters.clipseg import CLIPSegSegmenter
-from ldvc.segmenters.exported import ExportedSegmenter, ExportedSizes
+from ldvc.segmenters.exported import ExportedSegmenter
+from ldvc.segmenters.exported_folder import ExportedFolder, read_exported_folder
 
 
 KINDS = ["ldvc", "clip", "clipseg"]
@@ -389,18 +390,24 @@ class FakeProgram:
     """Stands for a program's runtime: the logits of the model that it was exported from."""
 
     def __init__(self, folder):
-        self.sizes = ExportedSizes(**json.loads(Path(folder, "ldvc_export.json").read_text()))
+        self.folder = read_exported_folder(folder)
 
     def __call__(self, pixel_values, class_embeds):
-        self.sizes.check(pixel_values, class_embeds)
+        self.folder.check(pixel_values.shape, class_embeds.shape)
         return self.model(pixel_values=pixel_values, class_embeds=class_embeds).logits
+
+    def encode_prompts(self, input_ids, attention_mask=None):
+        return self.model.get_class_embeds(input_ids, attention_mask)
 
 
 @pytest.fixture
 def exported(checkpoint, tmp_path, monkeypatch):
     """Return a folder as `ldvc export` writes it; its program is the checkpoint itself."""
     model, processor = load(checkpoint, "cpu")
-    write_sizes(model.config, tmp_path, "onnx", "model.onnx")
+    for name in ("model.onnx", "text.onnx"):
+        (tmp_path / name).touch()
+    described = describe_export(model, processor, "onnx")
+    ExportedFolder(**described, picture_program="model.onnx", text_program="text.onnx").write(tmp_path)
     write_vocabulary(model, processor, tmp_path)
     processor.save_pretrained(tmp_path)
     monkeypatch.setattr(FakeProgram, "model", model, raising=False)
@@ -419,12 +426,15 @@ def test_an_exported_program_answers_for_its_own_names_as_its_checkpoint(exporte
     assert {mask["label"] for mask in segmenter(picture)} == {NAMES[index] for index in found.label_map.unique()}
 
 
+def test_an_exported_program_takes_new_names_and_synonyms(exported, checkpoint, picture):
+    for names in (["zebra", "sky"], {"animal": ["cat", "dog"], "sky": ["sky"]}):
+        expected = segment(*load(checkpoint, "cpu"), picture, names, top_k=2)
+        found = segment(*load(exported), picture, names, top_k=2)
+        torch.testing.assert_close(found.top_scores, expected.top_scores)
+
+
 def test_what_an_exported_program_cannot_do_is_said_in_a_line(exported, picture):
     model, processor = load(exported)
-    with pytest.raises(ValueError, match="no text tower"):
-        segment(model, processor, picture, ["cat"])
-    with pytest.raises(ValueError, match=r"an exported program has no text tower; give `class_embeds`"):
-        model.get_class_embeds(torch.ones(1, 4))
     with pytest.raises(ValueError, match="multiples of 16"):
         segment(model, processor, picture, settings=InferenceSettings(0, 0))
     with pytest.raises(ValueError, match="it runs on the CPU, in the numbers it was written in"):
@@ -667,11 +677,3 @@ def test_a_clipseg_is_scored_by_the_protocol_of_all_and_marked_as_unaudited(clip
     assert result["audit"]["status"] == "unaudited"
     assert len(result["scores"]["0.0"]["per_class_iou"]) == 4
     assert "UNAUDITED" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("kind", ["clip", "clipseg"])
-def test_what_is_no_ldvc_is_not_exported(folders, tmp_path, capsys, kind):
-    from ldvc.commands.export import export
-
-    assert export([str(folders[kind]), "--output", str(tmp_path / "out")]) == 2
-    assert f"is no LDVC model: it holds a '{kind}' model" in capsys.readouterr().err

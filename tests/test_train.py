@@ -325,6 +325,15 @@ def test_a_warm_up_longer_than_the_run_is_said(train_arguments, caplog, steps, i
     assert ("`warmup_steps` 2 is more than `max_steps` 1: the run ends before" in caplog.text) == is_said
 
 
+def test_settings_are_not_chosen_on_the_pages_of_the_scores(train_arguments):
+    tuning = [*train_arguments, "--vocabulary", "picturebook_tuning", "--eval_split"]
+    with pytest.raises(
+        RecipeError, match=r"`eval_split` is 'test' .* 'picturebook_tuning', .* --eval_split validation"
+    ):
+        read_recipe([*tuning, "test"])
+    assert read_recipe([*tuning, "validation"]).vocabulary == "picturebook_tuning"
+
+
 def test_a_stream_cut_to_its_first_pictures_is_refused(train_arguments):
     with pytest.raises(RecipeError, match=r"`num_train_images` is 6 and `streaming` is on: .* leave one of the two"):
         read_recipe([*train_arguments, "--streaming", "true", "--num_train_images", "6"])

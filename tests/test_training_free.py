@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
 from ldvc import LDVCForSemanticSegmentation, TrainingFreeCLIP
-from ldvc.model.dense_ldvc import DENSE_METHODS, find_rotation, gaussian_bias
+from ldvc.model.dense_ldvc import find_rotation, gaussian_bias
+from ldvc.model.dense_settings_ldvc import DENSE_METHODS
 from ldvc.model.modeling_ldvc import LDVCImageFeatures
 from ldvc.segmenters.feedback import open_paths, patch_labels, patch_similarity
 from ldvc.segmenters.smoothing import pamr
@@ -275,19 +276,65 @@ def test_the_family_has_further_members(clip, pixels, settings, formula):
 
 
 def test_the_gaussian_is_one_on_the_diagonal_and_nothing_for_the_class_token():
-    torch.testing.assert_close(gaussian_bias(GRID, 16, 2.0, torch.zeros(1)), gaussian(2.0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(gaussian_bias(GRID, 16, 2.0, torch.zeros(1)), gaussian(2.0)[1:], rtol=0, atol=1e-6)
+
+
+def build_ldvc(clip, method, settings=None, **fields):
+    features = {"patch_features": method, "patch_feature_settings": settings}
+    return LDVCForSemanticSegmentation.from_clip_pretrained(clip, num_text_prompts=0, **features, **fields)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", ["tokens", "value"])
-def test_value_and_tokens_are_those_of_ldvc_to_the_last_bit(clip, pixels, method):
-    model = LDVCForSemanticSegmentation.from_clip_pretrained(
-        clip, num_vision_prompts=0, num_text_prompts=0, patch_features=method
-    )
-    expected = model.get_image_features(pixels)
-    found = TrainingFreeCLIP(clip, method).get_image_features(pixels)
-    assert torch.equal(found.feature_map, expected.feature_map)
+@pytest.mark.parametrize("method", DENSE_METHODS)
+@pytest.mark.parametrize("settings", [{}, {"residual": 0.5, "attention_weight": 2.0, "num_blocks": 3}])
+def test_ldvc_without_prompts_has_the_features_of_every_method(clip, pixels, method, settings):
+    settings = settings | (RESCLIP if method == "resclip" else {})
+    expected = build_ldvc(clip, method, settings or None, num_vision_prompts=0).get_image_features(pixels)
+    options = settings | ({"feedback": False} if method == "resclip" else {})
+    found = TrainingFreeCLIP(clip, method, **options).get_image_features(pixels)
+    torch.testing.assert_close(found.feature_map, expected.feature_map, **CLOSE)
     torch.testing.assert_close(found.image_embeds, expected.image_embeds, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("method", DENSE_METHODS)
+def test_ldvc_computes_no_last_block_of_which_it_uses_the_class_token_alone(clip, pixels, method, implementation):
+    settings = RESCLIP if method == "resclip" else None
+    model = build_ldvc(clip, method, settings, num_vision_prompts=4, attn_implementation=implementation).eval()
+    calls, last = [], model.clip.vision_model.encoder.layers[-1]
+    last.register_forward_hook(lambda *_: calls.append("block"))
+    last.mlp.register_forward_hook(lambda module, args, out: calls.append(out.shape[1]))
+    model.get_image_features(pixels)
+    patches = GRID[0] * GRID[1]
+    rows = [1, patches] if DENSE_METHODS[method].feed_forward else [1]
+    assert calls == ([1 + 4 + patches, "block"] if method == "tokens" else rows)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", DENSE_METHODS)
+def test_attention_that_is_written_out_gives_the_same_features(clip, pixels, method):
+    settings = RESCLIP if method == "resclip" else None
+    models = [build_ldvc(clip, method, settings, attn_implementation=kind) for kind in ("eager", "sdpa")]
+    models[1].load_state_dict(models[0].state_dict())
+    written_out, fused = (model.eval().get_image_features(pixels).feature_map for model in models)
+    torch.testing.assert_close(written_out, fused, **CLOSE)
+
+
+def test_prompts_learn_through_features_of_several_blocks(clip, pixels):
+    model = build_ldvc(clip, "pearl", {"num_blocks": 3, "residual": 1.0}, num_vision_prompts=4)
+    model.get_image_features(pixels).feature_map.square().sum(dim=0).var().backward()
+    assert (model.vision_prompts.tokens.grad[:LAYERS].abs().amax(dim=(1, 2)) > 0).all()
+
+
+def test_an_adapter_for_other_features_is_refused_and_leaves_the_model_as_it_was(clip, tmp_path):
+    saved = build_ldvc(clip, "value", {"residual": 1.0}, num_vision_prompts=4)
+    saved.save_adapter(tmp_path)
+    other = build_ldvc(clip, "value", num_vision_prompts=4)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(ValueError, match=r"has patch_feature_settings=\{.residual.: 1\.0\}, this model None"):
+        other.load_adapter_weights(tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
 @torch.no_grad()

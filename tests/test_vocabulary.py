@@ -53,7 +53,7 @@ def named_logits(model, processor, pixel_values, names=NAMES):
 
 
 def forbid_encoding(model, monkeypatch):
-    def refuse(_):
+    def refuse(*_):
         raise AssertionError("text was encoded")
 
     monkeypatch.setattr(model, "_encode_text", refuse)

@@ -1,6 +1,7 @@
-"""Segmentation on an engine that runs already: a class whose objects keep a model and take batches of rows.
+"""Tables of pictures: a class whose objects keep a model and add label maps to batches of rows.
 
-For Ray Data, whose actors are such objects; retries, progress and files are the engine's:
+For Ray Data, whose actors are such objects; retries, progress and files are the engine's. Pictures in files are for
+`ldvc segment --engine ray` (`ldvc/app/engine.py`), which writes every kind of result.
 
     rows = ray.data.read_parquet("photos")
     masks = rows.map_batches(
@@ -23,7 +24,7 @@ import numpy as np
 
 from ldvc.app.batch import Job, Segmenter, make_settings
 from ldvc.app.labels import as_classes, parse_labels
-from ldvc.loading import EMBEDDED_CHECKPOINT, one_line
+from ldvc.loading import EMBEDDED_CHECKPOINT, one_line, read_settings
 from ldvc.masks.files import MAX_PIXELS, Picture, decode_picture, pixel_limit
 from ldvc.masks.pixels import write_grey
 from ldvc.model.pixels_ldvc import check_value_range
@@ -77,12 +78,21 @@ class RowSegmenter:
         short_side: As `--short-side`.
         threshold: As `--threshold`.
         other: As `--other`.
+        negative: As `--not`.
+        background: As `--background`.
+        method: As `--method`.
+        setting: As `--setting`, "NAME=VALUE" each.
+        seen_score_offset: As `--seen-score-offset`.
+        vocabulary: As `--vocabulary`, in place of `labels`.
         batch_size: Pictures, or windows, per call of the model.
         max_pixels: Refuse larger pictures.
         value_range: The values that are black and white; `None` is what each picture says itself.
 
     Attributes:
         names: Name of every id.
+
+    Raises:
+        ValueError: If options exclude each other, or the command would refuse them.
     """
 
     def __init__(
@@ -98,15 +108,28 @@ class RowSegmenter:
         short_side: int | None = None,
         threshold: str | None = None,
         other: str | None = None,
+        negative: str | None = None,
+        background: str | None = None,
+        method: str | None = None,
+        setting: Sequence[str] = (),
+        seen_score_offset: float | None = None,
+        vocabulary: str | Path | None = None,
         batch_size: int = 1,
         max_pixels: int = MAX_PIXELS,
         value_range: tuple[float, float] | None = None,
     ):
-        classes = None if labels is None else as_classes(parse_labels(labels))
-        settings = make_settings(short_side, window, stride)
+        if labels is not None and vocabulary is not None:
+            raise ValueError("labels and vocabulary both name the classes; give one of them.")
+        texts = (labels, negative, background)
+        classes, rivals, words = (None if text is None else as_classes(parse_labels(text)) for text in texts)
         self.segmenter = Segmenter(
-            *(model, device, classes, None, settings, threshold, other),
+            *(model, device, classes, None if vocabulary is None else Path(vocabulary)),
+            *(make_settings(short_side, window, stride), threshold, other),
             batch_size=batch_size or None,
+            seen_score_offset=seen_score_offset,
+            negative=rivals,
+            background=words and [word for own in words.values() for word in own],
+            load_settings=read_settings(method, setting),
             value_range=None if value_range is None else check_value_range(value_range),
         )
         self.columns, self.max_pixels = (image_column, label_column, error_column), max_pixels

@@ -10,6 +10,7 @@ import errno
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,12 +18,13 @@ import typer
 from typer.core import TyperGroup
 
 from ldvc import __version__
+from ldvc.app.engine import Alone, Crew, Engine, open_crew
 from ldvc.app.labels import as_classes, check_labels, parse_labels
 from ldvc.app.labels import render as render_labels
 from ldvc.data.rows import find_rows
 from ldvc.loading import EMBEDDED_CHECKPOINT, default_names, load, one_line, read_settings
 from ldvc.masks.coco import FIRST_CATEGORY_ID
-from ldvc.masks.files import MAX_PIXELS, Found, Picture, find_pictures, parse_value_range
+from ldvc.masks.files import MAX_PIXELS, Found, find_pictures, parse_value_range
 from ldvc.masks.formats import WRITERS, Existing, Format, OutputFolder
 from ldvc.masks.geo import RasterWriter
 from ldvc.masks.parts import written_aside
@@ -39,9 +41,9 @@ if TYPE_CHECKING:  # these imports take seconds
 # Of click, or of typer's own copy of it, whichever this typer uses.
 UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, MemoryError, ImportError)
-EXTRAS = {"pycocotools": "cli", "gradio": "demo", "rasterio": "geo"}  # every other package comes with `train`
+EXTRAS = {"pycocotools": "cli", "gradio": "demo", "rasterio": "geo", "ray": "ray", "openvino": "openvino"}
 EXTRAS |= dict.fromkeys(("torch", "transformers", "safetensors", "huggingface_hub"), "torch")
-EXTRAS |= dict.fromkeys(("onnxruntime", "tokenizers"), "runtime") | {"openvino": "openvino"}
+EXTRAS |= dict.fromkeys(("onnxruntime", "tokenizers"), "runtime")  # every other package comes with `train`
 
 
 class OneLineErrors(TyperGroup):
@@ -150,6 +152,7 @@ Examples:
   ldvc segment photos --labels classes.txt --runtime openvino --precision bf16
   ldvc segment --dataset data/voc2012 --split validation --id-column image_id --batch-size 8
   accelerate launch --multi_gpu --num_processes 4 -m ldvc segment photos --skip-existing
+  ldvc segment photos --labels classes.txt --engine ray --actors 4 --skip-existing
 
 \b
 Labels: commas part classes, bars part synonyms. A value that ends in .txt is a
@@ -175,9 +178,8 @@ LabelsOption = Annotated[
 ]
 VocabularyOption = Annotated[Path | None, typer.Option(help="Folder of a saved LDVCVocabulary, in place of --labels.")]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
-FormatsOption = Annotated[
-    list[Format] | None, typer.Option("--format", "-f", help="Repeatable; by default png and overlay.")
-]
+DEFAULT_FORMATS = [Format.PNG, Format.OVERLAY]
+FormatsOption = Annotated[list[Format], typer.Option("--format", "-f", help="Repeatable.")]
 RecursiveOption = Annotated[bool, typer.Option("--recursive", "-r", help="Search folders below folders too.")]
 DatasetOption = Annotated[
     str | None, typer.Option(help="Folder or Hub id of a dataset of the library `datasets`, in place of IMAGE.")
@@ -246,6 +248,12 @@ RuntimeOption = Annotated[
 ]
 PrecisionOption = Annotated[Precision, typer.Option(help="Of matrix products; bf16 where the processor has it.")]
 MaxPixelsOption = Annotated[int, typer.Option(min=1, help="Refuse larger pictures, which may be decompression bombs.")]
+EngineOption = Annotated[
+    Engine | None, typer.Option(help="Hand the pictures to processes of Ray, here or where RAY_ADDRESS says.")
+]
+ActorsOption = Annotated[
+    int | None, typer.Option(min=1, help="Processes of --engine; by default one per GPU, or one.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
 SkipOption = Annotated[bool, typer.Option("--skip-existing", help="Make only what is missing or damaged: resume.")]
 
@@ -261,7 +269,7 @@ def segment_command(
     method: MethodOption = None,
     setting: SettingOption = None,
     output: OutputOption = Path("ldvc-masks"),
-    formats: FormatsOption = None,
+    formats: FormatsOption = DEFAULT_FORMATS,
     recursive: RecursiveOption = False,
     dataset: DatasetOption = None,
     split: SplitOption = None,
@@ -284,6 +292,8 @@ def segment_command(
     runtime: RuntimeOption = Runtime.AUTO,
     precision: PrecisionOption = Precision.FLOAT32,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
+    engine: EngineOption = None,
+    actors: ActorsOption = None,
     overwrite: OverwriteOption = False,
     skip_existing: SkipOption = False,
     debug: DebugOption = False,
@@ -292,32 +302,30 @@ def segment_command(
 
     Without --window and --short-side, a picture goes through the model whole, at the checkpoint's own size.
     """
-    formats = formats or [Format.PNG, Format.OVERLAY]
     check_options(labels, vocabulary, formats, scores, overwrite, skip_existing)
     classes, rivals, words = map(read_labels, (labels, negative, background))
-    found = find_source(images, recursive, output, dataset, [split, dataset_config, image_column, id_column])
-    levels, facts = parse_value_range(value_range), {"scores": scores}  # those of the npz files
-    facts |= read_rasters(found, formats, bands, levels) | ({"image_url": image_url} if image_url else {})
-    facts |= describe_rows(dataset, id_column, split, dataset_config, len(found.pictures))
+    rows = [split, dataset_config, image_column, id_column]
+    found = find_source(images, recursive, output, dataset, rows)
+    levels, facts = read_rasters(found, formats, bands, value_range)
+    facts |= describe_rows(found, dataset, rows) | describe_files(scores, image_url)
     from ldvc.app import batch, runtimes
 
     settings, share = batch.make_settings(short_side, window, stride), join_processes()
     device, options = share.device if device == "auto" and share.device else device, read_settings(method, setting)
     choice = runtimes.choose(model, device, runtime, precision, options)
-    if share.is_main:
-        typer.echo(f"Runtime: {choice}", err=True)
-    segmenter = batch.Segmenter(
+    make_segmenter = partial(
+        batch.Segmenter,
         *(model, device, classes, vocabulary, settings),
         *(threshold, other, *what_is_kept(formats, scores), batch_size, seen_score_offset, rivals),
         *(words and [word for own in words.values() for word in own], options, levels),
         runtime=choice.runtime,
         precision=choice.precision,
     )
-    arguments = (output, formats, segmenter.describe() | facts, len(segmenter.names), segmenter.unseen_names())
-    folder = OutputFolder(*arguments, first_category_id)
-    pictures = start_folder(folder, found, overwrite, skip_existing, share)
-    failures = batch.segment_pictures(pictures, segmenter, folder, max_pixels, debug, share.is_main)
-    return finish_batch(found, len(pictures), failures, folder, share)
+    with open_crew(make_segmenter, engine, actors, batch_size, share) as crew:
+        if share.is_main:
+            typer.echo(f"Runtime: {choice}", err=True)
+        place = (output, formats, facts, first_category_id, what_to_replace(overwrite, skip_existing))
+        return segment_found(crew, found, place, share, max_pixels, debug)
 
 
 def read_labels(text: str | None) -> dict[str, list[str]] | None:
@@ -325,13 +333,37 @@ def read_labels(text: str | None) -> dict[str, list[str]] | None:
     return None if text is None else as_classes(parse_labels(text))
 
 
-def start_folder(
-    folder: OutputFolder, found: Found, overwrite: bool, skip_existing: bool, share: Share
-) -> list[Picture]:
-    """Check the output folder; returns the pictures that this process is to do."""
-    existing = Existing.OVERWRITE if overwrite else Existing.SKIP if skip_existing else Existing.REFUSE
+def what_to_replace(overwrite: bool, skip_existing: bool) -> Existing:
+    """What happens to results that are there."""
+    return Existing.OVERWRITE if overwrite else Existing.SKIP if skip_existing else Existing.REFUSE
+
+
+def segment_found(
+    crew: Alone | Crew,
+    found: Found,
+    place: tuple[Path, Sequence[Format], dict[str, Any], int, Existing],
+    share: Share,
+    max_pixels: int,
+    debug: bool,
+) -> int:
+    """Check the output folder, segment what this process is to do, and report it; returns the exit code.
+
+    Args:
+        crew: Whoever does it.
+        found: The pictures.
+        place: The output folder, kinds of results, what names.json says beside the model's, COCO's first category id,
+            and what to replace.
+        share: Of this process.
+        max_pixels: Refuse larger pictures.
+        debug: Raise the first error.
+    """
+    output, formats, facts, first_category_id, existing = place
+    description, *rest = crew.describe()
+    folder = OutputFolder(output, formats, description | facts, *rest, first_category_id)
     todo = set(folder.start({picture.name: picture.path for picture in found.pictures}, existing, share))
-    return [picture for picture in found.pictures if picture.name in todo]
+    pictures = [picture for picture in found.pictures if picture.name in todo]
+    failures = crew.segment(pictures, folder, max_pixels, debug)
+    return finish_batch(found, len(pictures), failures, folder, share, crew.close())
 
 
 def what_is_kept(formats: Sequence[Format], scores: bool) -> tuple[bool, bool]:
@@ -341,32 +373,43 @@ def what_is_kept(formats: Sequence[Format], scores: bool) -> tuple[bool, bool]:
 
 
 def read_rasters(
-    found: Found, formats: Sequence[Format], bands: str | None, value_range: tuple[float, float] | None
-) -> dict[str, Any]:
-    """Let rasterio read the TIFF files where bands or places matter; returns what names.json says of it.
+    found: Found, formats: Sequence[Format], bands: str | None, value_range: str | None
+) -> tuple[tuple[float, float] | None, dict[str, Any]]:
+    """Let rasterio read TIFF files where bands or places matter; returns the range, and what names.json says of it.
 
     Raises:
-        ValueError: If the bands make no sense, or there is no TIFF file for them.
+        ValueError: If bands or range make no sense, or there is no TIFF file for the bands.
     """
-    settings = RasterSettings(parse_bands(bands), value_range)
+    settings = RasterSettings(parse_bands(bands), parse_value_range(value_range))
     if not (bands or any(issubclass(WRITERS[kind], RasterWriter) for kind in formats)):
-        return {}
+        return settings.value_range, {}
     found.pictures = as_rasters(found.pictures, settings)
     if any(isinstance(picture, RasterPicture) for picture in found.pictures):
-        return {"rasters": {"bands": settings.bands, "value_range": settings.value_range}}
+        facts = {"rasters": {"bands": settings.bands, "value_range": settings.value_range}}
+        return settings.value_range, facts
     if bands:
         raise ValueError("--bands is of TIFF files, and there is none.")
-    return {}
+    return settings.value_range, {}
 
 
-def describe_rows(
-    dataset: str | None, id_column: str | None, split: str | None, dataset_config: str | None, num_rows: int
-) -> dict[str, list[Any]]:
-    """What numbers of rows refer to, where results are named by these, which every split has."""
+def describe_files(scores: bool, image_url: str | None) -> dict[str, Any]:
+    """What options of single kinds of results change in their files."""
+    return {"scores": scores} | ({"image_url": image_url} if image_url else {})
+
+
+def describe_rows(found: Found, dataset: str | None, values: Sequence[str | None]) -> dict[str, list[Any]]:
+    """What numbers of rows refer to, where results are named by these, which every split has.
+
+    Args:
+        found: The rows.
+        dataset: As `--dataset`.
+        values: Of the options in `DATASET_DEFAULTS`.
+    """
+    split, dataset_config, _, id_column = values
     if dataset is None or id_column is not None:
         return {}
     place = str(Path(dataset).resolve()) if Path(dataset).exists() else dataset
-    return {"rows": [place, split or DATASET_DEFAULTS["--split"], dataset_config, num_rows]}
+    return {"rows": [place, split or DATASET_DEFAULTS["--split"], dataset_config, len(found.pictures)]}
 
 
 def find_source(
@@ -421,13 +464,18 @@ def check_options(
 
 
 def finish_batch(
-    found: Found, num_tried: int, failures: list[tuple[str, str]], folder: OutputFolder, share: Share
+    found: Found,
+    num_tried: int,
+    failures: list[tuple[str, str]],
+    folder: OutputFolder,
+    share: Share,
+    journals: Sequence[Path] = (),
 ) -> int:
     """Wait for all processes, write what is one for all, say what was done and what failed; returns the exit code.
 
     Only the main process has another than 0: a launcher that sees one ends the others, who may still be at work.
     """
-    everywhere = share.gather((num_tried, failures, folder.close()))
+    everywhere = share.gather((num_tried, failures, [*journals, *folder.close()]))
     share.leave()
     if not share.is_main:
         return 0

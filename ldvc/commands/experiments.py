@@ -32,7 +32,7 @@ REPORT = """\
 Render the result tables of README, cards and docs from the files in results/, and the cards from their template.
 
     ldvc report            write the tables between the markers of each document, and model_cards/
-    ldvc report --figures  also draw assets/decoder_swap.png and assets/speed.png
+    ldvc report --figures  also draw decoder_swap.png, few_seen.png and speed.png of assets/
     ldvc report --check    fail if a document does not show what results/ holds, or names a score outside a table
 
 A document names a table by a pair of comments, `<!-- table: NAME -->` and `<!-- end -->`; what stands between them is

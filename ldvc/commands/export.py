@@ -8,17 +8,19 @@ from ldvc.places import EMBEDDED_CHECKPOINT
 
 
 EXPORT = """\
-Programs without this code: ONNX and torch.export, from pixels and class embeddings to logits.
+Programs without this code, ONNX and torch.export: pixels and class embeddings to logits, names to embeddings.
 
     ldvc export CHECKPOINT --output FOLDER            ONNX, with the processor and the vocabulary beside it
-    ldvc export CHECKPOINT --output FOLDER --int8     weights in 8 bits
+    ldvc export CHECKPOINT --output FOLDER --int8     weights of the picture program in 8 bits
+    ldvc export CLIP --method naclip --output FOLDER  a CLIP without training; a CLIPSeg needs no method
     ldvc export CHECKPOINT --output FOLDER --format torch
 
-The text tower stays behind: class embeddings are an input, so one program serves every vocabulary; they come from
-`model.encode_vocabulary`, and those of the checkpoint's own names are written beside the program. Numbers of images
-and classes are free. Height and width must be multiples of `size_multiple(config)`, whole patches and whole regions;
-the folder says so in `ldvc_export.json`, and `ExportedLDVC`, which runs the program, checks it. ONNX Runtime alone
-would cut other pictures without a word.
+Class embeddings are an input of the picture program, so one serves every vocabulary. They come from the text program,
+which has LDVC's text prompts in it; those of the checkpoint's own names are written beside the programs. A baked
+vocabulary and --format torch have no text program. Numbers of pictures and classes are free; in 8 bits and of a
+CLIPSeg a call takes one picture. Height and width must be multiples of whole patches and whole regions:
+`ldvc_export.json` says of how many pixels, and `ldvc.load(FOLDER)`, which runs the programs, checks it. ONNX Runtime
+alone would cut other pictures without a word.
 """
 
 EXPLAIN = """\
@@ -33,9 +35,11 @@ Everything shown is read from the outputs of one forward pass over the whole pic
 def export(argv: Sequence[str] | None = None) -> int:
     """Run `ldvc export`; returns the exit code."""
     parser = make_parser("export", EXPORT)
-    parser.add_argument("checkpoint", help="folder or Hub id")
+    parser.add_argument("checkpoint", help="folder or Hub id of an LDVC, CLIP or CLIPSeg")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--format", choices=("onnx", "torch"), default="onnx")
+    parser.add_argument("--method", help="of a CLIP without training, such as naclip")
+    parser.add_argument("--setting", nargs="*", metavar="NAME=VALUE", help="settings of the model to change")
     parser.add_argument("--int8", action="store_true", help="weights in 8 bits (ONNX only)")
     parser.add_argument("--check", type=Path, nargs="*", default=[], help="pictures to compare program and model on")
     arguments = parser.parse_args(argv)

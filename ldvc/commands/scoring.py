@@ -54,8 +54,15 @@ lowered (offset 0). Under `accelerate launch` every process takes its share of t
 """
 
 # What has no effect with or without `--protocol`, and defaults without.
-NOT_WITH_PROTOCOL = ("vocabulary", "class_names", "unseen_classes", "setting", "allow_protocol_mismatch")
-NOT_WITH_PROTOCOL += ("reduce_labels", "offsets", "permute_unseen_names", "floor", "predictions")
+NOT_WITH_PROTOCOL = ("vocabulary", "class_names", "unseen_classes", "seen_share", "setting")
+NOT_WITH_PROTOCOL += (
+    "allow_protocol_mismatch",
+    "reduce_labels",
+    "offsets",
+    "permute_unseen_names",
+    "floor",
+    "predictions",
+)
 ONLY_WITH_PROTOCOL = ("protocol_of", "settings", "names", "smoothing", "softmax_scale", "threshold", "area_threshold")
 WITHOUT_PROTOCOL = {"short_side": 512, "window": 512, "image_stats": "imagenet", "method": "value"}
 
@@ -95,6 +102,8 @@ def read_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if getattr(arguments, name) != parser.get_default(name):
             rule = "is decided by --protocol" if arguments.protocol else "belongs to --protocol"
             parser.error(f"--{name} {rule}; leave it out.")
+    if arguments.seen_share != 1 and arguments.setting not in ("inductive", "transductive"):
+        parser.error(f"--seen_share is of a split that holds classes out, which {arguments.setting} does not.")
     if not arguments.protocol:
         if arguments.method and not arguments.training_free:
             parser.error("--method is of a CLIP without training; add --training_free, or leave it out.")
@@ -125,6 +134,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
     parser.add_argument("--vocabulary", help=lists)
     parser.add_argument("--class_names", help='in place of --vocabulary, in the order of the ids: "[cat, dog]"')
     parser.add_argument("--unseen_classes", help="those of them whose masks did not train")
+    parser.add_argument("--seen_share", type=float, default=1.0, help="of the seen classes, so many trained")
     parser.add_argument("--setting", default="inductive", choices=SETTINGS, help="protocol of the scores")
     parser.add_argument("--allow_protocol_mismatch", action="store_true", help="score and mark instead of refusing")
     parser.add_argument("--reduce_labels", action="store_true", help="label maps count from 1, 0 is background (VOC)")
@@ -134,7 +144,8 @@ def evaluate_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--stride", type=int, help="pixels; default: 426 of a window of 512, and so of others")
     parser.add_argument("--window_batch_size", type=int, default=4)
-    parser.add_argument("--offsets", type=float, nargs="+", default=list(SEEN_SCORE_OFFSETS))
+    offsets = f"taken off seen scores; default: {' '.join(map(str, SEEN_SCORE_OFFSETS))}, and the checkpoint's own"
+    parser.add_argument("--offsets", type=float, nargs="+", help=offsets)
     parser.add_argument("--prompt_templates", nargs="+", help="averaged, or 'ensemble15'; without text prompts")
     parser.add_argument("--permute_unseen_names", action="store_true", help="control: every unseen name is wrong")
     parser.add_argument("--training_free", action="store_true", help="score a CLIP without training")

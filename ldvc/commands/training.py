@@ -1,9 +1,10 @@
-"""`ldvc train`, which is `accelerate launch train.py` on one process."""
+"""`ldvc train`, which is `accelerate launch train.py` on one process, and `ldvc calibrate`."""
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from ldvc.commands import USER_ERRORS
+from ldvc.commands import USER_ERRORS, end_in_one_line, make_parser
 
 
 TRAIN = r"""Train LDVC: one recipe in, one folder out.
@@ -46,3 +47,41 @@ def train(argv: Sequence[str] | None = None) -> int:
         logging.get_logger("ldvc.train").error("train: %s", error)
         return 2
     return 0
+
+
+CALIBRATE = """\
+Choose how much to take off the probabilities of seen classes, without a mask of an unseen one.
+
+    ldvc calibrate recipes/picturebook_inductive.yaml --output outputs/calibration
+    ldvc calibrate RECIPE --dataset FOLDER --checkpoint outputs/voc --output outputs/calibration
+
+A part of the seen classes is held out in turn, and a model trained without it by the recipe, whose keys can be
+overridden; the number that is best for the parts held out, on training pictures left out of these trainings, is
+printed and written to calibration.json, and with --checkpoint into that checkpoint as `seen_score_offset`.
+"""
+
+
+def calibrate(argv: Sequence[str] | None = None) -> int:
+    """Run `ldvc calibrate`; returns the exit code."""
+    parser = make_parser("calibrate", CALIBRATE, allow_abbrev=False)
+    parser.add_argument("recipe", help="YAML file of an inductive run")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the trainings and calibration.json")
+    parser.add_argument("--parts", type=int, default=4, help="of the seen classes, each held out once (default 4)")
+    parser.add_argument("--num_images", type=int, default=250, help="training pictures to score on (default 250)")
+    parser.add_argument("--checkpoint", type=Path, help="folder that gets the number")
+    arguments, keys = parser.parse_known_args(argv)  # the others are keys of the recipe
+
+    def work() -> None:
+        from ldvc.training.calibration import calibrate as choose
+        from ldvc.training.calibration import check_checkpoint, set_offset
+        from ldvc.training.recipe import read_recipe
+
+        recipe = read_recipe([arguments.recipe, *keys])
+        if arguments.checkpoint:
+            check_checkpoint(arguments.checkpoint)  # before the trainings
+        offset = choose(recipe, arguments.parts, arguments.num_images, arguments.output)
+        sys.stdout.write(f"seen_score_offset: {offset}\n")
+        if arguments.checkpoint:
+            set_offset(arguments.checkpoint, offset)
+
+    return end_in_one_line("calibrate", work)

@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import yaml
@@ -135,7 +135,7 @@ def choose_vocabulary(
     unseen = tuple(parse_names(unseen_classes)) if unseen_classes else None
     if vocabulary:
         known = get_vocabulary(vocabulary)
-        return known if unseen is None else Vocabulary(known.name, known.class_names, unseen)
+        return known if unseen is None else replace(known, unseen_names=unseen)
     names = parse_names(class_names) if class_names else read_class_names(dataset)
     if not names:
         raise ValueError(

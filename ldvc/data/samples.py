@@ -81,7 +81,7 @@ def load_split(
         dataset: A drawn world (see `worlds`), a folder written by `save_to_disk`, a plain folder of pictures and label
             maps (see `folders`), a folder of Parquet files, or the id of a dataset on the Hub.
         split: Name of the split. A folder that holds one unnamed `Dataset` counts as the split "train".
-        config_name: Configuration of a dataset that has several.
+        config_name: Configuration of a dataset that has several; of the picture book, the side of its pages ("256px").
         image_column: Column of the images.
         label_column: Column of the label maps, stored as images whose pixel values are ids.
         streaming: Read samples as they come instead of preparing an indexed copy.
@@ -105,7 +105,7 @@ def load_split(
     if dataset in WORLDS:
         if num_images is None:
             raise ValueError(f"{dataset!r} is drawn without end: say how many pictures with num_images.")
-        loaded = WORLDS[dataset].load(split, num_images, seed)
+        loaded = WORLDS[dataset].load(split, num_images, seed, config_name)
     else:
         loaded = open_split(dataset, split, config_name=config_name, streaming=streaming, revision=revision)
     if streaming and isinstance(loaded, Dataset):

@@ -4,7 +4,7 @@ The one place for all of them. The position of a name is its class id, and the n
 ("pottedplant", "wall-concrete"): the published text features were made from these strings, in this order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from ldvc.data.names import BENCHMARK_FILES, read_name_file
@@ -36,17 +36,23 @@ class Vocabulary:
         name: Short name, as written in recipes.
         class_names: Class names; the position of a name is its class id.
         unseen_names: Names whose masks never reach an inductive loss, in any order; empty when all are seen.
+        left_out_names: Those of them that the split calls seen, and that a share left out, see `with_seen_share`: they
+            train as little as the others, and count neither as seen nor as unseen in the scores.
+        joining_order: All class names in the order in which seen ones join when a share of them trains; or empty.
     """
 
     name: str
     class_names: tuple[str, ...]
     unseen_names: tuple[str, ...] = ()
+    left_out_names: tuple[str, ...] = ()
+    joining_order: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the lists against each other.
 
         Raises:
-            ValueError: If there are no classes, a name occurs twice, or an unseen name is not a class.
+            ValueError: If there are no classes, a name occurs twice, an unseen name is not a class, a name left out is
+                not unseen, or the joining order is not one of all classes.
         """
         if not self.class_names:
             raise ValueError(f"Vocabulary '{self.name}' has no class_names: give at least one.")
@@ -59,16 +65,61 @@ class Vocabulary:
             if name not in self.class_names:
                 remedy = _suggest(name, self.class_names)
                 raise ValueError(f"Vocabulary '{self.name}': unseen name '{name}' is not in class_names{remedy}")
+        if strangers := sorted(set(self.left_out_names) - set(self.unseen_names)):
+            raise ValueError(f"Vocabulary '{self.name}': {strangers} are left out, so name them in unseen_names too.")
+        if self.joining_order and sorted(self.joining_order) != sorted(self.class_names):
+            raise ValueError(f"Vocabulary '{self.name}': joining_order must hold every class name once.")
 
     @property
     def unseen_class_ids(self) -> tuple[int, ...]:
-        """Ids of the unseen classes, ascending."""
+        """Ids of the classes whose masks do not train, ascending; those left out are among them."""
         return tuple(i for i, name in enumerate(self.class_names) if name in self.unseen_names)
 
     @property
     def seen_class_ids(self) -> tuple[int, ...]:
         """Ids of the seen classes, ascending; the rank in this list is the channel of an inductive loss."""
         return tuple(i for i, name in enumerate(self.class_names) if name not in self.unseen_names)
+
+    @property
+    def left_out_class_ids(self) -> tuple[int, ...]:
+        """Ids of the classes that a share left out, ascending."""
+        return tuple(i for i, name in enumerate(self.class_names) if name in self.left_out_names)
+
+    @property
+    def scored_unseen_class_ids(self) -> tuple[int, ...]:
+        """Ids of the classes whose mean is mIoU(U), ascending: the split's unseen ones, whatever share trains."""
+        return tuple(i for i in self.unseen_class_ids if i not in self.left_out_class_ids)
+
+    def with_seen_share(self, share: float) -> "Vocabulary":
+        """The same classes and split, of whose seen classes only a share trains.
+
+        The seen classes come in `joining_order`, and the first `share` of them, rounded half up, train: a smaller
+        share is a part of every larger one.
+
+        Args:
+            share: Above 0, at most 1.
+
+        Raises:
+            ValueError: If the share is no such number or leaves no class, or the order is not known.
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"`seen_share` is {share}; use a share of the seen classes above 0 and at most 1.")
+        if share == 1:
+            return self
+        if not self.joining_order:
+            raise ValueError(
+                f"`seen_share` is {share}, but vocabulary '{self.name}' has no fixed order of its classes; name those "
+                "that shall not train in `unseen_classes`, or use `seen_share` 1."
+            )
+        seen = [name for name in self.joining_order if name not in self.unseen_names]
+        num_trained = int(share * len(seen) + 0.5)
+        if not num_trained:
+            raise ValueError(
+                f"`seen_share` is {share}, which leaves none of the {len(seen)} seen classes of '{self.name}' to "
+                f"train; use {1 / len(seen):.2g} or more."
+            )
+        left_out = tuple(seen[num_trained:])
+        return replace(self, unseen_names=self.unseen_names + left_out, left_out_names=left_out)
 
 
 def get_vocabulary(name: str) -> Vocabulary:
@@ -119,6 +170,7 @@ def _templates(texts: str) -> tuple[str, ...]:
     return tuple(" ".join(text.split()) for text in texts.split("|"))
 
 
+# Every `joining_order` was drawn once, by `RandomState(1).permutation` of the class names (tests/test_data.py).
 _VOC2012 = Vocabulary(
     name="voc2012",
     class_names=_split("""
@@ -126,6 +178,10 @@ _VOC2012 = Vocabulary(
     pottedplant, sheep, sofa, train, tvmonitor
     """),
     unseen_names=_split("pottedplant, sheep, sofa, train, tvmonitor"),
+    joining_order=_split("""
+    boat, sheep, car, diningtable, bird, person, bottle, sofa, cat, bicycle, motorbike, aeroplane, tvmonitor,
+    train, cow, pottedplant, chair, horse, dog, bus
+    """),
 )
 
 _COCO_STUFF = Vocabulary(
@@ -151,6 +207,23 @@ _COCO_STUFF = Vocabulary(
     cow, giraffe, suitcase, frisbee, skateboard, carrot, scissors, cardboard, clouds, grass, playingfield, river,
     road, tree, wall-concrete
     """),
+    joining_order=_split("""
+    cloth, gravel, cow, oven, pizza, wall-other, fog, bird, dirt, flower, stop sign, airplane, leaves, fork,
+    moss, napkin, snow, baseball glove, blanket, snowboard, carrot, vase, hair drier, book, wine glass,
+    building-other, apple, frisbee, dog, floor-tile, bush, tent, tree, bus, clouds, carpet, cardboard,
+    wall-wood, fruit, sandwich, donut, bed, curtain, bottle, chair, spoon, wall-stone, kite, sheep, potted
+    plant, mountain, net, sea, parking meter, clothes, ceiling-tile, suitcase, metal, railroad, keyboard, mat,
+    horse, stone, straw, structural-other, bench, floor-marble, bowl, ceiling-other, skateboard, stairs,
+    wall-brick, plant-other, window-blind, ground-other, bear, car, toaster, paper, train, vegetable, person,
+    platform, teddy bear, remote, cake, counter, house, banana, tv, clock, river, grass, mud, rock, floor-wood,
+    fire hydrant, baseball bat, sports ball, window-other, tennis racket, bridge, water-other, wood, tie,
+    door-stuff, giraffe, floor-other, cell phone, traffic light, sky-other, floor-stone, light, textile-other,
+    solid-other, cage, desk-stuff, furniture-other, wall-concrete, table, mouse, cat, branch, cup, towel,
+    food-other, banner, hot dog, handbag, scissors, knife, backpack, motorcycle, wall-tile, orange, plastic,
+    wall-panel, skis, mirror-stuff, hill, boat, dining table, pavement, bicycle, couch, zebra, toilet, laptop,
+    truck, waterdrops, salad, cabinet, cupboard, microwave, broccoli, sand, roof, skyscraper, fence, elephant,
+    umbrella, railing, sink, pillow, shelf, toothbrush, playingfield, road, refrigerator, rug, surfboard
+    """),
 )
 
 # 59 classes, alphabetical, without background. Held-out lists given as numbers elsewhere may count in another order.
@@ -164,6 +237,13 @@ _PASCAL_CONTEXT = Vocabulary(
     wood
     """),
     unseen_names=_split("cow, motorbike, sofa, cat, boat, fence, bird, tvmonitor, keyboard, aeroplane"),
+    joining_order=_split("""
+    table, bed, mouse, snow, pottedplant, mountain, platform, cow, curtain, tree, sidewalk, bedclothes, person,
+    road, fence, building, train, flower, wall, horse, rock, sofa, food, sky, window, keyboard, car, dog, track,
+    light, cloth, tvmonitor, motorbike, door, bench, cat, ground, grass, truck, sheep, computer, wood, cup,
+    floor, bird, sign, boat, water, bag, chair, aeroplane, ceiling, bicycle, bus, bottle, book, cabinet,
+    shelves, plate
+    """),
 )
 
 VOCABULARIES: dict[str, Vocabulary] = {

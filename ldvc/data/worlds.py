@@ -21,13 +21,14 @@ class World:
 
     Attributes:
         name: What `--dataset` calls it.
-        load: `(split, num_images, seed)` to a `datasets.Dataset` with the columns `image` and `label`.
+        load: `(split, num_images, seed, config_name)` to a `datasets.Dataset` with the columns `image` and `label`;
+            the last is `None` unless a configuration is stated.
         vocabularies: Its class list, once per seen / unseen split.
         class_groups: Class ids by title, whose scores are reported apart.
     """
 
     name: str
-    load: Callable[[str, int, int], Any]
+    load: Callable[[str, int, int, str | None], Any]
     vocabularies: Sequence[Vocabulary]
     class_groups: Mapping[str, list[int]] = field(default_factory=dict)
 

@@ -4,7 +4,7 @@ A list is a YAML file (see recipes/ablations/picturebook.yaml):
 
     world: picturebook                             folder of the results: results/WORLD/ROW_seedK.json
     recipe: recipes/picturebook_inductive.yaml     the base, from the repository's root
-    seeds: [0, 1, 2]
+    seeds: [0, 1, 2]                               or how many, from 0 on; a row may have its own
     overrides: {controls: false}                   keys of the recipe for every row; a row's own come after
     groups: {a: "the question that the rows of this group answer", ...}
     rows:
@@ -39,7 +39,7 @@ from ldvc.experiments.ledger import (
     settings_of,
     settings_of_result,
 )
-from ldvc.model.dense_ldvc import DENSE_METHODS
+from ldvc.model.dense_settings_ldvc import DENSE_METHODS
 from ldvc.places import ROOT
 from ldvc.training.recipe import Recipe, read_recipe
 
@@ -81,6 +81,7 @@ class Row:
         overrides: Keys of the recipe -> values.
         training_free: A method of `DENSE_METHODS`, such as "value": score CLIP without training by it.
         note: A remark for the table.
+        seeds: Its own seeds, where they are not the list's.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Row:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     training_free: str | None = None
     note: str | None = None
+    seeds: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,10 @@ class Experiments:
     def results_folder(self) -> Path:
         """Where the ledger keeps the results of this list."""
         return ROOT / "results" / self.world
+
+    def seeds_of(self, row: Row) -> tuple[int, ...]:
+        """Seeds of a row: its own, or the list's."""
+        return row.seeds or self.seeds
 
     def arguments(self, row: Row, seed: int, extra: Sequence[str] = ()) -> list[str]:
         """What `train.py` is told for a row and a seed: recipe, overrides, seed."""
@@ -172,9 +178,7 @@ def read_list(path: str | Path) -> Experiments:
     rows = tuple(_read_part(Row, value, f"{path}: row {n}") for n, value in enumerate(_as_list(values, "rows", path)))
     claims = _as_list(values, "claims", path) if "claims" in values else []
     claims = tuple(_read_part(Claim, value, f"{path}: claim {number}") for number, value in enumerate(claims))
-    seeds = values.get("seeds", [0, 1, 2])
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise ListError(f"{path}: `seeds` is {seeds!r}; give a list of whole numbers such as [0, 1, 2].")
+    seeds = _read_seeds(values.get("seeds", MIN_SEEDS), f"{path}:")
     if not re.fullmatch(r"\w+", str(values["world"])):
         raise ListError(f"{path}: `world` is {values['world']!r}; use letters, digits and _, as it names a folder.")
     if not isinstance(values["groups"], dict):
@@ -184,7 +188,7 @@ def read_list(path: str | Path) -> Experiments:
     if not isinstance(overrides, dict):
         raise ListError(f"{path}: `overrides` is {overrides!r}; give keys of the recipe with values.")
     base = str(values["recipe"])
-    experiments = Experiments(path, str(values["world"]), base, tuple(seeds), overrides, groups, rows, claims)
+    experiments = Experiments(path, str(values["world"]), base, seeds, overrides, groups, rows, claims)
     _check_rows(experiments)
     _check_claims(experiments)
     return experiments
@@ -229,6 +233,18 @@ def _check_keys(values: Any, needed: Sequence[str], optional: Sequence[str], whe
             raise ListError(f"{where} lacks the key `{key}`.")
 
 
+def _read_seeds(value: Any, where: str) -> tuple[int, ...]:
+    """Read seeds: a list, or how many.
+
+    Raises:
+        ListError: If it is neither.
+    """
+    seeds = list(range(value)) if type(value) is int else value
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise ListError(f"{where} `seeds` is {value!r}; give whole numbers such as [0, 1, 2], or how many, such as 3.")
+    return tuple(seeds)
+
+
 def _read_part(kind: type, values: Any, where: str) -> Any:
     """Make a `Row` or `Claim` of one entry.
 
@@ -240,10 +256,12 @@ def _read_part(kind: type, values: Any, where: str) -> Any:
     needed, optional = ([name for name in is_optional if is_optional[name] == is_it] for is_it in (False, True))
     _check_keys(values, needed, optional, where)
     values = {key: str(value) if key == "group" else value for key, value in values.items()}
+    if "seeds" in values:
+        values["seeds"] = _read_seeds(values["seeds"], f"{where}:")
     for key, value in values.items():
         if key == "overrides" and not isinstance(value, dict):
             raise ListError(f"{where}: `overrides` is {value!r}; give keys of the recipe with values.")
-        if key != "overrides" and not isinstance(value, str):
+        if key not in ("overrides", "seeds") and not isinstance(value, str):
             raise ListError(f"{where}: `{key}` is {value!r}; give text.")
     return kind(**values)
 
@@ -386,13 +404,12 @@ class Finding:
     @property
     def interval(self) -> tuple[float, float] | None:
         """95 % interval of the mean difference (Student's t, paired by seed); `None` while seeds are missing."""
-        from scipy.stats import t
+        from scipy.stats import ttest_rel
 
-        count = len(self.differences.numbers)
-        if count < MIN_SEEDS:
+        if len(self.seeds) < MIN_SEEDS:
             return None
-        half = t.ppf((1 + CONFIDENCE) / 2, count - 1) * self.differences.deviation / count**0.5
-        return self.differences.mean - half, self.differences.mean + half
+        sides = ([side[seed] for seed in self.seeds] for side in (self.row, self.than))
+        return tuple(map(float, ttest_rel(*sides).confidence_interval(CONFIDENCE)))
 
     @property
     def verdict(self) -> str:

@@ -78,8 +78,8 @@ NOT_EVALUATION_SETTINGS = ("checkpoint", "output", "floor", "predictions", "wind
 # Those that the score of a CLIP without training depends on.
 FLOOR_SETTINGS = (
     *("dataset", "dataset_config", "dataset_revision", "eval_split", "image_column", "label_column", "reduce_labels"),
-    *("num_eval_images", "vocabulary", "class_names", "unseen_classes", "clip", "image_stats", "crop_size"),
-    *("short_side", "window", "stride"),
+    *("num_eval_images", "vocabulary", "class_names", "unseen_classes", "seen_share", "clip", "image_stats"),
+    *("crop_size", "short_side", "window", "stride"),
 )
 
 

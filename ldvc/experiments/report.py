@@ -18,13 +18,17 @@ from benchmarks import plot, tables
 from ldvc.data.vocabularies import SETTINGS
 from ldvc.experiments.ablations import Collected, Experiments, Finding, Row, collect, read_list, weigh_claims
 from ldvc.experiments.cards import read_cards, render_card
+from ldvc.experiments.figures import draw_decoder_swap, draw_few_seen
 from ldvc.experiments.ledger import REPORTED, Spread, published_table, score_spread
 from ldvc.places import ROOT
 
 
 RECORD = ROOT / "recipes" / "ablations" / "picturebook_record.yaml"
 ABLATIONS = ROOT / "recipes" / "ablations" / "picturebook.yaml"
+FEW_SEEN = ROOT / "recipes" / "ablations" / "picturebook_few_seen.yaml"
+LARGE_PAGES = ROOT / "recipes" / "ablations" / "picturebook_256.yaml"
 FIGURE = ROOT / "assets" / "decoder_swap.png"
+FEW_SEEN_FIGURE = ROOT / "assets" / "few_seen.png"
 SPEED_FIGURE = ROOT / "assets" / "speed.png"
 CARDS = ROOT / "model_cards"
 DOCUMENTS = (
@@ -40,7 +44,6 @@ SCORE_NUMBER = re.compile(r"(?<![\w.])\d{1,3}\.\d(?![\w.]|\d)")
 SHORT_GROUPS = ("reference", "a2", "b", "c", "d", "e", "k")  # what the README has room for
 SWAP_GROUP = "a2"  # of the list: LDVC and the class-query decoders, at full length
 UNLESS_NAMED = " unless the row names others"
-SWAP_COLORS = ("#d9772b", "#2b7bba", "#20222a", "#6a9a3b", "#9a5bb0")
 SCORE_TITLES = {
     "pixel_accuracy": "pAcc",
     "miou_seen": "mIoU(S)",
@@ -65,6 +68,7 @@ def score_row(title: str, tables: Sequence[Scores]) -> str:
     groups = [[table["groups"][key] for table in tables] for key in GROUPS]
     fragments = [table["fragmentation"]["components_per_class_and_image"] for table in tables]
     cells = [title, *(Spread(values).format() for values in main + groups), Spread(fragments).format(1.0, 2)]
+    cells.append(str(len(tables)))
     return "| " + " | ".join(cells) + " |"
 
 
@@ -101,8 +105,23 @@ def picturebook_scores() -> str:
         f"with PyTorch {ldvc[0]['versions']['torch']}; {ldvc[0]['trainable_parameters'] / 1e6:.2f} M trained "
         f"parameters. Fragments: connected components per predicted class and image (labels: {reference:.2f})."
     )
-    heads = "| | pAcc | mIoU(S) | mIoU(U) | hIoU | things S | things U | stuff S | stuff U | fragments |"
-    return "\n".join([heads, "|" + "---|" * 10, *rows, "", "\n\n".join([note, *left_out])])
+    heads = "| | pAcc | mIoU(S) | mIoU(U) | hIoU | things S | things U | stuff S | stuff U | fragments | seeds |"
+    note += decided_claims(experiments, collected)
+    return "\n".join([heads, "|" + "---|" * 11, *rows, "", "\n\n".join([note, *left_out])])
+
+
+def decided_claims(experiments: Experiments, collected: Collected) -> str:
+    """Sentences on the claims whose interval leaves zero out; of the others, nothing is said in words."""
+    sentences = []
+    findings, calibrated = (weigh_claims(experiments, collected, offset) for offset in ("0.0", "0.1"))
+    for finding, other in zip(findings, calibrated, strict=True):
+        if finding.verdict in ("confirmed", "contradicted"):
+            plain, lowered = (format_difference(side, 100.0, 1) for side in (finding, other))
+            sentences.append(
+                f" {finding.claim.claim}: {finding.verdict} over {len(finding.seeds)} pairs of seeds, "
+                f"{SCORE_TITLES[finding.claim.score]} {plain}, with 0.1 off {lowered} (95 % interval)."
+            )
+    return "".join(sentences)
 
 
 def left_out_notes(experiments: Experiments, collected: Collected) -> list[str]:
@@ -282,9 +301,9 @@ def format_difference(finding: Finding, factor: float, digits: int) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def picturebook_findings() -> str:
-    """The claims of the paper, and ours, as the seeds decide them."""
-    experiments = read_list(ABLATIONS)
+def findings_table(path: Path) -> str:
+    """The claims of a list as the seeds decide them, and what that says in words."""
+    experiments = read_list(path)
     collected = collect(experiments)
     findings, calibrated = (weigh_claims(experiments, collected, offset) for offset in ("0.0", "0.1"))
     titles = {row.name: row.title for row in experiments.rows}
@@ -292,6 +311,34 @@ def picturebook_findings() -> str:
     pairs = zip(findings, calibrated, strict=True)
     lines += [finding_row(finding, other, titles) for finding, other in pairs if finding.verdict != "open"]
     return "\n".join([*lines, "", *summarise(findings, calibrated)])
+
+
+def picturebook_findings() -> str:
+    """The claims of the paper, and ours, on the embedded world."""
+    return findings_table(ABLATIONS)
+
+
+def few_seen_lines(experiments: Experiments, collected: Collected) -> dict[str, dict[float, list[Mapping[str, Any]]]]:
+    """Rows of a list over shares of the seen classes: title without its share -> share -> results."""
+    lines: dict[str, dict[float, list[Mapping[str, Any]]]] = {}
+    for row in experiments.rows:
+        if runs := collected.results.get(row.name):
+            share = experiments.recipe_of(row, runs[0]["seed"]).seen_share
+            lines.setdefault(row.title.rpartition(",")[0], {})[share] = runs
+    return lines
+
+
+def few_seen() -> str:
+    """Table of scores by share of seen classes, below its figure once that is drawn."""
+    table = ablation_tables(read_list(FEW_SEEN))
+    if not FEW_SEEN_FIGURE.is_file():
+        return table
+    picture = f"../{FEW_SEEN_FIGURE.relative_to(ROOT).as_posix()}"
+    words = (
+        "*mIoU of the same unseen classes, and its harmonic mean with mIoU of the classes that trained, by their "
+        "share; line: mean, band: standard deviation over seeds. Drawn by `ldvc report --figures`.*"
+    )
+    return f"![mIoU by share of seen classes]({picture})\n\n{words}\n\n{table}"
 
 
 def summarise(findings: Sequence[Finding], calibrated: Sequence[Finding]) -> list[str]:
@@ -310,13 +357,13 @@ def summarise(findings: Sequence[Finding], calibrated: Sequence[Finding]) -> lis
     return lines
 
 
-def swap_rows(experiments: Experiments, collected: Collected) -> list[tuple[Row, list[Mapping[str, Any]]]]:
-    """Rows with curves: LDVC and the class-query decoders."""
+def swap_rows(experiments: Experiments, collected: Collected) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Titles and results of rows with curves: LDVC and the class-query decoders."""
     curves = []
     for row in experiments.rows:
         runs = [run for run in collected.results.get(row.name, []) if len(run.get("curve", [])) > 1]
         if runs and row.group == SWAP_GROUP:
-            curves.append((row, runs))
+            curves.append((row.title, runs))
     return curves
 
 
@@ -328,52 +375,12 @@ def decoder_swap() -> str:
         return "Not run yet: `make experiments`."
     if not FIGURE.is_file():
         return "Not drawn yet: `ldvc report --figures`."
-    titles = "; ".join(row.title for row, _ in curves)
+    titles = "; ".join(title for title, _ in curves)
     return (
         f"![mIoU of seen and unseen classes over training]({'../' + FIGURE.relative_to(ROOT).as_posix()})\n\n"
         f"*mIoU of seen and unseen classes over training; line: mean, band: standard deviation over seeds. {titles}. "
         "Drawn by `ldvc report --figures`.*"
     )
-
-
-def draw_decoder_swap(curves: Sequence[tuple[Row, Sequence[Mapping[str, Any]]]], path: Path) -> None:
-    """Plot mIoU(S) and mIoU(U) over training, one colour per decoder, with the seeds' standard deviation as a band.
-
-    Args:
-        curves: Rows with results that have a `curve`, as `swap_rows` gives them.
-        path: File to write.
-
-    Raises:
-        ValueError: If there is no curve.
-    """
-    from matplotlib.figure import Figure
-
-    if not curves:
-        raise ValueError("no result has a curve; run rows with `eval_every` first (ldvc experiments).")
-    figure = Figure(figsize=(10, 4.4), layout="constrained", facecolor="white")
-    panels = figure.subplots(1, 2, sharex=True)
-    for (row, runs), color in zip(curves, SWAP_COLORS, strict=False):
-        for axes, score in zip(panels, ("miou_seen", "miou_unseen"), strict=True):
-            steps = [record["step"] for record in runs[0]["curve"]]
-            spreads = [
-                Spread([record[score] for run in runs for record in run["curve"] if record["step"] == step])
-                for step in steps
-            ]
-            mean = [100 * spread.mean for spread in spreads]
-            width = [100 * spread.deviation if len(spread.numbers) > 1 else 0.0 for spread in spreads]
-            low, high = ([m + sign * w for m, w in zip(mean, width, strict=True)] for sign in (-1, 1))
-            axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
-            axes.plot(steps, mean, color=color, label=row.title, linewidth=1.8, marker="o", markersize=3)
-    for axes, title in zip(panels, ("seen classes: mIoU(S), %", "unseen classes: mIoU(U), %"), strict=True):
-        axes.set_title(title, loc="left", fontsize=11)
-        axes.set_xlabel("step", fontsize=9)
-        axes.set_ylim(bottom=0)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
 
 
 # ---- documents
@@ -436,6 +443,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "picturebook_ablations": picturebook_ablations,
     "picturebook_ablations_short": picturebook_ablations_short,
     "picturebook_findings": picturebook_findings,
+    "few_seen": few_seen,
+    "few_seen_findings": lambda: findings_table(FEW_SEEN),
+    "large_pages": lambda: ablation_tables(read_list(LARGE_PAGES)),
+    "large_pages_findings": lambda: findings_table(LARGE_PAGES),
     "decoder_swap": decoder_swap,
     "clipseg": clipseg,
     "segmenters": segmenters,
@@ -481,6 +492,11 @@ def draw_figures() -> None:
         draw_decoder_swap(curves, FIGURE)
     else:
         sys.stderr.write("no figure: no row of the list has a curve of scores yet; run `make experiments`.\n")
+    few = read_list(FEW_SEEN)
+    if lines := few_seen_lines(few, collect(few)):
+        draw_few_seen(lines, FEW_SEEN_FIGURE)
+    else:
+        sys.stderr.write(f"no figure of few seen classes: run `ldvc experiments {FEW_SEEN.relative_to(ROOT)}`.\n")
     if not plot.draw_scaling(SPEED_FIGURE):
         sys.stderr.write("no figure of scaling laws: run `python -m benchmarks scaling`.\n")
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import shlex
@@ -80,7 +81,7 @@ class Job:
 
 def plan(
     experiments: Experiments,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None,
     only: Sequence[str],
     extra: Sequence[str],
     results: Path,
@@ -90,7 +91,7 @@ def plan(
 
     Args:
         experiments: The list.
-        seeds: Seeds of every row.
+        seeds: Seeds of every row; `None` is each row's own.
         only: Names of the rows to run; empty is all.
         extra: Keys and values handed to every run.
         results: Folder of result files.
@@ -107,8 +108,10 @@ def plan(
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(launch), str(ROOT / "train.py")]
     rows = [row for row in experiments.rows if not only or row.name in only]
     jobs, made = [], {}
-    for seed in dict.fromkeys(seeds):  # all rows at one seed first: an unfinished list compares something
-        for row in rows:
+    seeds_of = {row.name: seeds or experiments.seeds_of(row) for row in rows}
+    # all rows at one seed first: an unfinished list compares something
+    for seed in dict.fromkeys(itertools.chain.from_iterable(seeds_of.values())):
+        for row in [row for row in rows if seed in seeds_of[row.name]]:
             folder = outputs / f"{row.name}_seed{seed}"
             # relative to where it runs, so that results name no path of one machine
             place = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
@@ -423,8 +426,7 @@ def run(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     if extra:
         results = OUTPUTS / "smoke" / experiments.world / "results"
     results = arguments.results.resolve() if arguments.results else results
-    seeds = arguments.seeds or experiments.seeds
-    jobs = plan(experiments, seeds, arguments.only, extra, results, arguments.launch or LAUNCH)
+    jobs = plan(experiments, arguments.seeds, arguments.only, extra, results, arguments.launch or LAUNCH)
     states = {job.name: state_of(job) for job in jobs}
     stale = {name: state for name, state in states.items() if state not in ("missing", "done")}
     to_do = [job for job in jobs if states[job.name] == "missing" or (arguments.replace and job.name in stale)]

@@ -115,12 +115,16 @@ class OutputFolder:
         unseen_names: Sequence[str] = (),
         first_category_id: int = FIRST_CATEGORY_ID,
     ):
+        self._arguments = (folder, formats, description, num_classes, unseen_names, first_category_id)
         self.folder, self.formats = folder, list(dict.fromkeys(formats))
         class_names = list(description["names"].values())
         category_ids = {str(class_id): class_id + first_category_id for class_id in range(len(class_names))}
         self.description = {**description, "category_ids": category_ids}
         self.classes = Classes(class_names, num_classes, unseen_names, first_category_id, self.description)
         self.writers = [WRITERS[kind](folder, self.classes) for kind in self.formats]
+
+    def __reduce__(self) -> tuple[type[OutputFolder], tuple]:
+        return type(self), self._arguments  # in another process, nothing is open yet
 
     def paths(self, name: PurePath) -> list[Path]:
         """Files of one picture, those that all pictures share apart."""
@@ -154,9 +158,13 @@ class OutputFolder:
         if existing is Existing.SKIP:
             known = [(writer, writer.known_names()) for writer in self.writers]
             todo = [name for name in todo if not all(writer.is_done(name, names) for writer, names in known)]
+        self.join()
+        return todo
+
+    def join(self) -> None:
+        """Begin in this process; one that works for another, which has checked the folder, calls this alone."""
         for writer in self.writers:
             writer.start()
-        return todo
 
     def save(self, picture: Picture, image: Image.Image, found: Segmentation) -> None:
         """Write everything that was asked for of one picture; threads may save pictures at once.

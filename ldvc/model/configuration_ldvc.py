@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .compat_ldvc import LDVC_VERSION, TwoTowerConfig, check_code, check_saved_version
+from .dense_settings_ldvc import DENSE_METHODS, LDVCDenseSettings, choose_dense_settings
 
 
 # isort: split
@@ -44,11 +45,12 @@ CUSTOM_PIPELINES = {
 CHOICES = {
     "text_prompt_init": ("handcrafted", "random"),
     "text_adapter": ("relation", "linear", "none"),
+    "text_adapter_init": ("random", "identity"),
     "decoder_query": ("image", "class"),
     "class_query_mask": ("attention_scores", "dot"),
     "decoder_attention": ("route", "full", "window", "shifted_window", "none"),
     "logit_scale": ("none", "inv_sqrt_dim", "cosine"),
-    "patch_features": ("tokens", "value"),
+    "patch_features": tuple(DENSE_METHODS),
     "position_interpolation": ("bilinear", "bicubic"),
     "unlabeled_pixels": ("negative", "ignore"),
 }
@@ -90,6 +92,8 @@ class LDVCConfig(TwoTowerConfig):
             `from_clip_pretrained`.
         text_adapter (`str`, *optional*, defaults to `"relation"`): `"relation"` is `Linear([g * t, t])`, `"linear"` is
             `Linear(t)`, `"none"` passes the text embedding on.
+        text_adapter_init (`str`, *optional*, defaults to `"random"`): `"random"` starts as ZegCLIP's; `"identity"`
+            starts as `"none"`, so that training moves embeddings away from CLIP's own only as far as seen classes ask.
         decoder_query (`str`, *optional*, defaults to `"image"`): `"image"` is LDVC's decoder (image tokens ask, class
             embeddings answer); `"class"` is the decoder of SegViT / ZegCLIP.
         num_decoder_layers, decoder_attention_heads, decoder_intermediate_size (`int`): 2, 8, 2048.
@@ -111,8 +115,14 @@ class LDVCConfig(TwoTowerConfig):
             With few training steps a negative start helps: nearly all (pixel, class) pairs are negative, and without
             it the first steps only learn that (the prior of Lin et al. 2017, Focal Loss, Sec. 4.1).
         patch_features (`str`, *optional*, defaults to `"tokens"`): Patch tokens that feed the decoder: `"tokens"` are
-            the last layer's (ZegCLIP); `"value"` is its value path alone (MaskCLIP, arXiv 2112.01071), since CLIP
-            trains the summary token only and the last attention leaves other tokens little local meaning.
+            the last layer's (ZegCLIP). The others are methods of training-free segmentation, since CLIP trains the
+            summary token only and its last attention leaves other tokens little local meaning: `"value"` is the value
+            path alone, `"maskclip"`, `"sclip"`, `"clearclip"`, `"naclip"`, `"clip_surgery"`, `"gem"`, `"resclip"`
+            (without its second look, which needs classes) and `"pearl"` compute it otherwise; see
+            [`LDVCDenseSettings`]. Their last block is computed for what is used, so that it is not among the recorded
+            `hidden_states` and `attentions`.
+        patch_feature_settings (`dict`, *optional*): Fields of [`LDVCDenseSettings`] in place of the method's, such as
+            `{"residual": 1.0, "attention_weight": 2.0}`.
         position_interpolation (`str`, *optional*, defaults to `"bilinear"`): Resizing of CLIP's position grid:
             `"bilinear"` as ZegCLIP, `"bicubic"` as the library.
         focal_weight, dice_weight, focal_alpha, focal_gamma (`float`): 100.0, 1.0, 0.25, 2.0.
@@ -171,6 +181,7 @@ class LDVCConfig(TwoTowerConfig):
     prompt_token_ids: list[int] | None = None
 
     text_adapter: str = "relation"
+    text_adapter_init: str = "random"
 
     decoder_query: str = "image"
     num_decoder_layers: int = 2
@@ -186,6 +197,7 @@ class LDVCConfig(TwoTowerConfig):
     logit_scale: str = "none"
     logit_bias_init: float | int | None = None
     patch_features: str = "tokens"
+    patch_feature_settings: dict[str, Any] | None = None
     position_interpolation: str = "bilinear"
 
     focal_weight: float | int = 100.0
@@ -249,6 +261,11 @@ class LDVCConfig(TwoTowerConfig):
         """Names of the default vocabulary, in the order of the class axis."""
         return list(self.vocabulary_names or [])
 
+    @property
+    def dense_settings(self) -> LDVCDenseSettings:
+        """Settings of the patch tokens that feed the decoder."""
+        return choose_dense_settings(self.patch_features, self.patch_feature_settings or {}, "patch_features")
+
     def validate_architecture(self) -> None:
         """Check values and their combinations; called by `@strict` at construction and on saving.
 
@@ -267,6 +284,7 @@ class LDVCConfig(TwoTowerConfig):
         for field in FRACTIONS:
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"`{field}` is {getattr(self, field)}; use a value from 0 up to, not including, 1.")
+        self.dense_settings.check_depth(self.vision_config.num_hidden_layers)
         self._validate_prompts()
         self._validate_decoder()
         self._validate_vocabulary()

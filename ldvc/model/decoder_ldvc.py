@@ -14,7 +14,7 @@ from transformers.models.clip.modeling_clip import eager_attention_forward
 from transformers.utils.generic import is_flash_attention_requested
 
 from .configuration_ldvc import LDVCConfig
-from .regions_ldvc import gather_regions, merge_regions, partition_regions, real_tokens, select_routes
+from .regions_ldvc import ceil_div, gather_regions, merge_regions, partition_regions, real_tokens, select_routes
 
 
 def additive_mask(is_kept: Tensor, dtype: torch.dtype) -> Tensor:
@@ -106,7 +106,7 @@ class LDVCRouteAttention(LDVCAttention):
             The output, shaped as `hidden_states`; weights (batch_size, regions, heads, region_area, keys) where the
             backend gives them; routes (batch_size, regions, top_k).
         """
-        region_size = tuple(-(-side // self.num_regions) for side in grid_size)
+        region_size = tuple(ceil_div(side, self.num_regions) for side in grid_size)
         projected = (self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states))
         queries, keys, values = (partition_regions(x, grid_size, region_size) for x in projected)
         is_real = real_tokens(grid_size, region_size, (0, 0), queries.device)

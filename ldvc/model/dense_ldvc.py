@@ -7,11 +7,11 @@ without training are one family over the input X of the last block, with U = LN1
     Z = residual * X + attention_weight * out_proj(A V),    Z + MLP(LN2(Z)) if feed_forward
 
 A, the affinity, is the identity ("value") or sums of softmaxes of the projections' products. The class token stays a
-key and a value everywhere. No weight is changed. The formulas of each method, its source and its traps are in
-docs/training_free.md; a new one is a line of `DENSE_METHODS`.
+key and a value everywhere. No weight is changed. Settings and their names are in `dense_settings_ldvc`.
+
+Only patches are computed: what other tokens (class token, prompts) would become in these blocks is not used.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,119 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 
+from .dense_settings_ldvc import PAIRS, LDVCDenseSettings
+from .regions_ldvc import ceil_div
 
-# Affinity -> the projections (q, k, v) that it compares, each pair by a softmax of its own; rows sum to their number.
-PAIRS = {
-    "qk": ("qk",),
-    "qq": ("qq",),
-    "kk": ("kk",),
-    "vv": ("vv",),
-    "qq+kk": ("qq", "kk"),
-    "kk+gaussian": ("kk",),
-}
-AFFINITIES = ("value", *PAIRS, "rotated", "self_self")
-ROTATIONS = ("newton_schulz", "svd")
+
 NEWTON_SCHULZ_STEPS = 5
-
-
-@dataclass(frozen=True)
-class LDVCDenseSettings:
-    """One member of the family; the defaults are the value path alone.
-
-    Attributes:
-        affinity: "value" (every token attends to itself), "qk" (CLIP's own), "qq", "kk", "vv", "qq+kk" (two softmaxes,
-            not halved), "kk+gaussian" (nearby patches favoured), "rotated" (keys turned towards the queries) or
-            "self_self" (GEM: mean of iterated q-q, k-k and v-v).
-        residual: Weight of the block's input.
-        attention_weight: Weight of what attention gives, the output projection's bias included.
-        feed_forward: Keep the last block's feed-forward part, with its own residual.
-        num_blocks: Blocks, from the last, whose attention outputs are added up along a path of their own without
-            feed-forward parts; projections come from the plain path.
-        gaussian_std: Width of "kk+gaussian" in patches.
-        rotation: Of "rotated": "newton_schulz", PEARL's five steps, which leave a map that shrinks and is no rotation,
-            or "svd", the nearest rotation.
-        rotated_key_weight: Of "rotated": weight of the products of centred keys.
-        middle_blocks: Blocks, counted from 1, whose own attention is mixed in (ResCLIP); none by default.
-        middle_weight: Their share, 0 to 1.
-        middle_scale: Factor on the mixture.
-
-    Raises:
-        ValueError: If a value is impossible; names field, value and remedy.
-    """
-
-    affinity: str = "value"
-    residual: float = 0.0
-    attention_weight: float = 1.0
-    feed_forward: bool = False
-    num_blocks: int = 1
-    gaussian_std: float = 5.0
-    rotation: str = "newton_schulz"
-    rotated_key_weight: float = 0.08
-    middle_blocks: tuple[int, ...] = ()
-    middle_weight: float = 0.4
-    middle_scale: float = 2.0
-
-    def __post_init__(self):
-        for name, choices in (("affinity", AFFINITIES), ("rotation", ROTATIONS)):
-            if getattr(self, name) not in choices:
-                near = difflib.get_close_matches(str(getattr(self, name)), choices, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(map(repr, choices))}."
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}; {hint}")
-        if not isinstance(self.feed_forward, bool):
-            raise ValueError(f"`feed_forward` is {self.feed_forward!r}; use True or False.")
-        for name in ("residual", "attention_weight", "rotated_key_weight", "middle_weight", "middle_scale"):
-            check_number(name, getattr(self, name))
-        check_number("gaussian_std", self.gaussian_std, above=0)
-        if not self.middle_weight <= 1:
-            raise ValueError(f"`middle_weight` is {self.middle_weight}; it is a share, 0 to 1.")
-        object.__setattr__(self, "middle_blocks", tuple(self.middle_blocks))
-        for name, numbers in (("num_blocks", (self.num_blocks,)), ("middle_blocks", self.middle_blocks)):
-            if not all(type(number) is int and number >= 1 for number in numbers):
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}; blocks are counted by whole numbers from 1.")
-
-    def check_depth(self, num_layers: int) -> None:
-        """Check that a tower has the blocks that are named.
-
-        Raises:
-            ValueError: If not.
-        """
-        for name, deepest in (("num_blocks", self.num_blocks), ("middle_blocks", max(self.middle_blocks, default=0))):
-            if deepest > num_layers:
-                raise ValueError(
-                    f"`{name}` is {getattr(self, name)}, but this vision tower has {num_layers} blocks; set {name} to "
-                    f"{num_layers if name == 'num_blocks' else f'some of 1 to {num_layers}'}."
-                )
-
-    def needed_inputs(self, num_layers: int) -> set[int]:
-        """Blocks, from 0, whose inputs `dense_tokens` reads."""
-        return {*range(num_layers - self.num_blocks, num_layers), *(block - 1 for block in self.middle_blocks)}
-
-
-def check_number(name: str, value: float, above: float | None = None) -> None:
-    """Check that a setting is a number of at least 0, or above a bound.
-
-    Raises:
-        ValueError: If not.
-    """
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not (value >= 0 if above is None else value > above):  # false for NaN too
-        raise ValueError(
-            f"`{name}` is {value!r}; use a number {'of 0 or more' if above is None else f'above {above}'}."
-        )
-
-
-DENSE_METHODS = {
-    "tokens": LDVCDenseSettings("qk", residual=1.0, feed_forward=True),  # CLIP's own last block
-    "value": LDVCDenseSettings("value"),
-    "maskclip": LDVCDenseSettings("value", residual=1.0, feed_forward=True),
-    "sclip": LDVCDenseSettings("qq+kk", residual=1.0, feed_forward=True),
-    "clearclip": LDVCDenseSettings("qq"),
-    "naclip": LDVCDenseSettings("kk+gaussian"),
-    "clip_surgery": LDVCDenseSettings("vv", residual=1.0, num_blocks=6),
-    "gem": LDVCDenseSettings("self_self", residual=1.0, num_blocks=6),
-    "resclip": LDVCDenseSettings("kk+gaussian", middle_blocks=(6, 7, 8, 9)),
-    "pearl": LDVCDenseSettings("rotated"),
-}
 
 
 @dataclass(frozen=True)
@@ -177,7 +69,7 @@ def pad_to_patches(pixel_values: Tensor, patch_size: int, num_channels: int) -> 
         raise ValueError(
             f"`pixel_values` is {height} x {width} pixels, less than one patch ({patch_size}); resize the image."
         )
-    grid_size = (-(-height // patch_size), -(-width // patch_size))
+    grid_size = (ceil_div(height, patch_size), ceil_div(width, patch_size))
     bottom, right = grid_size[0] * patch_size - height, grid_size[1] * patch_size - width
     return F.pad(pixel_values, (0, right, 0, bottom)), grid_size
 
@@ -230,7 +122,7 @@ def project(attention: CLIPAttention, normed: Tensor, letters: str) -> dict[str,
 
 
 def gaussian_bias(grid_size: tuple[int, int], num_tokens: int, std: float, like: Tensor) -> Tensor:
-    """NACLIP's bias: exp(-squared distance / (2 std^2)) between patches, in patches; 0 for all other tokens.
+    """NACLIP's bias: exp(-squared distance / (2 std^2)) between patches, in patches; 0 for all other keys.
 
     Args:
         grid_size: (height, width) in patches; patches are the last tokens, row by row.
@@ -239,13 +131,36 @@ def gaussian_bias(grid_size: tuple[int, int], num_tokens: int, std: float, like:
         like: Gives device and dtype.
 
     Returns:
-        (num_tokens, num_tokens), 1 on the patches' diagonal.
+        (num_patches, num_tokens), 1 on the patches' diagonal.
     """
     rows, columns = (torch.arange(side, device=like.device, dtype=torch.float32) for side in grid_size)
     near_rows, near_columns = (torch.exp(-((p[:, None] - p) ** 2) / (2 * std**2)) for p in (rows, columns))
-    patches = torch.kron(near_rows, near_columns)  # a product of two exponentials is that of the sum
-    others = num_tokens - len(patches)
-    return F.pad(patches, (others, 0, others, 0)).to(like.dtype)
+    # a product of two exponentials is that of the sum; (height, height), (width, width) -> (height * width) twice
+    patches = (near_rows[:, None, :, None] * near_columns[None, :, None]).flatten(2).flatten(0, 1)
+    return F.pad(patches, (num_tokens - patches.shape[0], 0)).to(like.dtype)
+
+
+def attend_by_products(
+    attention: CLIPAttention, queries: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor | None = None
+) -> Tensor:
+    """Softmax attention, written out where the tower is told "eager": on CPUs, that trains faster in bf16.
+
+    Args:
+        attention: Of the block, which knows what it was told.
+        queries: (batch_size, num_heads, num_queries, width).
+        keys: (batch_size, num_heads, num_keys, width).
+        values: (batch_size, num_heads, num_keys, head_dim).
+        scale: Of the products.
+        bias: Added to them, (num_queries, num_keys) or more.
+
+    Returns:
+        (batch_size, num_heads, num_queries, head_dim).
+    """
+    if attention.config._attn_implementation != "eager":
+        return F.scaled_dot_product_attention(queries, keys, values, bias, scale=scale)
+    products = scale * queries @ keys.transpose(-1, -2)
+    products = products if bias is None else products + bias
+    return products.softmax(dim=-1) @ values
 
 
 def attend_pairs(
@@ -255,7 +170,7 @@ def attend_pairs(
     settings: LDVCDenseSettings,
     feedback: LDVCFeedback | None = None,
 ) -> Tensor:
-    """Attend by products of projections: (batch_size, num_heads, num_tokens, head_dim) before the output projection.
+    """Attend by products of projections: (batch_size, num_heads, num_patches, head_dim) before the output projection.
 
     Args:
         attention: Of the block.
@@ -264,23 +179,24 @@ def attend_pairs(
         settings: Which products.
         feedback: Mixed with the products, before the Gaussian.
     """
-    pairs = PAIRS[settings.affinity]
+    pairs, num_patches = PAIRS[settings.affinity], grid_size[0] * grid_size[1]
     heads = project(attention, normed, "".join(pairs) + "v")
     scale, bias = attention.scale, None
     if settings.affinity == "kk+gaussian":
         bias = gaussian_bias(grid_size, normed.shape[1], settings.gaussian_std, normed)
     if feedback is not None:
         scale = scale * feedback.scale * (1 - feedback.weight)
-        similarity = feedback.similarity.to(normed.dtype)[:, None] * (feedback.scale * feedback.weight)
+        similarity = feedback.similarity[:, None, -num_patches:].to(normed.dtype) * (feedback.scale * feedback.weight)
         bias = similarity if bias is None else similarity + bias
     attended = None
     for pair in pairs:
-        part = F.scaled_dot_product_attention(heads[pair[0]], heads[pair[1]], heads["v"], bias, scale=scale)
+        queries = heads[pair[0]][:, :, -num_patches:]
+        part = attend_by_products(attention, queries, heads[pair[1]], heads["v"], scale, bias)
         attended = part if attended is None else attended + part
     return attended
 
 
-def attend_to_self(attention: CLIPAttention, normed: Tensor) -> Tensor:
+def attend_to_self(attention: CLIPAttention, normed: Tensor, num_patches: int) -> Tensor:
     """GEM's affinity: the mean of three, each of one projection with itself, iterated once.
 
     The temperature is of one image, so that an image alone and in a batch agree; all tokens have a part in it.
@@ -288,17 +204,19 @@ def attend_to_self(attention: CLIPAttention, normed: Tensor) -> Tensor:
     Args:
         attention: Of the block.
         normed: (batch_size, num_tokens, hidden_size).
+        num_patches: The last of these tokens.
 
     Returns:
-        (batch_size, num_heads, num_tokens, head_dim), before the output projection.
+        (batch_size, num_heads, num_patches, head_dim), before the output projection.
     """
     heads = project(attention, normed, "qkv")
     temperature = attention.scale * normed.norm(dim=-1).mean(dim=-1)[:, None, None, None]
     total = 0
     for states in heads.values():
         unit = F.normalize(states, dim=-1)
-        unit = F.normalize(F.scaled_dot_product_attention(temperature * unit, unit, unit, scale=1.0), dim=-1)
-        total = total + F.scaled_dot_product_attention(temperature * unit, unit, heads["v"], scale=1.0)
+        unit = F.normalize(attend_by_products(attention, temperature * unit, unit, unit, 1.0), dim=-1)
+        queries = temperature * unit[:, :, -num_patches:]
+        total = total + attend_by_products(attention, queries, unit, heads["v"], 1.0)
     return total / len(heads)
 
 
@@ -333,7 +251,7 @@ def attend_rotated(
 ) -> Tensor:
     """PEARL's affinity: queries against keys turned towards them, plus products of the centred keys.
 
-    The algebra is float32 whatever the tower is. Means are of patches, weighted by the length of their queries.
+    The rotation is found in float32 whatever the tower is. Means are of patches, weighted by their queries' lengths.
 
     Args:
         attention: Of the block.
@@ -342,11 +260,11 @@ def attend_rotated(
         settings: Of the rotation.
 
     Returns:
-        (batch_size, num_heads, num_tokens, head_dim), before the output projection.
+        (batch_size, num_heads, num_patches, head_dim), before the output projection.
     """
-    heads = {letter: states.float() for letter, states in project(attention, normed, "qkv").items()}
+    num_patches, projected = grid_size[0] * grid_size[1], project(attention, normed, "qkv")
+    dtype, heads = projected["v"].dtype, {letter: states.float() for letter, states in projected.items()}
     with torch.autocast(normed.device.type, enabled=False):
-        num_patches = grid_size[0] * grid_size[1]
         lengths = heads["q"][..., -num_patches:, :].norm(dim=-1, keepdim=True)
         weights = lengths / (lengths.sum(dim=-2, keepdim=True) + 1e-6)
         queries, keys = (
@@ -355,14 +273,13 @@ def attend_rotated(
         )
         rotation = find_rotation(keys.transpose(-1, -2) @ queries, settings.rotation)
         # both products in one call of the attention kernel: [Q, alpha Kc] [K R, Kc]^T
-        asking = torch.cat([heads["q"], settings.rotated_key_weight * keys], dim=-1)
+        asking = torch.cat([heads["q"], settings.rotated_key_weight * keys], dim=-1)[:, :, -num_patches:]
         answering = torch.cat([heads["k"] @ rotation, keys], dim=-1)
-        attended = F.scaled_dot_product_attention(asking, answering, heads["v"], scale=attention.scale)
-    return attended.to(normed.dtype)
+    return attend_by_products(attention, asking.to(dtype), answering.to(dtype), projected["v"], attention.scale)
 
 
 def attend_as_in_the_middle(
-    blocks: Sequence[CLIPEncoderLayer], inputs: Mapping[int, Tensor], middle_blocks: Sequence[int]
+    blocks: Sequence[CLIPEncoderLayer], inputs: Mapping[int, Tensor], middle_blocks: Sequence[int], num_patches: int
 ) -> Tensor:
     """ResCLIP: the mean of some earlier blocks' own attention, over the last block's values.
 
@@ -370,9 +287,10 @@ def attend_as_in_the_middle(
         blocks: Of the tower.
         inputs: Block from 0 -> its (batch_size, num_tokens, hidden_size) input.
         middle_blocks: Counted from 1.
+        num_patches: The last of these tokens.
 
     Returns:
-        (batch_size, num_heads, num_tokens, head_dim), before the output projection.
+        (batch_size, num_heads, num_patches, head_dim), before the output projection.
     """
     last = blocks[-1]
     values = project(last.self_attn, last.layer_norm1(inputs[len(blocks) - 1]), "v")["v"]
@@ -380,8 +298,8 @@ def attend_as_in_the_middle(
     for number in middle_blocks:
         block = blocks[number - 1]
         heads = project(block.self_attn, block.layer_norm1(inputs[number - 1]), "qk")
-        attended = F.scaled_dot_product_attention(heads["q"], heads["k"], values, scale=block.self_attn.scale)
-        total = total + attended
+        queries = heads["q"][:, :, -num_patches:]
+        total = total + attend_by_products(block.self_attn, queries, heads["k"], values, block.self_attn.scale)
     return total / len(middle_blocks)
 
 
@@ -393,7 +311,7 @@ def attend(
     middle: Tensor | None = None,
     feedback: LDVCFeedback | None = None,
 ) -> Tensor:
-    """What the attention of one block gives under an affinity: (batch_size, num_tokens, hidden_size).
+    """What the attention of one block gives to patches under an affinity: (batch_size, num_patches, hidden_size).
 
     Args:
         block: Of the tower.
@@ -403,15 +321,16 @@ def attend(
         middle: From `attend_as_in_the_middle`.
         feedback: Mixed with the products of an affinity of `PAIRS`.
     """
-    attention, normed = block.self_attn, block.layer_norm1(hidden_states)
-    if settings.affinity == "value" and middle is None:
-        return attention.out_proj(attention.v_proj(normed))
+    attention, num_patches = block.self_attn, grid_size[0] * grid_size[1]
+    if settings.affinity == "value":  # each token attends to itself, so the others need no norm
+        hidden_states = hidden_states[:, -num_patches:]
+    normed = block.layer_norm1(hidden_states)
     if settings.affinity == "value":
         attended = project(attention, normed, "v")["v"]
     elif settings.affinity == "rotated":
         attended = attend_rotated(attention, normed, grid_size, settings)
     elif settings.affinity == "self_self":
-        attended = attend_to_self(attention, normed)
+        attended = attend_to_self(attention, normed, num_patches)
     else:
         attended = attend_pairs(attention, normed, grid_size, settings, feedback)
     if middle is not None:
@@ -428,25 +347,27 @@ def dense_tokens(
     middle: Tensor | None = None,
     feedback: LDVCFeedback | None = None,
 ) -> Tensor:
-    """Compute what takes the place of the last block's output.
+    """Compute what takes the place of the last block's output, for patches.
 
     Args:
         blocks: Of the tower.
         inputs: Block from 0 -> its (batch_size, num_tokens, hidden_size) input, of those in `needed_inputs`.
         grid_size: (height, width) in patches; patches are the last tokens, row by row.
-        settings: Which member of the family.
+        settings: Which member of the family; "tokens" is CLIP's own last block.
         middle: From `attend_as_in_the_middle`, where it is known already.
         feedback: Of an affinity of `PAIRS`.
 
     Returns:
-        (batch_size, num_tokens, hidden_size), before the post-LayerNorm; the rows of patches are meant to be used.
+        (batch_size, num_patches, hidden_size), before the post-LayerNorm.
     """
+    num_patches = grid_size[0] * grid_size[1]
     if settings.middle_blocks and middle is None:
-        middle = attend_as_in_the_middle(blocks, inputs, settings.middle_blocks)
+        middle = attend_as_in_the_middle(blocks, inputs, settings.middle_blocks, num_patches)
     first = len(blocks) - settings.num_blocks
     tokens = None
     if settings.residual:
-        tokens = inputs[first] if settings.residual == 1 else settings.residual * inputs[first]
+        patches = inputs[first][:, -num_patches:]
+        tokens = patches if settings.residual == 1 else settings.residual * patches
     for layer in range(first, len(blocks)):
         attended = attend(blocks[layer], inputs[layer], grid_size, settings, middle, feedback)
         if settings.attention_weight != 1:
@@ -457,18 +378,27 @@ def dense_tokens(
     return tokens
 
 
-def class_token(block: CLIPEncoderLayer, hidden_states: Tensor) -> Tensor:
-    """The class token after CLIP's own last block, without computing any other: (batch_size, 1, hidden_size).
+def block_at(block: CLIPEncoderLayer, hidden_states: Tensor, positions: Tensor | None = None) -> Tensor:
+    """What one token of each sequence is after a block, without computing any other: (batch_size, 1, hidden_size).
 
     Args:
-        block: The last of the tower.
+        block: The last of a tower.
         hidden_states: (batch_size, num_tokens, hidden_size), its input.
+        positions: (batch_size,) of the tokens in a causal tower, where a token sees what comes up to it; `None` is the
+            first token, which sees all.
     """
-    attention, normed = block.self_attn, block.layer_norm1(hidden_states)
+    attention, normed, mask = block.self_attn, block.layer_norm1(hidden_states), None
+    num_rows, num_tokens = hidden_states.shape[:2]
+    rows = torch.arange(num_rows, device=hidden_states.device)
+    if positions is None:
+        positions = torch.zeros_like(rows)
+    else:
+        comes_later = torch.arange(num_tokens, device=rows.device) > positions[:, None, None, None]
+        mask = torch.zeros_like(comes_later, dtype=normed.dtype).masked_fill(comes_later, -torch.inf)
     heads = project(attention, normed, "kv")
-    query = project(attention, normed[:, :1], "q")["q"]
-    attended = F.scaled_dot_product_attention(query, heads["k"], heads["v"], scale=attention.scale)
-    token = hidden_states[:, :1] + attention.out_proj(merge_heads(attended))
+    query = project(attention, normed[rows, positions][:, None], "q")["q"]
+    attended = attend_by_products(attention, query, heads["k"], heads["v"], attention.scale, mask)
+    token = hidden_states[rows, positions][:, None] + attention.out_proj(merge_heads(attended))
     return token + block.mlp(block.layer_norm2(token))
 
 
@@ -486,15 +416,10 @@ def unit_embeds(clip: nn.Module, tokens: Tensor, prompt_norm: nn.Module | None =
 
 
 __all__ = [
-    "AFFINITIES",
-    "DENSE_METHODS",
-    "PAIRS",
-    "LDVCDenseSettings",
     "LDVCFeedback",
     "attend_as_in_the_middle",
+    "block_at",
     "block_inputs",
-    "check_number",
-    "class_token",
     "dense_tokens",
     "pad_to_patches",
     "unit_embeds",

@@ -27,6 +27,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
 from .configuration_ldvc import LDVCConfig
+from .dense_settings_ldvc import LDVCDenseSettings  # noqa: F401 - compat_ldvc says why
 from .options_ldvc import SAVED_BESIDE, check_options, check_supported, loading_options
 from .pixels_ldvc import (
     ValueRange,

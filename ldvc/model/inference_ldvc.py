@@ -236,7 +236,7 @@ def resized_blocks(
 
 @torch.no_grad()
 def class_scores(model: nn.Module, pixels: Tensor, class_embeds: Tensor, settings: InferenceSettings) -> Tensor:
-    """Probability of every class at every pixel, averaged over windows.
+    """Probability of every class at every pixel, averaged over windows; no `seen_score_offset` is taken from it.
 
     Args:
         model: Called as `model(pixel_values=..., class_embeds=...)`, gives `logits`.
@@ -253,7 +253,9 @@ def class_scores(model: nn.Module, pixels: Tensor, class_embeds: Tensor, setting
     def read_window(top: int, left: int) -> Tensor:
         return pixels[:, top : top + side, left : left + side]
 
-    scores = WindowScores(model, read_window, (height, width), class_embeds, settings)
+    has_offset = bool(getattr(getattr(model, "config", None), "seen_score_offset", 0.0))
+    none_seen = torch.zeros(len(class_embeds), dtype=torch.bool) if has_offset else None
+    scores = WindowScores(model, read_window, (height, width), class_embeds, settings, seen_class_mask=none_seen)
     result = pixels.new_empty(len(class_embeds), height, width)
     for rows, columns, block in resized_blocks(scores, (height, width), len(class_embeds)):
         result[:, rows, columns] = block

@@ -45,7 +45,8 @@ from .decoder_ldvc import (
     LDVCRouteAttention,
     LDVCSimilarity,
 )
-from .dense_ldvc import DENSE_METHODS, dense_tokens, pad_to_patches, unit_embeds
+from .dense_ldvc import block_at, dense_tokens, pad_to_patches, unit_embeds
+from .dense_settings_ldvc import DENSE_METHODS
 from .image_processing_ldvc import LDVCImageProcessor  # noqa: F401 - compat_ldvc says why
 from .inference_ldvc import Segmentation  # noqa: F401 - compat_ldvc says why
 from .loss_ldvc import loss_options, segmentation_loss
@@ -53,7 +54,13 @@ from .options_ldvc import check_options  # noqa: F401 - compat_ldvc says why
 from .pipeline_ldvc import ZeroShotImageSegmentationPipeline
 from .pixels_ldvc import ValueRange  # noqa: F401 - compat_ldvc says why
 from .processing_ldvc import LDVCProcessor  # noqa: F401 - compat_ldvc says why
-from .prompts_ldvc import LDVCTextAdapter, LDVCTextPrompts, LDVCVisionEmbeddings, LDVCVisionPrompts
+from .prompts_ldvc import (
+    LDVCIdentityProjection,
+    LDVCTextAdapter,
+    LDVCTextPrompts,
+    LDVCVisionEmbeddings,
+    LDVCVisionPrompts,
+)
 from .regions_ldvc import fit_to_image
 from .segmenter_ldvc import Segmenter  # noqa: F401 - compat_ldvc says why
 from .vocabulary_ldvc import LDVCBakedVocabulary, LDVCVocabularyMixin, check_tensors
@@ -179,7 +186,10 @@ class LDVCPreTrainedModel(PreTrainedModel):
         Linear layers start as torch's default does: ZegCLIP defines a truncated normal for its head, but its training
         script never calls it.
         """
-        if isinstance(module, nn.Linear):
+        if isinstance(module, LDVCIdentityProjection):
+            init.copy_(module.weight, torch.eye(*module.weight.shape).flip(0, 1))
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
             bound = module.in_features**-0.5
             init.uniform_(module.weight, -bound, bound)
             init.uniform_(module.bias, -bound, bound)
@@ -346,22 +356,38 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
         padded, grid_size = pad_to_patches(pixel_values, vision.patch_size, vision.num_channels)
         hidden_states = vision_model.embeddings(padded, interpolate_pos_encoding=True)
         hidden_states = vision_model.pre_layrnorm(hidden_states)
-        blocks = vision_model.encoder.layers
-        for layer, encoder_layer in enumerate(blocks):
-            if self.vision_prompts is not None and layer < self.vision_prompts.depth:
-                hidden_states = self.vision_prompts(hidden_states, layer)
-            layer_input, hidden_states = hidden_states, encoder_layer(hidden_states, None)
-        patch_tokens = hidden_states
-        if self.config.patch_features != "tokens":
-            settings = DENSE_METHODS[self.config.patch_features]
-            patch_tokens = dense_tokens(blocks, {len(blocks) - 1: layer_input}, grid_size, settings)
-        # The prompts' own outputs are not used. Norms and projection act on each token alone.
-        hidden_states = torch.cat([hidden_states[:, :1], patch_tokens[:, -math.prod(grid_size) :]], dim=1)
-        embeds = unit_embeds(self.clip, hidden_states, self.prompt_norm)
+        # Norms and projection act on each token alone; what became of the prompts is not used.
+        tokens = torch.cat(self._encode_tokens(hidden_states, grid_size), dim=1)
+        embeds = unit_embeds(self.clip, tokens, self.prompt_norm)
         # (batch_size, num_patches, projection_dim) -> (batch_size, projection_dim, grid_height, grid_width)
         feature_map = embeds[:, 1:].transpose(1, 2).unflatten(-1, grid_size)
         size = tuple(pixel_values.shape[-2:])
         return LDVCImageFeatures(feature_map=feature_map, image_embeds=embeds[:, 0], image_size=size)
+
+    def _encode_tokens(self, hidden_states: Tensor, grid_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Run CLIP's blocks, with the prompts in front of each.
+
+        Args:
+            hidden_states: (batch_size, 1 + num_patches, hidden_size), embedded.
+            grid_size: (height, width) in patches.
+
+        Returns:
+            The class token, (batch_size, 1, hidden_size), and the patch tokens, (batch_size, num_patches,
+            hidden_size), which `patch_features` names.
+        """
+        blocks, settings = self.clip.vision_model.encoder.layers, self.config.dense_settings
+        needed, inputs = settings.needed_inputs(len(blocks)), {}
+        takes_last_block = settings == DENSE_METHODS["tokens"]
+        for layer, block in enumerate(blocks):
+            if self.vision_prompts is not None and layer < self.vision_prompts.depth:
+                hidden_states = self.vision_prompts(hidden_states, layer)
+            if layer in needed:
+                inputs[layer] = hidden_states
+            if layer < len(blocks) - 1 or takes_last_block:
+                hidden_states = block(hidden_states, None)
+        if takes_last_block:
+            return hidden_states[:, :1], hidden_states[:, -math.prod(grid_size) :]
+        return block_at(blocks[-1], hidden_states), dense_tokens(blocks, inputs, grid_size, settings)
 
     # ---- the whole
 

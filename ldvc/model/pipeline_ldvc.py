@@ -23,6 +23,8 @@ from transformers import AutoModelForSemanticSegmentation, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_ldvc import LDVCConfig  # noqa: F401 - compat_ldvc says why
+from .dense_ldvc import block_at  # noqa: F401 - compat_ldvc says why
+from .dense_settings_ldvc import LDVCDenseSettings  # noqa: F401 - compat_ldvc says why
 from .image_processing_ldvc import check_threshold
 from .inference_ldvc import (
     InferenceSettings,

@@ -16,6 +16,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from transformers.utils import TensorType
 
 from .configuration_ldvc import LDVCConfig
+from .dense_settings_ldvc import LDVCDenseSettings  # noqa: F401 - compat_ldvc says why
 from .image_processing_ldvc import LDVCImageProcessor, LDVCImageProcessorKwargs, LDVCPostProcessing
 from .options_ldvc import (
     OTHER_NAMES,

@@ -55,7 +55,7 @@ def embed_patches(
     """
     patches = embeddings.patch_embedding(pixel_values.to(embeddings.patch_embedding.weight.dtype))
     grid_size, side = tuple(patches.shape[-2:]), embeddings.image_size // embeddings.patch_size
-    class_tokens = embeddings.class_embedding.expand(len(patches), 1, -1)
+    class_tokens = embeddings.class_embedding.expand(patches.shape[0], 1, -1)
     tokens = torch.cat([class_tokens, patches.flatten(2).transpose(1, 2)], dim=1)
     positions = embeddings.position_embedding(embeddings.position_ids)
     return tokens + resize_positions(positions, side, grid_size, mode)
@@ -113,6 +113,10 @@ class LDVCTextPrompts(nn.Module):
         return torch.cat([hidden_states[:, :1], prompts, hidden_states[:, 1 + self.num_prompts :]], dim=1)
 
 
+class LDVCIdentityProjection(nn.Linear):
+    """A linear layer that starts by passing on the last of its inputs, as many as it has outputs."""
+
+
 class LDVCTextAdapter(nn.Module):
     """Fuse the image's global feature g into the class embeddings: `Linear([g * t, t])`.
 
@@ -124,7 +128,8 @@ class LDVCTextAdapter(nn.Module):
         super().__init__()
         self.kind = config.text_adapter
         inputs = {"relation": 2, "linear": 1, "none": 0}[self.kind] * config.projection_dim
-        self.projection = nn.Linear(inputs, config.projection_dim) if inputs else nn.Identity()
+        layer = LDVCIdentityProjection if config.text_adapter_init == "identity" else nn.Linear
+        self.projection = layer(inputs, config.projection_dim) if inputs else nn.Identity()
 
     def forward(self, image_embeds: Tensor, class_embeds: Tensor) -> Tensor:
         """Adapt the class embeddings to each image.
@@ -143,6 +148,7 @@ class LDVCTextAdapter(nn.Module):
 
 
 __all__ = [
+    "LDVCIdentityProjection",
     "LDVCTextAdapter",
     "LDVCTextPrompts",
     "LDVCVisionEmbeddings",

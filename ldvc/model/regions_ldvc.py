@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def ceil_div(size: int, part: int) -> int:
+    """How many parts cover a size; in this form an exporter sees that a multiple of the part needs no rounding."""
+    return (size + -size % part) // part
+
+
 def partition_regions(
     tokens: Tensor, grid_size: tuple[int, int], region_size: tuple[int, int], offset: tuple[int, int] = (0, 0)
 ) -> Tensor:
@@ -25,7 +30,7 @@ def partition_regions(
     """
     batch_size, _, dim = tokens.shape
     (height, width), (region_height, region_width), (top, left) = grid_size, region_size, offset
-    rows, columns = -(-(height + top) // region_height), -(-(width + left) // region_width)
+    rows, columns = ceil_div(height + top, region_height), ceil_div(width + left, region_width)
     bottom, right = rows * region_height - top - height, columns * region_width - left - width
     grid = F.pad(tokens.view(batch_size, height, width, dim), (0, 0, left, right, top, bottom))
     # (batch, rows * region_height, columns * region_width, dim) -> (batch, rows * columns, region area, dim)
@@ -39,7 +44,7 @@ def merge_regions(
     """Undo `partition_regions`: (batch_size, num_regions, region_area, dim) -> (batch_size, num_patches, dim)."""
     batch_size, _, _, dim = regions.shape
     (height, width), (region_height, region_width), (top, left) = grid_size, region_size, offset
-    rows, columns = -(-(height + top) // region_height), -(-(width + left) // region_width)
+    rows, columns = ceil_div(height + top, region_height), ceil_div(width + left, region_width)
     grid = regions.view(batch_size, rows, columns, region_height, region_width, dim).transpose(2, 3)
     grid = grid.reshape(batch_size, rows * region_height, columns * region_width, dim)
     return grid[:, top : top + height, left : left + width].reshape(batch_size, height * width, dim)
@@ -114,4 +119,12 @@ def fit_to_image(logits: Tensor, image_size: tuple[int, int], patch_size: int) -
     return sampled.to(logits.dtype)
 
 
-__all__ = ["fit_to_image", "gather_regions", "merge_regions", "partition_regions", "real_tokens", "select_routes"]
+__all__ = [
+    "ceil_div",
+    "fit_to_image",
+    "gather_regions",
+    "merge_regions",
+    "partition_regions",
+    "real_tokens",
+    "select_routes",
+]

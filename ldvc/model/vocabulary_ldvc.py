@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from .compat_ldvc import causal_mask
+from .dense_ldvc import block_at
 from .processing_ldvc import Classes, LDVCProcessor, check_distinct, check_templates, name_key, read_classes
 from .weights_ldvc import text_fingerprint, text_function, text_modules, write_files
 
@@ -292,7 +293,7 @@ class LDVCVocabularyMixin:
             input_ids = input_ids[:, : int(end_positions.max()) + 1]
         size = input_ids.shape[0] if torch.compiler.is_compiling() else PROMPTS_PER_PASS
         end_states = [
-            self._encode_text(rows)[torch.arange(rows.shape[0], device=rows.device), ends]
+            self._encode_text(rows, ends)
             for rows, ends in zip(input_ids.split(size), end_positions.split(size), strict=True)
         ]
         embeds = F.normalize(self.clip.text_projection(torch.cat(end_states)), dim=-1)
@@ -301,19 +302,21 @@ class LDVCVocabularyMixin:
             embeds = F.normalize(sums.index_add(0, prompt_class_ids.to(embeds.device), embeds), dim=-1)
         return embeds
 
-    def _encode_text(self, input_ids: Tensor) -> Tensor:
-        """Run the prompted text tower: (num_prompts, sequence_length, hidden_size) after the final norm."""
+    def _encode_text(self, input_ids: Tensor, end_positions: Tensor) -> Tensor:
+        """Run the prompted text tower: (num_prompts, hidden_size) of the end tokens, after the final norm."""
         text_model, prompts = self.clip.text_model, self.text_prompts
         token_embeds = text_model.embeddings.token_embedding(input_ids)
         if prompts is not None:
             token_embeds = prompts(token_embeds, 0)
         hidden_states = text_model.embeddings(inputs_embeds=token_embeds)
         mask = causal_mask(text_model.config, hidden_states)
-        for layer, encoder_layer in enumerate(text_model.encoder.layers):
+        blocks = text_model.encoder.layers
+        for layer, block in enumerate(blocks):
             if prompts is not None and 0 < layer < prompts.depth:
                 hidden_states = prompts(hidden_states, layer)
-            hidden_states = encoder_layer(hidden_states, mask, is_causal=True)
-        return text_model.final_layer_norm(hidden_states)
+            if layer < len(blocks) - 1:
+                hidden_states = block(hidden_states, mask, is_causal=True)
+        return text_model.final_layer_norm(block_at(blocks[-1], hidden_states, end_positions)[:, 0])
 
     @torch.no_grad()
     def encode_vocabulary(

@@ -54,6 +54,7 @@ ADAPTER_FIELDS = (
     "logit_scale",
     "logit_bias_init",
     "patch_features",
+    "patch_feature_settings",
     "position_interpolation",
 )
 # What a load adopts from the adapter: it belongs to the trained weights, not to the shapes.

@@ -73,7 +73,7 @@ def permute_names(vocabulary: Vocabulary) -> list[str]:
     Raises:
         ValueError: If there are fewer than two unseen names to exchange.
     """
-    names, unseen = list(vocabulary.class_names), vocabulary.unseen_class_ids
+    names, unseen = list(vocabulary.class_names), vocabulary.scored_unseen_class_ids
     if len(unseen) < 2:
         raise ValueError(f"{vocabulary.name!r} has {len(unseen)} unseen names; at least 2 can change places.")
     for index, class_id in enumerate(unseen):
@@ -91,14 +91,17 @@ def image_areas(prediction: np.ndarray, reference: np.ndarray, num_classes: int)
 
 
 def resample(num_images: int, seed: int = 0) -> np.ndarray:
-    """How often each image counts: once each in the first row, then drawn with replacement; (1 + 1000, num_images).
+    """How often each image counts: (1 + 1000 + num_images, num_images) whole numbers, as float64.
 
-    A single image tells nothing of others and is not resampled: its scores have no interval.
+    Once each in the first row; then drawn with replacement; then all but one, each left out in turn. A single image
+    tells nothing of others and is not resampled: its scores have no interval.
     """
-    rng = np.random.default_rng(seed)
-    num_draws = BOOTSTRAP_RESAMPLES if num_images > 1 else 0
-    draws = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_draws)
-    return np.concatenate([np.ones((1, num_images), dtype=draws.dtype), draws])
+    whole = np.ones((1, num_images))
+    if num_images == 1:
+        return whole
+    shares = np.full(num_images, 1 / num_images)
+    draws = np.random.default_rng(seed).multinomial(num_images, shares, size=BOOTSTRAP_RESAMPLES)
+    return np.concatenate([whole, draws, 1 - np.eye(num_images)])
 
 
 def mean_iou(areas: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -111,7 +114,7 @@ def mean_iou(areas: np.ndarray, draws: np.ndarray) -> np.ndarray:
     Returns:
         (num_draws,) fractions.
     """
-    totals = (draws @ areas.reshape(len(areas), -1).astype(np.int64)).reshape(len(draws), *areas.shape[1:])
+    totals = (draws @ areas.reshape(len(areas), -1).astype(np.float64)).reshape(len(draws), *areas.shape[1:])
     hits, union = totals[..., 0], totals[..., 1] + totals[..., 2] - totals[..., 0]
     is_there = union > 0
     ious = np.where(is_there, hits / np.maximum(union, 1), 0.0)
@@ -121,30 +124,51 @@ def mean_iou(areas: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 def share(counts: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Share of the counted pixels, (num_draws,), from (num_images, 2) hits and counts; NaN where none is counted."""
-    hits, counted = (draws @ counts.astype(np.int64)).T
+    hits, counted = (draws @ counts.astype(np.float64)).T
     return np.where(counted > 0, hits / np.maximum(counted, 1), np.nan)
 
 
-def interval(resampled: np.ndarray) -> list[float]:
-    """95 % interval of the values that are numbers; empty without any."""
-    finite = resampled[np.isfinite(resampled)]
-    return [float(np.quantile(finite, q)) for q in (0.025, 0.975)] if finite.size else []
+def interval(values: np.ndarray) -> list[float]:
+    """95 % interval of a score, bias-corrected and accelerated; empty where the score or all draws are no numbers.
+
+    Plain quantiles of the draws lie too low for mIoU(U), the mean of few classes, by more than the draws' own chance.
+
+    Args:
+        values: The score at each row of `resample`.
+
+    Source: B. Efron, "Better bootstrap confidence intervals", 1987; ties count half, as in SciPy.
+    """
+    from scipy.stats import norm
+
+    score, draws, without_one = values[0], *np.split(values[1:], [BOOTSTRAP_RESAMPLES])
+    draws, without_one = draws[np.isfinite(draws)], without_one[np.isfinite(without_one)]
+    if not (np.isfinite(score) and draws.size):
+        return []
+    share_below = ((draws < score).mean() + (draws <= score).mean()) / 2
+    bias = norm.ppf(np.clip(share_below, 0.5 / draws.size, 1 - 0.5 / draws.size))
+    influence = without_one.mean() - without_one
+    acceleration = (influence**3).sum() / max(6 * (influence**2).sum() ** 1.5, 1e-300)
+    shifted = bias + norm.ppf([0.025, 0.975])
+    return np.quantile(draws, norm.cdf(bias + shifted / (1 - acceleration * shifted))).tolist()
 
 
-def bootstrap_intervals(areas: np.ndarray, unseen_ids: Sequence[int], seed: int = 0) -> dict[str, list[float]]:
-    """95 % intervals of the scores over images, by resampling images with replacement.
+def bootstrap_intervals(
+    areas: np.ndarray, unseen_ids: Sequence[int], left_out_ids: Sequence[int] = (), seed: int = 0
+) -> dict[str, list[float]]:
+    """95 % intervals of the scores over images, by resampling images with replacement, see `interval`.
 
     Args:
         areas: (num_images, num_classes, 3) from `image_areas`.
         unseen_ids: Ids of unseen classes.
+        left_out_ids: Ids of classes that are neither seen nor unseen.
         seed: Seed of the resampling.
 
     Returns:
         Score name -> [low, high], fractions; empty where there is none.
     """
-    draws = resample(len(areas), seed)[1:]
-    is_unseen = np.isin(np.arange(areas.shape[1]), list(unseen_ids))
-    seen, unseen = mean_iou(areas[:, ~is_unseen], draws), mean_iou(areas[:, is_unseen], draws)
+    draws = resample(len(areas), seed)
+    is_unseen, is_left_out = (np.isin(np.arange(areas.shape[1]), list(ids)) for ids in (unseen_ids, left_out_ids))
+    seen, unseen = mean_iou(areas[:, ~is_unseen & ~is_left_out], draws), mean_iou(areas[:, is_unseen], draws)
     both = seen + unseen
     scores = {
         "pixel_accuracy": share(areas[..., [0, 2]].sum(axis=1), draws),
@@ -160,6 +184,7 @@ def group_scores(
     unseen_ids: Sequence[int],
     groups: Mapping[str, Sequence[int]],
     labelled_ids: Sequence[int],
+    left_out_ids: Sequence[int] = (),
 ) -> dict:
     """Mean IoU of seen and unseen classes inside groups of classes, such as things and stuff.
 
@@ -168,11 +193,12 @@ def group_scores(
         unseen_ids: Ids of unseen classes.
         groups: Ids of classes by title.
         labelled_ids: Classes with a labelled pixel; a group without one has no score, whatever was predicted.
+        left_out_ids: Ids of classes that are neither seen nor unseen.
     """
     table = {}
     for group, ids in groups.items():
         for kind, members in (
-            ("seen", [i for i in ids if i not in unseen_ids]),
+            ("seen", [i for i in ids if i not in unseen_ids and i not in left_out_ids]),
             ("unseen", [i for i in ids if i in unseen_ids]),
         ):
             present = [per_class_iou[i] for i in members if np.isfinite(per_class_iou[i])]
@@ -262,6 +288,11 @@ def evaluate_model(
     return {"num_images": len(dataset), "scores": scores}
 
 
+def reported_offsets(config: Any) -> list[float]:
+    """Offsets of seen scores that a model is scored with: none, the literature's, and its own where it has one."""
+    return sorted({*SEEN_SCORE_OFFSETS, float(getattr(config, "seen_score_offset", 0.0))})
+
+
 def predict(scores: Tensor, is_seen: Tensor, offsets: Sequence[float], size: tuple[int, int]) -> list[np.ndarray]:
     """Take the best class of every pixel, once for each offset of the seen classes.
 
@@ -291,15 +322,15 @@ def finish_table(
         vocabulary: Class list and unseen names.
         groups: Groups of class ids that are reported apart.
     """
-    num_classes, unseen_ids = len(vocabulary.class_names), vocabulary.unseen_class_ids
-    table = metric.compute(num_labels=num_classes, unseen_ids=unseen_ids, across_processes=True)
+    kinds = {"unseen_ids": vocabulary.scored_unseen_class_ids, "left_out_ids": vocabulary.left_out_class_ids}
+    table = metric.compute(num_labels=len(vocabulary.class_names), **kinds, across_processes=True)
     everywhere = sorted(gather_object(areas), key=lambda image: image[0])
     counts = np.stack([counts for _, counts, _ in everywhere])
     table["labelled_share"] = float(counts[..., 2].sum() / sum(size for *_, size in everywhere))
-    table["intervals"] = bootstrap_intervals(counts, unseen_ids)
+    table["intervals"] = bootstrap_intervals(counts, **kinds)
     if groups:
         labelled_ids = np.flatnonzero(counts[..., 2].sum(axis=0)).tolist()
-        table["groups"] = group_scores(table["per_class_iou"], unseen_ids, groups, labelled_ids)
+        table["groups"] = group_scores(table["per_class_iou"], groups=groups, labelled_ids=labelled_ids, **kinds)
     return table
 
 
@@ -310,11 +341,13 @@ def format_table(rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, st
         rows: Row title -> scores of `evaluate_model` for one offset.
         columns: Score -> title of its column.
     """
+    if any("miou_left_out" in scores for scores in rows.values()):
+        columns = {**columns, "miou_left_out": "mIoU(left out)"}
     groups = sorted({group for scores in rows.values() for group in scores.get("groups", {})})
     heads = ["", *columns.values(), *(group.replace("_", " ") for group in groups), "fragments"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for title, scores in rows.items():
-        values = [scores[name] for name in columns] + [scores.get("groups", {}).get(group) for group in groups]
+        values = [scores.get(name) for name in columns] + [scores.get("groups", {}).get(group) for group in groups]
         cells = ["-" if value is None or not np.isfinite(value) else f"{100 * value:.1f}" for value in values]
         fragments = scores["fragmentation"]["components_per_class_and_image"]
         lines.append("| " + " | ".join([title, *cells, f"{fragments:.2f}"]) + " |")
@@ -387,6 +420,7 @@ def choose_classes(arguments: argparse.Namespace) -> Vocabulary:
         listed = read_class_names(arguments.dataset)
         vocabulary = next((v.name for v in VOCABULARIES.values() if listed in (None, list(v.class_names))), None)
     chosen = choose_vocabulary(arguments.dataset, arguments.class_names, arguments.unseen_classes, vocabulary)
+    chosen = chosen.with_seen_share(arguments.seen_share)
     check_label_convention(
         arguments.dataset,
         chosen.class_names,
@@ -435,7 +469,8 @@ def audit_checkpoint(arguments: argparse.Namespace, vocabulary: Vocabulary, mode
     if findings and not arguments.allow_protocol_mismatch:
         raise ValueError(
             f"{arguments.checkpoint!r} cannot be scored as {arguments.setting}: {'; '.join(findings)}. Choose the "
-            "--setting and --vocabulary that it was trained with, or mark the result with --allow_protocol_mismatch."
+            "--setting, --vocabulary and --seen_share that it was trained with, or mark the result with "
+            "--allow_protocol_mismatch."
         )
     if protocol is None:
         return audit | {"status": "mismatch", "findings": findings} if findings else audit
@@ -552,7 +587,7 @@ def look_at_split(
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Load everything, score, print the table, write the result."""
-    check_offsets(arguments.offsets)
+    check_offsets(arguments.offsets or ())
     check_writable(arguments.output)
     code_version()  # as it is now, not when the result is written
     state, started, vocabulary = process_state(), time.perf_counter(), choose_classes(arguments)
@@ -561,7 +596,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model, processor = load_checkpoint(arguments.checkpoint, arguments.training_free, arguments.image_stats, **fields)
     audit = audit_checkpoint(arguments, vocabulary, model)
     is_cross = arguments.setting == "cross_dataset"
-    offsets = [0.0] if arguments.training_free else arguments.offsets  # of cosines it would take every seen class
+    offsets = arguments.offsets or reported_offsets(model.config)
+    offsets = [0.0] if arguments.training_free else offsets  # of cosines it would take every seen class
     if is_cross:  # one list without a split, so that an offset would lower all alike
         known = shared_names(vocabulary.class_names, audit["names_trained_with_masks"])
         new = tuple(name for name in vocabulary.class_names if name not in known)

@@ -319,7 +319,7 @@ def difference(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
     gain = after - before
     values = {"before": before[0], "after": after[0], "difference": gain[0]}
     result: dict[str, Any] = {key: float(value) if np.isfinite(value) else None for key, value in values.items()}
-    result["interval"] = interval(gain[1:]) or None
+    result["interval"] = interval(gain) or None
     return result
 
 

@@ -56,8 +56,8 @@ def missing_labels(labelled: Mapping[str, int], vocabulary: Vocabulary) -> str |
         vocabulary: Classes and split.
     """
     parts = []
-    for kind, is_unseen in (("seen", False), ("unseen", True)):
-        group = [name for name in vocabulary.class_names if (name in vocabulary.unseen_names) == is_unseen]
+    for kind, ids in (("seen", vocabulary.seen_class_ids), ("unseen", vocabulary.scored_unseen_class_ids)):
+        group = [vocabulary.class_names[class_id] for class_id in ids]
         missing = [name for name in group if not labelled[name]]
         if missing and len(missing) == len(group):
             parts.append(f"no {kind} class at all, so that mIoU({kind[0].upper()}) and hIoU have no score")

@@ -238,7 +238,7 @@ class CLIPSegSegmenter(nn.Module):
             logits.split(LABELS_PER_PASS, dim=1), class_embeds.to(activations).split(LABELS_PER_PASS), strict=True
         ):
             for own, picture in zip(block, activations, strict=True):
-                decoded = self._decode(picture, embeds, features.grid_size)
+                decoded = self.decode(picture, embeds, features.grid_size)
                 bottom, right = (side - inner for side, inner in zip(own.shape[-2:], decoded.shape[-2:], strict=True))
                 own.copy_(F.pad(decoded[None], (0, right, 0, bottom), mode="replicate")[0])
         return CLIPSegOutput(logits=logits)
@@ -251,6 +251,8 @@ class CLIPSegSegmenter(nn.Module):
             mlp: The library's.
             states: (num_classes, tokens, reduce_dim), as the result.
         """
+        if torch.compiler.is_compiling():  # a program has no loop over pieces whose number is open
+            return mlp.fc2(mlp.fc1(states).relu())
         rows = states.flatten(0, 1).split(TOKENS_PER_PASS)
         return torch.cat([mlp.fc2(mlp.fc1(some).relu_()) for some in rows]).view_as(states)
 
@@ -261,7 +263,7 @@ class CLIPSegSegmenter(nn.Module):
         )
         return -(-pixels * math.prod(layer.stride[0] for layer in layers) // self.config.vision_config.patch_size)
 
-    def _decode(self, activations: Tensor, class_embeds: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    def decode(self, activations: Tensor, class_embeds: Tensor, grid_size: tuple[int, int]) -> Tensor:
         """The library's decoder on one picture and a block of labels.
 
         Args:
@@ -314,4 +316,4 @@ class CLIPSegSegmenter(nn.Module):
         pixels = parts.unflatten(3, [side for side in sides for _ in range(2)]).squeeze(-1)
         rows, columns = range(3, pixels.dim(), 2), range(4, pixels.dim(), 2)
         pixels = pixels.permute(0, 1, *rows, 2, *columns)
-        return pixels.reshape(len(tokens), tokens.shape[2] * math.prod(sides), -1)
+        return pixels.reshape(tokens.shape[0], tokens.shape[2] * math.prod(sides), -1)

@@ -1,8 +1,4 @@
-"""Exported programs, which run without LDVC's modelling code, and how they answer as every segmenter does.
-
-ONNX Runtime alone would cut pictures of other sizes than the program's multiple without a word: the folder says the
-multiple in `ldvc_export.json`, and `ExportedLDVC`, which runs the program, checks it.
-"""
+"""Exported programs, which run without LDVC's modelling code, and how they answer as every segmenter does."""
 
 import json
 from collections.abc import Callable
@@ -12,62 +8,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from ldvc.model.vocabulary_ldvc import VOCABULARY_CONFIG, DefaultVocabulary, LDVCVocabulary
+from ldvc.model.vocabulary_ldvc import VOCABULARY_CONFIG, DefaultVocabulary, LDVCVocabulary, LDVCVocabularyMixin
+from ldvc.segmenters.exported_folder import ExportedFolder, read_exported_folder
 
 
-__all__ = ["EXPORT_FILE", "ExportedLDVC", "ExportedSegmenter", "ExportedSizes"]
+__all__ = ["ExportedLDVC", "ExportedSegmenter"]
 
-EXPORT_FILE = "ldvc_export.json"
-
-
-@dataclass(frozen=True)
-class ExportedSizes:
-    """What pictures and embeddings a program takes.
-
-    Attributes:
-        size_multiple: Height and width in pixels are multiples of it.
-        smallest_side: The smallest height and width in pixels.
-        num_channels: Channels of a picture.
-        projection_dim: Width of a class embedding.
-        format: `"onnx"` or `"torch"`.
-        file: The program's file in the folder.
-    """
-
-    size_multiple: int
-    smallest_side: int
-    num_channels: int
-    projection_dim: int
-    format: str
-    file: str
-
-    def check(self, pixel_values: Any, class_embeds: Any) -> None:
-        """Check the inputs of a call.
-
-        Raises:
-            ValueError: If a shape does not fit; names the shape and the nearest size that does.
-        """
-        pixels, embeds = tuple(pixel_values.shape), tuple(class_embeds.shape)
-        if len(pixels) != 4 or pixels[1] != self.num_channels:
-            raise ValueError(
-                f"`pixel_values` has shape {pixels}; it must be (images, {self.num_channels}, height, width)."
-            )
-        if len(embeds) != 2 or embeds[1] != self.projection_dim or not embeds[0]:
-            raise ValueError(f"`class_embeds` has shape {embeds}; it must be (classes, {self.projection_dim}).")
-        step = self.size_multiple
-        if any(side % step or side < self.smallest_side for side in pixels[2:]):
-            near = [max(self.smallest_side, round(side / step) * step) for side in pixels[2:]]
-            raise ValueError(
-                f"`pixel_values` is {pixels[2]} x {pixels[3]} pixels; this program takes multiples of {step} from "
-                f"{self.smallest_side} on: resize to {near[0]} x {near[1]}, or use the checkpoint itself, which takes "
-                "every size."
-            )
+BAKED_FILE = "class_embeds.npy"
+PROMPTS_PER_PASS = 256  # of the text program, so that memory does not grow with the number of names
 
 
 class ExportedLDVC:
-    """Runs an exported program and checks what it is given.
+    """Runs exported programs and checks what they are given.
 
     Example:
     ```python
@@ -77,43 +33,91 @@ class ExportedLDVC:
     ```
 
     Args:
-        folder: What `export_onnx` or `export_torch` wrote.
+        folder: What `ldvc export` wrote.
+
+    Attributes:
+        folder: What it says of itself.
 
     Raises:
         FileNotFoundError: If the folder holds no export.
+        ValueError: If it was exported in another format.
     """
 
     def __init__(self, folder: str | Path):
-        folder = Path(folder)
-        if not (folder / EXPORT_FILE).is_file():
-            raise FileNotFoundError(f"{folder} has no {EXPORT_FILE}; write one with ldvc export.")
-        self.sizes = ExportedSizes(**json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8")))
-        path = folder / self.sizes.file
-        if self.sizes.format == "onnx":
-            import onnxruntime
-
-            self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self.folder: ExportedFolder = read_exported_folder(folder)
+        self._place, self._text = Path(folder), None
+        if self.folder.format == "onnx":
+            self._session = self._open(self.folder.onnxruntime_program or self.folder.picture_program)
         else:
-            # Its own guards are about memory layout and refuse a batch of one; `sizes` is what holds, see the tests.
-            self._program = torch.export.load(path).module(check_guards=False)
+            # Its own guards are about memory layout and refuse a batch of one; `folder` is what holds, see the tests.
+            program = torch.export.load(self._place / self.folder.picture_program)
+            self._program = program.module(check_guards=False)
+
+    def _open(self, file: str) -> Any:
+        """One of the folder's ONNX programs."""
+        import onnxruntime
+
+        return onnxruntime.InferenceSession(str(self._place / file), providers=["CPUExecutionProvider"])
 
     @torch.no_grad()
     def __call__(self, pixel_values: Tensor, class_embeds: Tensor) -> Tensor:
         """Logits of every class.
 
         Args:
-            pixel_values: (batch_size, num_channels, height, width), sides multiples of `sizes.size_multiple`.
+            pixel_values: (batch_size, num_channels, height, width), sides multiples of `folder.size_multiple`.
             class_embeds: (num_classes, projection_dim).
 
         Returns:
             (batch_size, num_classes, grid_height, grid_width).
         """
-        self.sizes.check(pixel_values, class_embeds)
-        inputs = {"pixel_values": pixel_values, "class_embeds": class_embeds}
-        if self.sizes.format == "torch":
-            return self._program(**inputs)
-        arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in inputs.items()}
-        return torch.from_numpy(self._session.run(["logits"], arrays)[0])
+        self.folder.check(pixel_values.shape, class_embeds.shape)
+        images = 1 if self.folder.one_picture_at_a_time else len(pixel_values)
+        classes = self.folder.classes_at_a_time or len(class_embeds)
+        rows = [
+            torch.cat([self._run(pixels, embeds) for embeds in class_embeds.split(classes)], dim=1)
+            for pixels in pixel_values.split(images)
+        ]
+        return torch.cat(rows)
+
+    def _run(self, pixel_values: Tensor, class_embeds: Tensor) -> Tensor:
+        """One call of the picture program."""
+        if self.folder.format == "torch":
+            return self._program(pixel_values=pixel_values, class_embeds=class_embeds)
+        arrays = {"pixel_values": pixel_values.numpy(), "class_embeds": class_embeds.numpy()}
+        return torch.from_numpy(self._session.run(None, arrays)[0])
+
+    @torch.no_grad()
+    def encode_prompts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Embeddings of prompts, (num_prompts, projection_dim).
+
+        Args:
+            input_ids: (num_prompts, sequence_length) token ids, padded on the right.
+            attention_mask: Shaped as `input_ids`.
+
+        Raises:
+            ValueError: If there is no text program, or the prompts are none of its.
+        """
+        if self.folder.text_program is None:
+            raise ValueError(
+                "this exported program has no text tower; give `class_embeds` from the checkpoint it was exported "
+                "from, or use its own names."
+            )
+        if input_ids.dim() != 2 or not 0 < input_ids.shape[1] <= self.folder.max_length:
+            raise ValueError(
+                f"`input_ids` has shape {tuple(input_ids.shape)}; it must be (num_prompts, sequence_length), with up "
+                f"to {self.folder.max_length} tokens."
+            )
+        words = self.folder.prompt_token_ids or []
+        if input_ids.shape[1] < len(words) or (input_ids[:, : len(words)] != torch.tensor(words)).any():
+            raise ValueError(
+                "`input_ids` do not begin with the words of the template whose places the text prompts take; pass "
+                f"class names to the processor with the template {self.folder.prompt_templates[0]!r}."
+            )
+        self._text = self._text or self._open(self.folder.text_program)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        parts = zip(input_ids.split(PROMPTS_PER_PASS), mask.split(PROMPTS_PER_PASS), strict=True)
+        arrays = ({"input_ids": ids.numpy(), "attention_mask": some.numpy()} for ids, some in parts)
+        return torch.from_numpy(np.concatenate([self._text.run(None, inputs)[0] for inputs in arrays]))
 
 
 @dataclass(frozen=True)
@@ -124,11 +128,15 @@ class ExportedConfig:
         projection_dim: Width of a class embedding.
         default_class_names: The classes whose embeddings lie beside the program.
         other_label: Name of what is no class.
+        seen_classes: Names trained with masks, `None` where it is not known.
+        seen_score_offset: What is taken from their probabilities.
     """
 
     projection_dim: int
     default_class_names: list[str]
     other_label: str | None = None
+    seen_classes: list[str] | None = None
+    seen_score_offset: float = 0.0
     _commit_hash: ClassVar[None] = None  # which the library's pipelines read until 5.12
 
     def to_json_string(self, use_diff: bool = False) -> str:
@@ -153,33 +161,45 @@ class ProgramOutput(ModelOutput):
 
     Attributes:
         logits: (batch_size, num_classes, grid_height, grid_width).
+        class_score_offsets: (batch_size, num_classes), to be subtracted from probabilities, or `None`.
     """
 
     logits: Tensor | None = None
+    class_score_offsets: Tensor | None = None
 
 
 class ExportedSegmenter(nn.Module):
-    """An exported program with the calls of a [`Segmenter`]; its text tower stayed behind.
+    """Exported programs with the calls of a [`Segmenter`].
 
     Args:
         folder: What `ldvc export` wrote.
 
     Raises:
         FileNotFoundError: If the folder holds no export.
+        ValueError: If it was exported in another format.
     """
 
     input_modalities = ("image", "text")
     device, dtype = torch.device("cpu"), torch.float32
+    seen_class_mask = LDVCVocabularyMixin.seen_class_mask
 
     def __init__(self, folder: str | Path):
         super().__init__()
         self.program = ExportedLDVC(folder)
-        has_names = Path(folder, VOCABULARY_CONFIG).is_file()
-        vocabulary = LDVCVocabulary.load(folder) if has_names else None
-        names, other = (vocabulary.class_names, vocabulary.other_label) if vocabulary else ([], None)
-        self.config = ExportedConfig(self.program.sizes.projection_dim, names, other)
-        embeds = vocabulary.class_embeds if vocabulary else torch.empty(0, self.config.projection_dim)
-        self.baked_vocabulary: Callable[[], Tensor] = lambda: embeds
+        said = self.program.folder
+        self.config = ExportedConfig(
+            said.projection_dim,
+            said.default_class_names,
+            said.other_label,
+            said.seen_classes,
+            said.seen_score_offset,
+        )
+        self._embeds = read_own_embeds(Path(folder)) if said.default_class_names else None
+        # What says of any model that it knows its own names alone.
+        self.baked_vocabulary: Callable[[], Tensor] | None = None
+        if said.text_program is None:
+            embeds = torch.empty(0, said.projection_dim) if self._embeds is None else self._embeds
+            self.baked_vocabulary = lambda: embeds
         self.eval()
 
     def default_vocabulary(self) -> DefaultVocabulary:
@@ -188,28 +208,38 @@ class ExportedSegmenter(nn.Module):
         Raises:
             ValueError: If there is none.
         """
-        if not self.config.default_class_names:
+        if self._embeds is None:
             raise ValueError(
-                "the call names no classes and there is no vocabulary beside the program; pass `class_names` with "
+                "the call names no classes and there is no vocabulary beside the program; pass `class_names`, or "
                 "`class_embeds` from the checkpoint that it was exported from."
             )
         names, other = tuple(self.config.default_class_names), self.config.other_label
-        return DefaultVocabulary(names, (), None, other, class_embeds=self.baked_vocabulary())
+        return DefaultVocabulary(names, (), None, other, class_embeds=self._embeds)
 
     def vocabulary_embeds(self, vocabulary: DefaultVocabulary) -> Tensor:
         """Embeddings of its vocabulary, (num_classes, projection_dim)."""
         return vocabulary.class_embeds
 
-    def get_class_embeds(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Refuse: there is no text tower.
+    def get_class_embeds(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, prompt_class_ids: Tensor | None = None
+    ) -> Tensor:
+        """Encode prompts by the text program: (num_classes, projection_dim), as the model that was exported.
+
+        Args:
+            input_ids: (num_prompts, sequence_length) token ids, padded on the right.
+            attention_mask: Shaped as `input_ids`.
+            prompt_class_ids: (num_prompts,) class of each prompt; those of one class are averaged.
 
         Raises:
-            ValueError: Always.
+            ValueError: See `encode_prompts`.
         """
-        raise ValueError(
-            "an exported program has no text tower; give `class_embeds` from the checkpoint it was exported from, or "
-            "use its own names."
-        )
+        embeds = self.program.encode_prompts(input_ids, attention_mask)
+        if prompt_class_ids is None:
+            return embeds
+        sums = embeds.new_zeros(int(prompt_class_ids.max()) + 1, embeds.shape[-1])
+        sums.index_add_(0, prompt_class_ids, embeds)
+        is_unit = self.program.folder.unit_embeds
+        return F.normalize(sums, dim=-1) if is_unit else sums / prompt_class_ids.bincount()[:, None]
 
     def get_image_features(self, pixel_values: Tensor) -> Pixels:
         """Keep the pixels; a program cannot be stopped halfway."""
@@ -220,6 +250,7 @@ class ExportedSegmenter(nn.Module):
         pixel_values: Tensor | None = None,
         class_embeds: Tensor | None = None,
         image_features: Pixels | None = None,
+        seen_class_mask: Tensor | None = None,
     ) -> ProgramOutput:
         """Run the program.
 
@@ -227,6 +258,8 @@ class ExportedSegmenter(nn.Module):
             pixel_values: (batch_size, channels, height, width), normalised; this or `image_features`.
             class_embeds: (num_classes, projection_dim); `None` is the vocabulary beside the program.
             image_features: From `get_image_features`.
+            seen_class_mask: (num_classes,), 1 for classes that trained with masks; known by name for the vocabulary
+                beside the program.
 
         Raises:
             ValueError: If sizes do not fit, or there are no classes.
@@ -234,5 +267,19 @@ class ExportedSegmenter(nn.Module):
         if (pixel_values is None) == (image_features is None):
             raise ValueError("give exactly one of `pixel_values` and `image_features`.")
         pixels = image_features.pixel_values if pixel_values is None else pixel_values
-        embeds = self.baked_vocabulary() if class_embeds is None else class_embeds
-        return ProgramOutput(logits=self.program(pixels.float(), embeds.float()))
+        if class_embeds is None:
+            vocabulary = self.default_vocabulary()
+            class_embeds = vocabulary.class_embeds
+            if seen_class_mask is None:
+                seen_class_mask = self.seen_class_mask(vocabulary.class_names)
+        logits, offsets = self.program(pixels.float(), class_embeds.float()), None
+        if seen_class_mask is not None and self.config.seen_score_offset:
+            offsets = (seen_class_mask.to(logits) * self.config.seen_score_offset).expand(logits.shape[:2])
+        return ProgramOutput(logits=logits, class_score_offsets=offsets)
+
+
+def read_own_embeds(folder: Path) -> Tensor:
+    """The (num_classes, projection_dim) embeddings beside a program."""
+    if (folder / VOCABULARY_CONFIG).is_file():
+        return LDVCVocabulary.load(folder).class_embeds
+    return torch.from_numpy(np.load(folder / BAKED_FILE))

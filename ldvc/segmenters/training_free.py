@@ -22,17 +22,20 @@ from transformers.models.clip.modeling_clip import CLIPModel, CLIPVisionModelWit
 
 from ldvc.model.configuration_ldvc import CHOICES, LDVCConfig
 from ldvc.model.dense_ldvc import (
-    DENSE_METHODS,
-    PAIRS,
-    LDVCDenseSettings,
     LDVCFeedback,
     attend_as_in_the_middle,
+    block_at,
     block_inputs,
-    check_number,
-    class_token,
     dense_tokens,
     pad_to_patches,
     unit_embeds,
+)
+from ldvc.model.dense_settings_ldvc import (
+    DENSE_METHODS,
+    PAIRS,
+    LDVCDenseSettings,
+    check_number,
+    choose_dense_settings,
 )
 from ldvc.model.modeling_ldvc import MASKED_LOGIT, LDVCImageFeatures, LDVCSemanticSegmenterOutput
 from ldvc.model.prompts_ldvc import embed_patches
@@ -91,7 +94,7 @@ class TrainingFreeImageFeatures(LDVCImageFeatures):
 
     Attributes:
         last_input: (batch_size, num_tokens, hidden_size), what enters the last block.
-        middle: (batch_size, num_heads, num_tokens, head_dim), the middle blocks' attention over the last one's values.
+        middle: (batch_size, num_heads, num_patches, head_dim), the middle blocks' attention over the last's values.
         padded_pixels: (batch_size, num_channels, padded_height, padded_width).
     """
 
@@ -124,42 +127,34 @@ def choose_settings(method: str, options: Mapping[str, Any]) -> tuple[LDVCDenseS
         ValueError: If there is no such method, a value is impossible, or an option has no effect on the method.
         TypeError: If an option is unknown; names the nearest.
     """
-    if method not in DENSE_METHODS:
-        near = difflib.get_close_matches(str(method).lower(), DENSE_METHODS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(map(repr, DENSE_METHODS))}."
-        raise ValueError(f"`method` is {method!r}; {hint}")
     dense_fields, feedback_fields = (
         [field.name for field in dataclasses.fields(kind)] for kind in (LDVCDenseSettings, FeedbackSettings)
     )
     for name in options:
-        if name not in (*dense_fields, *feedback_fields):
+        if method in DENSE_METHODS and name not in (*dense_fields, *feedback_fields):
             near = difflib.get_close_matches(name, [*dense_fields, *feedback_fields], n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"use some of {', '.join(dense_fields)}."
             raise TypeError(f"`{name}` is no setting of a training-free CLIP; {hint}")
-    dense = dataclasses.replace(DENSE_METHODS[method], **{k: v for k, v in options.items() if k in dense_fields})
+    dense = choose_dense_settings(method, {k: v for k, v in options.items() if k in dense_fields})
     own = {"feedback": method == "resclip" and dense.affinity in PAIRS}
     feedback = FeedbackSettings(**own | {k: v for k, v in options.items() if k in feedback_fields})
-    check_effects(method, options, dense, feedback)
+    check_feedback(method, options, dense, feedback)
     return dense, feedback
 
 
-def check_effects(
+def check_feedback(
     method: str, options: Mapping[str, Any], dense: LDVCDenseSettings, feedback: FeedbackSettings
 ) -> None:
-    """Refuse options that would change nothing: they belong to another method.
+    """Refuse a second look that these features cannot have, and its options where there is none.
 
     Raises:
         ValueError: Names option, method, and where the option has an effect.
     """
-    rotated = (dense.affinity == "rotated", "affinity='rotated' (pearl)")
-    mixed = (bool(dense.middle_blocks), "`middle_blocks` (resclip)")
-    second = (feedback.feedback, "feedback=True (resclip)")
-    needs = {"gaussian_std": (dense.affinity == "kk+gaussian", "affinity='kk+gaussian' (naclip, resclip)")}
-    needs |= {"rotation": rotated, "rotated_key_weight": rotated, "middle_weight": mixed, "middle_scale": mixed}
-    needs |= dict.fromkeys(("feedback_scale", "feedback_weight", "feedback_threshold"), second)
-    for name, (has_effect, where) in needs.items():
-        if name in options and not has_effect:
-            raise ValueError(f"`{name}` has no effect on the method {method!r}: it belongs to {where}; leave it out.")
+    if stray := [name for name in options if name.startswith("feedback_") and not feedback.feedback]:
+        raise ValueError(
+            f"`{stray[0]}` has no effect on the method {method!r}: it belongs to feedback=True (resclip); leave it "
+            "out."
+        )
     if feedback.feedback and (dense.affinity not in PAIRS or dense.num_blocks > 1):
         raise ValueError(
             f"`feedback` is mixed with products of projections in the last block, which affinity={dense.affinity!r} "
@@ -254,9 +249,11 @@ class TrainingFreeCLIP(LDVCVocabularyMixin, nn.Module):
         self.softmax_scale = softmax_scale
         if position_interpolation not in (choices := CHOICES["position_interpolation"]):
             raise ValueError(f"`position_interpolation` is {position_interpolation!r}; use one of {choices}.")
-        fields = {"patch_features": method} if method == "value" else {}
-        self.config = read_config(clip, position_interpolation=position_interpolation, **fields)
+        self.config = read_config(clip, position_interpolation=position_interpolation)
         self.settings.check_depth(self.config.vision_config.num_hidden_layers)
+        dense_fields = {field.name for field in dataclasses.fields(LDVCDenseSettings)}
+        self.config.patch_features = method
+        self.config.patch_feature_settings = {k: v for k, v in settings.items() if k in dense_fields} or None
         self.clip = clip
         self.text_prompts = self.baked_vocabulary = None  # what the vocabulary of an LDVC may have
         self.eval()
@@ -359,10 +356,10 @@ class TrainingFreeCLIP(LDVCVocabularyMixin, nn.Module):
         inputs = block_inputs(blocks, hidden_states, self.settings.needed_inputs(len(blocks)))
         middle = None
         if self.settings.middle_blocks:
-            middle = attend_as_in_the_middle(blocks, inputs, self.settings.middle_blocks)
-        tokens = dense_tokens(blocks, inputs, grid_size, self.settings, middle)
+            middle = attend_as_in_the_middle(blocks, inputs, self.settings.middle_blocks, math.prod(grid_size))
         last_input = inputs[len(blocks) - 1]
-        tokens = torch.cat([class_token(blocks[-1], last_input), tokens[:, -math.prod(grid_size) :]], dim=1)
+        patches = dense_tokens(blocks, inputs, grid_size, self.settings, middle)
+        tokens = torch.cat([block_at(blocks[-1], last_input), patches], dim=1)
         embeds = unit_embeds(self.clip, tokens)
         # (batch_size, num_patches, projection_dim) -> (batch_size, projection_dim, grid_height, grid_width)
         feature_map = embeds[:, 1:].transpose(1, 2).unflatten(-1, grid_size)
@@ -397,7 +394,7 @@ class TrainingFreeCLIP(LDVCVocabularyMixin, nn.Module):
         feedback = LDVCFeedback(similarity, self.feedback.feedback_scale, self.feedback.feedback_weight)
         inputs = {len(blocks) - 1: last_input}
         tokens = dense_tokens(blocks, inputs, grid_size, self.settings, features.middle, feedback)
-        embeds = unit_embeds(self.clip, tokens[:, -math.prod(grid_size) :])
+        embeds = unit_embeds(self.clip, tokens)
         return embeds.transpose(1, 2).unflatten(-1, grid_size)
 
     # ---- the whole
@@ -458,7 +455,7 @@ class TrainingFreeCLIP(LDVCVocabularyMixin, nn.Module):
             logits = log_odds(scores).to(logits.dtype)
         if is_padding is not None:
             logits = logits.masked_fill(is_padding, MASKED_LOGIT)
-        return LDVCSemanticSegmenterOutput(logits=logits, class_embeds=embeds.expand(len(logits), -1, -1))
+        return LDVCSemanticSegmenterOutput(logits=logits, class_embeds=embeds.expand(logits.shape[0], -1, -1))
 
 
 def compare(feature_map: Tensor, class_embeds: Tensor) -> Tensor:
@@ -471,9 +468,9 @@ def compare(feature_map: Tensor, class_embeds: Tensor) -> Tensor:
     Raises:
         ValueError: If the class lists do not fit the images.
     """
-    if len(class_embeds) == 1:
+    if class_embeds.shape[0] == 1:
         return torch.einsum("bdhw,cd->bchw", feature_map, class_embeds[0])
-    if len(class_embeds) != len(feature_map):
+    if class_embeds.shape[0] != feature_map.shape[0]:
         raise ValueError(
             f"there are class lists for {len(class_embeds)} images, but {len(feature_map)} images; give one list for "
             "all or one per image."

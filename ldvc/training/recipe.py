@@ -12,7 +12,7 @@ import difflib
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,6 @@ DERIVED_MODEL_FIELDS = (
     "baked_vocabulary",
     "text_fingerprint",
     "seen_classes",
-    "seen_score_offset",
     "semantic_loss_ignore_index",
 )
 
@@ -89,6 +88,7 @@ class Recipe:
     vocabulary: str | None = None  # a name from vocabularies.py, or class_names with unseen_classes
     class_names: list[str] | None = None
     unseen_classes: list[str] | None = None
+    seen_share: float = 1.0  # of the seen classes, so many train with masks: nested lists, see Vocabulary
     setting: str = "inductive"
     pseudo_region: str = "unseen_pixels"  # transductive: which pixels the model labels itself, see withhold_labels
     pseudo_threshold: float | None = None  # transductive: less sure than this probability stays unlabelled
@@ -189,6 +189,11 @@ class Recipe:
             raise RecipeError(
                 f"`schedule_steps` is {self.schedule_steps}, less than `max_steps` {self.max_steps}; use that or more."
             )
+        if self.eval_split == "test" and str(self.vocabulary).endswith("_tuning"):
+            raise RecipeError(
+                f"`eval_split` is 'test' with the vocabulary {self.vocabulary!r}, by which settings are chosen: use "
+                "--eval_split validation, or the vocabulary whose scores are reported."
+            )
         if self.streaming and self.num_train_images is not None:
             raise RecipeError(
                 f"`num_train_images` is {self.num_train_images} and `streaming` is on: which pictures of a stream are "
@@ -200,7 +205,8 @@ class Recipe:
         """Class names and unseen names; when fully supervised all masks train, but the split is still reported.
 
         Raises:
-            RecipeError: If an inductive or transductive recipe holds no class out, or no class is left.
+            RecipeError: If an inductive or transductive recipe holds no class out, no class is left, or `seen_share`
+                cannot be had.
             ValueError: If the names do not fit together.
         """
         if self.vocabulary is None:
@@ -208,8 +214,13 @@ class Recipe:
         else:
             vocabulary = get_vocabulary(self.vocabulary)
             if self.unseen_classes is not None:
-                vocabulary = Vocabulary(vocabulary.name, vocabulary.class_names, tuple(self.unseen_classes))
+                vocabulary = replace(vocabulary, unseen_names=tuple(self.unseen_classes))
         if self.setting == "fully_supervised":
+            if self.seen_share != 1:
+                raise RecipeError(
+                    f"`seen_share` is {self.seen_share} and `setting` fully_supervised, in which all masks train; use "
+                    "1, or another setting."
+                )
             return vocabulary
         if not vocabulary.unseen_names:
             raise RecipeError(
@@ -218,7 +229,10 @@ class Recipe:
             )
         if not vocabulary.seen_class_ids:
             raise RecipeError("`unseen_classes` names every class, so that no mask is left to train with; name fewer.")
-        return vocabulary
+        try:
+            return vocabulary.with_seen_share(self.seen_share)
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
 
 
 def model_fields() -> list[str]:

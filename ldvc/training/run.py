@@ -42,7 +42,14 @@ from ldvc.model.loss_ldvc import loss_options, segmentation_loss
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 from ldvc.model.processing_ldvc import LDVCProcessor
 from ldvc.model.weights_ldvc import ADAPTER_WEIGHTS, weights_fingerprint, write_files
-from ldvc.scoring.evaluate import FLOOR_METHOD, REPORTED, evaluate_model, format_table, permute_names
+from ldvc.scoring.evaluate import (
+    FLOOR_METHOD,
+    REPORTED,
+    evaluate_model,
+    format_table,
+    permute_names,
+    reported_offsets,
+)
 from ldvc.scoring.labels import count_labels, missing_labels
 from ldvc.scoring.protocol import (
     PROTOCOL_FILE,
@@ -267,6 +274,7 @@ class Run:
 
     def evaluate(self, model: nn.Module | None = None, **options: Any) -> dict[str, Any]:
         """Score a model (default: the trained one) on the evaluation split; every process must call it."""
+        options.setdefault("offsets", reported_offsets(self.model.config))
         return evaluate_model(
             self.model if model is None else model,
             self.processor,
@@ -524,6 +532,7 @@ def draw_pictures(run: Run) -> None:
     num_classes = len(vocabulary.class_names)
     rows, processor = [], run.processor.image_processor
     _, embeds = encode_classes(run.model, run.processor, vocabulary.class_names)
+    offsets = run.model.config.seen_score_offset * run.model.seen_class_mask(vocabulary.class_names)
     run.model.eval()
     for index in range(len(run.eval_data)):
         if len(rows) == recipe.num_pictures:
@@ -532,7 +541,8 @@ def draw_pictures(run: Run) -> None:
         label_map = map_labels(label_map, num_classes, reduce_labels=recipe.reduce_labels)
         if vocabulary.unseen_class_ids and not set(vocabulary.unseen_class_ids) & set(label_map.flatten().tolist()):
             continue
-        prediction = segment_image(run.model, image, embeds, run.settings, processor.image_mean, processor.image_std)
+        statistics = (processor.image_mean, processor.image_std)
+        prediction = segment_image(run.model, image, embeds, run.settings, *statistics, offsets)
         rows.append((image, label_map, prediction))
     if rows:
         draw_comparison(rows, vocabulary.class_names, vocabulary.unseen_names).save(run.folder / "predictions.png")
@@ -544,7 +554,7 @@ def score_controls(run: Run, rows: dict[str, Any]) -> dict[str, Any]:
     floor = run.evaluate(clip.to(run.accelerator.device), offsets=[0.0])
     rows["CLIP without training"] = floor["scores"]["0.0"]
     controls = {"training_free_clip": floor["scores"]["0.0"]}
-    if len(run.vocabulary.unseen_names) > 1:
+    if len(run.vocabulary.scored_unseen_class_ids) > 1:
         permuted = run.evaluate(class_names=permute_names(run.vocabulary), offsets=[0.0])
         rows["unseen names permuted"] = controls["permuted_unseen_names"] = permuted["scores"]["0.0"]
     return controls
@@ -613,6 +623,24 @@ def notes_on_scores(run: Run, result: dict[str, Any], protocol: dict[str, Any]) 
     return [line for line in lines if line]
 
 
+def train_to_end(run: Run, progress: Progress) -> Log:
+    """Train, and leave the trained model in the run as it was before Accelerate prepared it.
+
+    Args:
+        run: Data, model and audit.
+        progress: See `train`.
+
+    Returns:
+        The log.
+    """
+    log, model = train(run, progress)
+    run.model = whole_model(run.accelerator, model)
+    vars(run.model).pop("forward", None)  # Accelerate's autocast: the scores are to be those of ldvc evaluate
+    # The wrapped model goes here, before the process group does: as its last holder, it waits for the group's threads
+    # while these wait for Python, and now and then a process of several stayed so for ever after all was written.
+    return log
+
+
 def run_recipe(recipe: Recipe) -> dict[str, Any]:
     """Train as a recipe says, both halves of a transductive one.
 
@@ -656,18 +684,12 @@ def run_one(recipe: Recipe, is_last: bool = True, first_half: dict[str, Any] | N
         plain = {key: value for key, value in asdict(recipe).items() if isinstance(value, (str, int, float, bool))}
         accelerator.init_trackers("ldvc", config=plain)
     try:
-        log, model = train(run, progress)
+        log = train_to_end(run, progress)
     except (ValueError, OSError):  # of data that cannot be read, as a rule
         if not (progress.step or recipe.resume_from_checkpoint):  # of a resumed run, nothing is of this call
             remove_traces(run.folder)
         raise
-    training_seconds = progress.seconds
-    run.model = whole_model(accelerator, model)
-    vars(run.model).pop("forward", None)  # Accelerate's autocast: the scores are to be those of ldvc evaluate
-    result = finish(run, log, training_seconds)
-    # The wrapped model goes before the process group does: as its last holder, it waits for the group's threads
-    # while these wait for Python, and now and then a process of several stayed so for ever after all was written.
-    del model
+    result = finish(run, log, progress.seconds)
     accelerator.free_memory()
     if is_last:
         accelerator.end_training()

@@ -34,6 +34,7 @@ Args:
     references: list of (height, width) integer maps of the same sizes.
     num_labels: number of classes; valid ids are 0 to num_labels - 1.
     unseen_ids: ids of the classes trained without masks.
+    left_out_ids: ids of classes that compete, and count neither as seen nor as unseen.
     ignore_index: reference id of pixels that do not count, 255 unless given; as a prediction it means "no decision".
     across_processes: sum the counts over all processes of torch.distributed; all of them must then call `compute`.
 Returns:
@@ -90,36 +91,41 @@ def count_confusion(
     return _confusion_from_pairs(_count_pairs(*_as_pair(prediction, reference)), num_labels, ignore_index)
 
 
-def scores_from_confusion(confusion: np.ndarray, unseen_ids: Iterable[int] = ()) -> dict[str, Any]:
+def scores_from_confusion(
+    confusion: np.ndarray, unseen_ids: Iterable[int] = (), left_out_ids: Iterable[int] = ()
+) -> dict[str, Any]:
     """Compute all scores from a confusion matrix.
 
     Args:
         confusion: (num_labels, num_labels) or (num_labels, num_labels + 1) pixel counts as from `count_confusion`,
             summed over images.
         unseen_ids: Ids of the classes trained without masks.
+        left_out_ids: Ids of classes that compete, and count neither as seen nor as unseen: those that a smaller share
+            of seen classes left untrained.
 
     Returns:
         `pixel_accuracy`, `miou_seen`, `miou_unseen`, `hiou`, `miou` as floats and `per_class_iou` as a list of
-        `num_labels` floats, all fractions. Classes without a pixel in predictions and references are NaN and left out
-        of the means. A group of classes, seen or unseen, that no reference pixel belongs to has no mean: it is NaN,
-        whatever was predicted, and so is `hiou`.
+        `num_labels` floats, all fractions; with `left_out_ids`, their mean as `miou_left_out`. Classes without a pixel
+        in predictions and references are NaN and left out of the means. A group of classes that no reference pixel
+        belongs to has no mean: it is NaN, whatever was predicted, and so is `hiou` if it is the seen or unseen one.
 
     Raises:
-        ValueError: If the matrix holds no pixel or `unseen_ids` are not distinct class ids.
+        ValueError: If the matrix holds no pixel, or `unseen_ids` and `left_out_ids` are not distinct class ids.
     """
     num_labels = len(confusion)
-    unseen_ids = _check_unseen_ids(unseen_ids, num_labels)
+    unseen_ids = _check_ids("unseen_ids", unseen_ids, num_labels)
+    left_out_ids = _check_ids("left_out_ids", left_out_ids, num_labels, unseen_ids)
     labelled = int(confusion.sum())
     if labelled == 0:
         raise ValueError("no labelled pixel was counted: add predictions and references before asking for scores")
     true_positives = np.diagonal(confusion)
     union = confusion.sum(axis=1) + confusion[:, :num_labels].sum(axis=0) - true_positives
     per_class_iou = np.divide(true_positives, union, out=np.full(num_labels, np.nan), where=union > 0)
-    is_unseen = np.isin(np.arange(num_labels), unseen_ids)
+    is_unseen, is_left_out = (np.isin(np.arange(num_labels), ids) for ids in (unseen_ids, left_out_ids))
     is_labelled = confusion.sum(axis=1) > 0
-    miou_seen, miou_unseen = (
+    miou_seen, miou_unseen, miou_left_out = (
         _mean_of_present(per_class_iou[group]) if is_labelled[group].any() else math.nan
-        for group in (~is_unseen, is_unseen)
+        for group in (~is_unseen & ~is_left_out, is_unseen, is_left_out)
     )
     return {
         "pixel_accuracy": int(true_positives.sum()) / labelled,
@@ -128,6 +134,7 @@ def scores_from_confusion(confusion: np.ndarray, unseen_ids: Iterable[int] = ())
         "hiou": _harmonic_mean(miou_seen, miou_unseen),
         "miou": _mean_of_present(per_class_iou),
         "per_class_iou": per_class_iou.tolist(),
+        **({"miou_left_out": miou_left_out} if left_out_ids else {}),
     }
 
 
@@ -243,6 +250,7 @@ class ZeroShotMIoU(evaluate.Metric):
         references: Iterable[Any] | None = None,
         num_labels: int | None = None,
         unseen_ids: Iterable[int] = (),
+        left_out_ids: Iterable[int] = (),
         ignore_index: int | None = None,
         across_processes: bool = False,
     ) -> dict[str, Any]:
@@ -255,6 +263,7 @@ class ZeroShotMIoU(evaluate.Metric):
             references: As many label maps of the same sizes.
             num_labels: Number of classes, unless given at loading.
             unseen_ids: Ids of the classes trained without masks.
+            left_out_ids: Ids of classes that count neither as seen nor as unseen.
             ignore_index: Id of uncounted pixels; the one given at loading or 255 unless given.
             across_processes: Sum the counts over all processes of `torch.distributed`, where it is initialised. Every
                 process must make this call, also one without images, and gets the same result.
@@ -285,7 +294,8 @@ class ZeroShotMIoU(evaluate.Metric):
             counts.add_image(prediction, reference, self.fragmentation)
         if across_processes:
             counts = _sum_over_processes(counts)
-        scores = scores_from_confusion(_confusion_from_pairs(counts.pairs, num_labels, ignore_index), unseen_ids)
+        confusion = _confusion_from_pairs(counts.pairs, num_labels, ignore_index)
+        scores = scores_from_confusion(confusion, unseen_ids, left_out_ids)
         if self.fragmentation:
             scores["fragmentation"] = _fragmentation(counts, num_labels, ignore_index)
         self._counts = _Counts()
@@ -498,17 +508,19 @@ def _add_arrays(total: dict[int, np.ndarray], added: dict[int, np.ndarray]) -> N
         total[class_id] = total.get(class_id, 0) + count
 
 
-def _check_unseen_ids(unseen_ids: Iterable[int], num_labels: int) -> list[int]:
+def _check_ids(name: str, ids: Iterable[int], num_labels: int, taken: Iterable[int] = ()) -> list[int]:
     """Return the ids as a list.
 
     Raises:
-        ValueError: If an id occurs twice or is no class.
+        ValueError: If an id occurs twice, is taken or is no class.
     """
-    unseen_ids = [_as_id(class_id, "unseen_ids") for class_id in unseen_ids]
-    wrong = [class_id for class_id in unseen_ids if not 0 <= class_id < num_labels]
-    if wrong or len(set(unseen_ids)) < len(unseen_ids):
-        raise ValueError(f"unseen_ids {unseen_ids}: give distinct class ids from 0 to {num_labels - 1}")
-    return unseen_ids
+    ids = [_as_id(class_id, name) for class_id in ids]
+    wrong = [class_id for class_id in ids if not 0 <= class_id < num_labels]
+    if wrong or len(set(ids)) < len(ids):
+        raise ValueError(f"{name} {ids}: give distinct class ids from 0 to {num_labels - 1}")
+    if twice := sorted(set(ids) & set(taken)):
+        raise ValueError(f"{name} {ids}: {twice} are unseen_ids as well; give each id in one of the two lists")
+    return ids
 
 
 def _as_id(value: Any, name: str) -> int:
