@@ -136,7 +136,8 @@ class RuntimeSegmenter:
         if self.export.kind == "clipseg":
             raise ValueError("--vocabulary holds embeddings for LDVC, which this CLIPSeg is not; name classes.")
         content, embeds = read_vocabulary(Path(folder))
-        own = self.export.source.get("text_fingerprint")
+        has_own = self.export.text_program is not None and bool(self.own_names())  # whose file names the text weights
+        own = read_vocabulary(self.folder)[0]["fingerprint"] if has_own else None
         if own != content["fingerprint"]:
             said = "does not say its text weights" if own is None else "has other text weights"
             raise ValueError(
