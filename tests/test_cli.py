@@ -269,8 +269,8 @@ def test_one_bad_picture_stops_no_other(ldvc, checkpoint, picture, tmp_path):
     result = ldvc("segment", photos, "nosuch.png", "-m", checkpoint, "-o", tmp_path / "out", "-f", "png")
     assert result.exit_code == 1
     assert "2 of 5 pictures segmented" in result.stdout
-    runtime, left_out, *lines = result.stderr.splitlines()
-    assert runtime.startswith("Runtime: torch, float32")
+    assert "Runtime: torch, float32" in result.stdout
+    left_out, *lines = result.stderr.splitlines()
     assert left_out == "Left out, as no picture format that is searched for: 1 .heic."
     assert lines[0] == "4 failed:"
     reasons = {Path(line.split(": ")[0].strip()).name: line for line in lines[1:]}
@@ -288,7 +288,7 @@ def test_an_error_of_the_model_stops_no_other_either(ldvc, checkpoint, picture, 
 
     monkeypatch.setattr(batch.Segmenter, "segment", fail)
     result = ldvc("segment", picture, "-m", checkpoint, "-o", tmp_path / "out")
-    assert (result.exit_code, result.stderr.splitlines()[1:]) == (1, ["1 failed:", f"  {picture}: no memory"])
+    assert (result.exit_code, result.stderr) == (1, f"1 failed:\n  {picture}: no memory\n")
     result = ldvc("segment", picture, "-m", checkpoint, "-o", tmp_path / "out", "--debug")
     assert isinstance(result.exception, RuntimeError)
 

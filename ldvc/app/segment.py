@@ -210,10 +210,8 @@ def segment_command(
     asked = (*asked, batch_size, seen_score_offset, rivals, words, options, levels)
     make_segmenter, choice = prepare_segmenter(model, device, asked, (runtime, precision), share)
     with open_crew(make_segmenter, engine, actors, batch_size, share) as crew:
-        if share.is_main:
-            typer.echo(f"Runtime: {choice}", err=True)
         place = (output, formats, facts, first_category_id, what_to_replace(overwrite, skip_existing))
-        return segment_found(crew, found, place, share, max_pixels, debug)
+        return segment_found(crew, found, place, share, max_pixels, debug, f"Runtime: {choice}")
 
 
 def read_labels(text: str | None) -> dict[str, list[str]] | None:
@@ -254,6 +252,7 @@ def segment_found(
     share: Share,
     max_pixels: int,
     debug: bool,
+    note: str,
 ) -> int:
     """Check the output folder, segment what this process is to do, and report it; returns the exit code.
 
@@ -265,12 +264,15 @@ def segment_found(
         share: Of this process.
         max_pixels: Refuse larger pictures.
         debug: Raise the first error.
+        note: Said when all is checked.
     """
     output, formats, facts, first_category_id, existing = place
     description, *rest = crew.describe()
     folder = OutputFolder(output, formats, description | facts, *rest, first_category_id)
     todo = set(folder.start({picture.name: picture.path for picture in found.pictures}, existing, share))
     pictures = [picture for picture in found.pictures if picture.name in todo]
+    if share.is_main:
+        typer.echo(note)
     failures = crew.segment(pictures, folder, max_pixels, debug)
     return finish_batch(found, len(pictures), failures, folder, share, crew.close())
 

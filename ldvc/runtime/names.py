@@ -17,7 +17,8 @@ import numpy as np
 
 from ldvc.masks.parts import written_aside
 from ldvc.model.options_ldvc import Classes, check_templates, read_classes
-from ldvc.runtime.programs import Export, Program
+from ldvc.runtime.programs import Program
+from ldvc.segmenters.exported_folder import ExportedFolder
 
 
 __all__ = ["NameEncoder", "read_embeds", "read_vocabulary"]
@@ -30,7 +31,8 @@ class NameEncoder:
     """Encodes class names by an exported text tower.
 
     Args:
-        export: The folder.
+        folder: What `ldvc export` wrote.
+        export: What it says of itself.
         open_text: Opens the text program; called when names are not at hand yet.
         cache: Folder for embeddings; `None` keeps none.
         prompt_templates: In place of the exported ones.
@@ -41,12 +43,13 @@ class NameEncoder:
 
     def __init__(
         self,
-        export: Export,
+        folder: Path,
+        export: ExportedFolder,
         open_text: Callable[[], Program],
         cache: Path | None = None,
         prompt_templates: str | Sequence[str] | None = None,
     ):
-        self.export, self._open_text, self._cache = export, open_text, cache
+        self.folder, self.export, self._open_text, self._cache = folder, export, open_text, cache
         self.templates = check_templates(export.prompt_templates if prompt_templates is None else prompt_templates)
 
     def encode(self, class_names: Any) -> tuple[list[str], np.ndarray]:
@@ -65,7 +68,7 @@ class NameEncoder:
         classes = read_classes(class_names)
         if self.export.text_program is None:
             raise ValueError(
-                f"{str(self.export.folder)!r} was exported with a baked vocabulary and no text tower; leave the names "
+                f"{str(self.folder)!r} was exported with a baked vocabulary and no text tower; leave the names "
                 "out, or export the checkpoint that it was baked from."
             )
         place = None if self._cache is None else self._cache / f"{self.key(classes)}.npy"
@@ -93,7 +96,7 @@ class NameEncoder:
             for word in words
             for template in self.templates
         ]
-        rows = tokenize([prompt for prompt, _ in prompts], self.export)
+        rows = tokenize([prompt for prompt, _ in prompts], self.folder, self.export)
         check_told_apart(prompts, rows)
         program, found = self._open_text(), []
         for start in range(0, len(rows), PROMPTS_PER_PASS):
@@ -114,7 +117,7 @@ class NameEncoder:
         return sums / np.linalg.norm(sums, axis=-1, keepdims=True)
 
 
-def tokenize(prompts: Sequence[str], export: Export) -> list[list[int]]:
+def tokenize(prompts: Sequence[str], folder: Path, export: ExportedFolder) -> list[list[int]]:
     """Token ids of each prompt.
 
     Raises:
@@ -122,7 +125,7 @@ def tokenize(prompts: Sequence[str], export: Export) -> list[list[int]]:
     """
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(export.folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     begins = list(export.prompt_token_ids or ())
@@ -165,13 +168,12 @@ def check_told_apart(prompts: Sequence[tuple[str, int]], rows: Sequence[Sequence
 # ---- vocabularies in files
 
 
-def read_embeds(export: Export) -> np.ndarray:
+def read_embeds(folder: Path) -> np.ndarray:
     """(num_classes, projection_dim) embeddings of the exported model's own classes.
 
     Raises:
         ValueError: If there are none, or the file is damaged.
     """
-    folder = export.folder
     if (folder / VOCABULARY_CONFIG).is_file():
         return read_vocabulary(folder)[1]
     if not (folder / "class_embeds.npy").is_file():

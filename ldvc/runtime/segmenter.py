@@ -25,7 +25,7 @@ from ldvc.places import cache_folder
 from ldvc.runtime.cache import exported_folder
 from ldvc.runtime.names import NameEncoder, read_embeds, read_vocabulary
 from ldvc.runtime.pictures import PictureReader, PreparedPicture
-from ldvc.runtime.programs import Export, Precision, Program, Runtime, open_program, read_export
+from ldvc.runtime.programs import Precision, Program, Runtime, open_program, read_export
 from ldvc.runtime.scores import PixelClasses, Segmentation
 from ldvc.runtime.windows import WindowScores, resized_blocks
 
@@ -52,10 +52,10 @@ class RuntimeSegmenter:
 
     Attributes:
         export: What the folder says of itself.
-        image_size: (height, width) that pictures are resized to by default, where it is fixed.
 
     Raises:
-        ValueError: If the folder is no export of this version, or damaged.
+        FileNotFoundError: If the folder is no export.
+        ValueError: If it is of another version, or damaged.
         ImportError: If the runtime is not installed.
     """
 
@@ -68,12 +68,12 @@ class RuntimeSegmenter:
         prompt_templates: str | Sequence[str] | None = None,
         keeps_names: bool = True,
     ):
-        self.export: Export = read_export(folder)
+        self.folder, self.export = Path(folder), read_export(folder)
         self.runtime, self.precision = Runtime(runtime), Precision(precision)
         fused = self.export.onnxruntime_program if self.runtime is Runtime.ONNX else None
         self._program = self._open(fused or self.export.picture_program)
         cache = cache_folder() / "names" if keeps_names else None
-        self.names = NameEncoder(self.export, self._open_text, cache, prompt_templates)
+        self.names = NameEncoder(self.folder, self.export, self._open_text, cache, prompt_templates)
         self.reader = PictureReader(self.export.image)
         self._own_embeds: np.ndarray | None = None
 
@@ -105,16 +105,16 @@ class RuntimeSegmenter:
         folder = exported_folder(model, load_settings, say)
         try:
             return cls(folder, runtime, precision, **options)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             raise ValueError(f"{error} It is of the cache: delete {str(folder)!r}, and it is made again.") from error
 
     def _open(self, name: str) -> Program:
         """Open one of the folder's programs."""
-        return open_program(self.export.folder / name, self.runtime, self.precision)
+        return open_program(self.folder / name, self.runtime, self.precision)
 
     def _open_text(self) -> Program:
         """The text program, in float32 whatever the pictures' precision: names are encoded once."""
-        return open_program(self.export.folder / str(self.export.text_program), self.runtime, Precision.FLOAT32)
+        return open_program(self.folder / str(self.export.text_program), self.runtime, Precision.FLOAT32)
 
     # ---- classes
 
@@ -136,7 +136,8 @@ class RuntimeSegmenter:
         if self.export.kind == "clipseg":
             raise ValueError("--vocabulary holds embeddings for LDVC, which this CLIPSeg is not; name classes.")
         content, embeds = read_vocabulary(Path(folder))
-        own = self.export.source.get("text_fingerprint")
+        has_own = self.export.text_program is not None and bool(self.own_names())  # whose file names the text weights
+        own = read_vocabulary(self.folder)[0]["fingerprint"] if has_own else None
         if own != content["fingerprint"]:
             said = "does not say its text weights" if own is None else "has other text weights"
             raise ValueError(
@@ -158,7 +159,7 @@ class RuntimeSegmenter:
             raise ValueError("`class_embeds` came without `class_names`; give both, in the same order.")
         if class_names is None:
             if self._own_embeds is None:
-                self._own_embeds = read_embeds(self.export)
+                self._own_embeds = read_embeds(self.folder)
             names, own, other = self.own_names(), self._own_embeds, self.export.other_label or other
         elif class_embeds is not None:
             names = list(read_classes(class_names))
@@ -208,16 +209,7 @@ class RuntimeSegmenter:
             ValueError: If a shape does not fit the program; names the nearest size that does.
         """
         export = self.export
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != export.num_channels:
-            raise ValueError(
-                f"`pixel_values` has shape {pixel_values.shape}; it must be (images, {export.num_channels}, height, "
-                "width)."
-            )
-        if class_embeds.ndim != 2 or class_embeds.shape[1] != export.projection_dim or not len(class_embeds):
-            raise ValueError(
-                f"`class_embeds` has shape {class_embeds.shape}; it must be (classes, {export.projection_dim})."
-            )
-        export.check_size(*pixel_values.shape[2:])
+        export.check(pixel_values.shape, class_embeds.shape)
         step = 1 if export.one_picture_at_a_time else len(pixel_values)
         classes = range(0, len(class_embeds), most := export.classes_at_a_time or len(class_embeds))
         rows = [
