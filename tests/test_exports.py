@@ -221,6 +221,51 @@ def test_categories_of_one_name_are_refused(tmp_path, capsys):
     assert "categories 10 and 20 are both called 'cat'; rename one." in capsys.readouterr().err
 
 
+def test_an_id_of_two_categories_and_a_label_of_two_colours_are_refused(tmp_path, capsys):
+    source = coco_file(tmp_path, [LARGE], ("cat", "sofa"))
+    content = json.loads(source.read_text())
+    content["categories"][1]["id"] = content["categories"][0]["id"]
+    source.write_text(json.dumps(content))
+    assert run("coco", source, tmp_path) == 2
+    assert "'cat' and 'sofa' are both category 10; renumber." in capsys.readouterr().err
+    label = "<label><name>cat</name></label>"
+    (tmp_path / "cvat.xml").write_text(
+        f"<annotations><meta><task><labels>{label * 2}</labels></task></meta></annotations>"
+    )
+    assert run("cvat", tmp_path / "cvat.xml", tmp_path) == 2
+    assert "two labels are called 'cat'; rename one." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"segmentation": []},
+            "holds an object without a segmentation, a box or key points; export masks or polygons.",
+        ),
+        ({"segmentation": None}, "holds an object without a segmentation"),
+        ({"category_id": 77}, "holds an object of category 77, which the export does not name."),
+        ({"segmentation": {"size": [20, 30]}}, "cannot be read (KeyError: 'counts')."),
+    ],
+)
+def test_objects_of_other_kinds_are_one_line_and_the_other_pictures_go_on(tmp_path, change, message, capsys):
+    pictures = (("a.jpg", 4, 3), ("b.jpg", 4, 3))
+    source = coco_file(tmp_path, [LARGE, {**LARGE, "image_id": 2, **change}], images=pictures)
+    assert run("coco", source, tmp_path) == 1
+    told = capsys.readouterr()
+    assert [line for line in told.err.splitlines() if line.startswith(f"  b.jpg: {message}")]
+    assert "1 of 2 pictures written" in told.out
+
+
+def test_a_polygon_of_two_points_covers_nothing(tmp_path):
+    point = [1, 0, 2, 2]
+    stray, alone = {**LARGE, "segmentation": [point, *LARGE["segmentation"]]}, {**LARGE, "segmentation": [point]}
+    assert run("coco", coco_file(tmp_path, [LARGE]), tmp_path) == 0
+    _, expected = label_maps(tmp_path)
+    assert run("coco", coco_file(tmp_path, [stray, alone]), tmp_path, "--overwrite") == 0
+    assert label_maps(tmp_path)[1] == expected
+
+
 def test_more_classes_than_a_label_map_of_training_holds_are_refused(tmp_path, capsys):
     path = coco_file(tmp_path, [LARGE], [f"class {n}" for n in range(256)])
     assert run("coco", path, tmp_path) == 2

@@ -289,6 +289,7 @@ def test_a_source_without_a_place_gives_a_map_without_one_and_says_so_once(check
     result = run(checkpoint, tmp_path, tmp_path / "in", formats=("geotiff", "geojson"))
     assert result.exit_code == 0, result.output
     assert caplog.text.count("does not say where it lies, so neither does its GeoTIFF; said once for all.") == 1
+    assert caplog.text.count("does not say where it lies, so its GeoJSON counts in pixels; said once for all.") == 1
     with rasterio.open(tmp_path / "out" / "a.tif") as dataset:
         assert (dataset.crs, dataset.transform.is_identity) == (None, True)
     content = json.loads((tmp_path / "out" / "c.geojson").read_text())

@@ -105,9 +105,15 @@ def paint(drawn: Drawn, class_names: Sequence[str]) -> np.ndarray:
 
 
 def polygon_mask(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
-    """Fill COCO's polygons, x and y in turn; returns (height, width) bool."""
+    """Fill COCO's polygons, x and y in turn; returns (height, width) bool.
+
+    Rings of fewer than three points cover nothing; pycocotools takes four numbers for a box, and fails.
+    """
     from pycocotools import mask as coco_mask
 
+    rings = [ring for ring in rings if len(ring) >= 6]
+    if not rings:
+        return np.zeros(size, dtype=bool)
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(list(rings), *size))).astype(bool)
 
 
@@ -117,9 +123,15 @@ def box_mask(left: float, top: float, right: float, bottom: float, size: tuple[i
 
 
 def coco_mask_of(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """Decode COCO's polygons or run lengths, compressed or not; returns (height, width) bool."""
+    """Decode COCO's polygons or run lengths, compressed or not; returns (height, width) bool.
+
+    Raises:
+        ValueError: If there is none, as in exports of boxes or key points.
+    """
     from pycocotools import mask as coco_mask
 
+    if not segmentation:
+        raise ValueError("holds an object without a segmentation, a box or key points; export masks or polygons.")
     if isinstance(segmentation, list):
         return polygon_mask(segmentation, size)
     if isinstance(segmentation["counts"], list):
@@ -152,14 +164,28 @@ def coco_names(categories: Sequence[dict[str, Any]], path: Path) -> dict[int, st
     """Read names by category id.
 
     Raises:
-        ValueError: If a name occurs twice.
+        ValueError: If a name or an id occurs twice.
     """
-    names = {category["id"]: str(category["name"]) for category in categories}
-    for name in names.values():
-        ids = [category_id for category_id, other in names.items() if other == name]
-        if len(ids) > 1:
-            raise ValueError(f"{path}: categories {ids[0]} and {ids[1]} are both called {name!r}; rename one.")
+    names: dict[int, str] = {}
+    for category_id, name in ((category["id"], str(category["name"])) for category in categories):
+        if category_id in names:
+            raise ValueError(f"{path}: {names[category_id]!r} and {name!r} are both category {category_id}; renumber.")
+        if name in names.values():
+            other = next(known for known in names if names[known] == name)
+            raise ValueError(f"{path}: categories {other} and {category_id} are both called {name!r}; rename one.")
+        names[category_id] = name
     return names
+
+
+def name_of(names: dict[int, str], category_id: int) -> str:
+    """Name of an object's category.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if category_id not in names:
+        raise ValueError(f"holds an object of category {category_id}, which the export does not name.")
+    return names[category_id]
 
 
 def read_coco(source: Path) -> Export:
@@ -175,7 +201,8 @@ def read_coco(source: Path) -> Export:
 
         def parts() -> Iterator[Part]:
             for annotation in objects.get(image["id"], ()):
-                yield Part(names[annotation["category_id"]], coco_mask_of(annotation["segmentation"], size))
+                name = name_of(names, annotation["category_id"])
+                yield Part(name, coco_mask_of(annotation.get("segmentation"), size))
 
         return Drawn(image["file_name"], size, parts)
 
@@ -196,7 +223,7 @@ def read_panoptic(source: Path) -> Export:
                 colors = np.asarray(file.convert("RGB")).astype(np.int64)
             ids = colors @ np.array([1, 256, 256**2])
             for segment in annotation["segments_info"]:
-                yield Part(names[segment["category_id"]], ids == segment["id"])
+                yield Part(name_of(names, segment["category_id"]), ids == segment["id"])
 
         return Drawn(image["file_name"], (image["height"], image["width"]), parts)
 
@@ -224,6 +251,8 @@ def label_studio_part(region: dict[str, Any]) -> Part:
         mask = box_mask(*(ends * np.tile(to_pixels, 2)).tolist(), size)
     else:
         raise ValueError(f"holds a region of type {kind!r}; brushes, polygons and upright rectangles are read.")
+    if not value.get(kind):
+        raise ValueError(f"holds a region of type {kind!r} without a label; give it one, or delete it.")
     return Part(str(value[kind][0]), mask)
 
 
@@ -277,9 +306,18 @@ def cvat_part(element: ElementTree.Element, size: tuple[int, int]) -> Part:
 
 
 def read_cvat(source: Path) -> Export:
-    """Read CVAT for images 1.1."""
-    root = ElementTree.parse(source).getroot()
-    names = [name.text for name in root.iterfind("meta//labels/label/name")]
+    """Read CVAT for images 1.1.
+
+    Raises:
+        ValueError: If a list of labels has a name twice.
+    """
+    root, names = ElementTree.parse(source).getroot(), []
+    for labels in root.iterfind("meta//labels"):  # of the project, the task or the job, the same ones
+        own = [name.text for name in labels.iterfind("label/name")]
+        twice = [name for name in own if own.count(name) > 1]
+        if twice:
+            raise ValueError(f"{source}: two labels are called {twice[0]!r}; rename one.")
+        names += own
 
     def draw(image: ElementTree.Element) -> Drawn:
         size = (int(image.get("height")), int(image.get("width")))
@@ -430,8 +468,10 @@ def convert(arguments: argparse.Namespace) -> int:
     for number, drawn in enumerate(export.pictures):
         try:
             write_sample(drawn, export, folder, output, number)
-        except (ValueError, OSError, KeyError, TypeError) as error:
+        except (ValueError, OSError) as error:
             failures.append(f"{drawn.file_name}: {one_line(error)}")
+        except Exception as error:  # of whatever a damaged record holds; the others are still to be done
+            failures.append(f"{drawn.file_name}: cannot be read ({type(error).__name__}: {one_line(error)}).")
     num_written = len(export.pictures) - len(failures)
     for line in failures:
         sys.stderr.write(f"  {line}\n")

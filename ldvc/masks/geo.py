@@ -203,6 +203,7 @@ class RasterWriter(Writer):
 
     packages = ("rasterio",)
     needs_best_scores = True
+    _has_said = False
 
     def write_blocks(self, picture: Picture, size: tuple[int, int], blocks: Iterator[Block]) -> Iterator[Block]:
         """Write blocks from top to bottom, and pass them on.
@@ -211,6 +212,15 @@ class RasterWriter(Writer):
             NotImplementedError: If a kind has none of its own.
         """
         raise NotImplementedError
+
+    def check_place(self, picture: Picture, consequence: str) -> None:
+        """Say once for all pictures what follows where one does not say where it lies."""
+        if not self._has_said and geo_reference(picture) is None:
+            from transformers.utils import logging  # takes seconds
+
+            self._has_said = True
+            text = f"{picture.path} does not say where it lies, {consequence}; said once for all."
+            logging.get_logger("ldvc.geo").warning(text)
 
     def write(self, result: Result) -> None:
         """Write a picture that is held whole, as one block."""
@@ -234,14 +244,10 @@ class GeoTiffWriter(RasterWriter):
     """A GeoTIFF of ids, where the source lies."""
 
     places = ("{}.tif",)
-    _has_said = False
 
     def write_blocks(self, picture: Picture, size: tuple[int, int], blocks: Iterator[Block]) -> Iterator[Block]:
         """Write blocks from top to bottom, and pass them on."""
-        if geo_reference(picture) is None and not self._has_said:
-            self._has_said = True
-            text = f"{picture.path} does not say where it lies, so neither does its GeoTIFF; said once for all."
-            logging.getLogger("ldvc.geo").warning(text)
+        self.check_place(picture, "so neither does its GeoTIFF")
         (path,) = self.paths(picture.name)
         with written_aside(path) as file, tiff_strips(Path(file.name), size, self.classes, picture) as strips:
             for block in blocks:
@@ -256,6 +262,7 @@ class GeoJsonWriter(RasterWriter):
 
     def write_blocks(self, picture: Picture, size: tuple[int, int], blocks: Iterator[Block]) -> Iterator[Block]:
         """Write blocks to a raster that is not kept, pass them on, and draw its polygons at the end."""
+        self.check_place(picture, "so its GeoJSON counts in pixels")
         means, (path,) = ClassMeans(self.classes), self.paths(picture.name)
         with tempfile.TemporaryDirectory() as folder:
             tiff = Path(folder, "ids.tif")
