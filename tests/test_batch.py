@@ -343,7 +343,7 @@ def test_pixels_for_a_gpu_are_pinned_by_the_thread_that_loads_them(checkpoint, p
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(tuple(self.shape)) or self)
     for kind in ("cpu", "cuda"):
-        segmenter.model = types.SimpleNamespace(device=torch.device(kind))
+        segmenter.way.model = types.SimpleNamespace(device=torch.device(kind))
         segmenter.load(Job(Picture(photos / "p0.png", PurePath("p0"))), 10_000)
         assert pinned == [(3, 32, 32)] * (kind == "cuda")
 

@@ -308,22 +308,27 @@ def segment_command(
     found = find_source(images, recursive, output, dataset, rows)
     levels, facts = read_rasters(found, formats, bands, value_range)
     facts |= describe_rows(found, dataset, rows) | describe_files(scores, image_url)
-    from ldvc.app import batch, runtimes
+    from ldvc.app import batch
 
-    settings, share = batch.make_settings(short_side, window, stride), join_processes()
-    device, options = share.device if device == "auto" and share.device else device, read_settings(method, setting)
-    choice = runtimes.choose(model, device, runtime, precision, options)
-    make_segmenter = partial(
-        batch.Segmenter,
-        *(model, device, classes, vocabulary, settings),
-        *(threshold, other, *what_is_kept(formats, scores), batch_size, seen_score_offset, rivals),
-        *(words and [word for own in words.values() for word in own], options, levels),
-        runtime=choice.runtime,
-        precision=choice.precision,
-    )
+    share, load_settings = join_processes(), read_settings(method, setting)
+    device, choice = choose_runtime(model, device, share, runtime, precision, load_settings)
+    options = (model, device, classes, vocabulary, batch.make_settings(short_side, window, stride), threshold, other)
+    options += (*what_is_kept(formats, scores), batch_size, seen_score_offset, rivals)
+    options += (words and [word for own in words.values() for word in own], load_settings, levels)
+    make_segmenter = partial(batch.Segmenter, *options, choice.runtime, choice.precision)
     with open_crew(make_segmenter, engine, actors, batch_size, share) as crew:
         place = (output, formats, facts, first_category_id, what_to_replace(overwrite, skip_existing))
         return segment_found(crew, found, place, share, max_pixels, debug, f"Runtime: {choice}")
+
+
+def choose_runtime(
+    model: str, device: str, share: Share, runtime: Runtime, precision: Precision, load_settings: dict[str, Any]
+) -> tuple[str, Any]:
+    """What this process computes on, and with; see `choose`."""
+    from ldvc.app import runtimes
+
+    device = share.device if device == "auto" and share.device else device
+    return device, runtimes.choose(model, device, runtime, precision, load_settings)
 
 
 def read_labels(text: str | None) -> dict[str, list[str]] | None:
