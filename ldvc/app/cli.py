@@ -304,31 +304,31 @@ def segment_command(
     """
     check_options(labels, vocabulary, formats, scores, overwrite, skip_existing)
     classes, rivals, words = map(read_labels, (labels, negative, background))
-    rows = [split, dataset_config, image_column, id_column]
+    rows, load_settings = [split, dataset_config, image_column, id_column], read_settings(method, setting)
     found = find_source(images, recursive, output, dataset, rows)
     levels, facts = read_rasters(found, formats, bands, value_range)
     facts |= describe_rows(found, dataset, rows) | describe_files(scores, image_url)
     from ldvc.app import batch
 
-    share, load_settings = join_processes(), read_settings(method, setting)
-    device, choice = choose_runtime(model, device, share, runtime, precision, load_settings)
+    share, device, choice = choose_runtime(model, device, runtime, precision, load_settings)
     options = (model, device, classes, vocabulary, batch.make_settings(short_side, window, stride), threshold, other)
     options += (*what_is_kept(formats, scores), batch_size, seen_score_offset, rivals)
-    options += (words and [word for own in words.values() for word in own], load_settings, levels)
-    make_segmenter = partial(batch.Segmenter, *options, choice.runtime, choice.precision)
+    words = words and [word for own in words.values() for word in own]
+    make_segmenter = partial(batch.Segmenter, *options, words, load_settings, levels, *choice[:2])
     with open_crew(make_segmenter, engine, actors, batch_size, share) as crew:
         place = (output, formats, facts, first_category_id, what_to_replace(overwrite, skip_existing))
         return segment_found(crew, found, place, share, max_pixels, debug, f"Runtime: {choice}")
 
 
 def choose_runtime(
-    model: str, device: str, share: Share, runtime: Runtime, precision: Precision, load_settings: dict[str, Any]
-) -> tuple[str, Any]:
-    """What this process computes on, and with; see `choose`."""
+    model: str, device: str, runtime: Runtime, precision: Precision, load_settings: dict[str, Any]
+) -> tuple[Share, str, Any]:
+    """This process's share of the work, what it computes on, and with; see `choose`."""
     from ldvc.app import runtimes
 
+    share = join_processes()
     device = share.device if device == "auto" and share.device else device
-    return device, runtimes.choose(model, device, runtime, precision, load_settings)
+    return share, device, runtimes.choose(model, device, runtime, precision, load_settings)
 
 
 def read_labels(text: str | None) -> dict[str, list[str]] | None:
