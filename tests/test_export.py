@@ -123,6 +123,9 @@ def test_the_onnx_graph_has_named_inputs_free_axes_and_operators_that_others_run
     axes = {value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in graph.input}
     assert axes == {"pixel_values": [0, 3, 0, 0], "class_embeds": [0, 32]}  # 0: free
     assert [value.name for value in graph.output] == ["logits"]
+    shapes = {value.name: str(value.type.tensor_type.shape) for value in graph.value_info}
+    reshapes = [node for node in graph.node if node.op_type == "Reshape"]
+    assert not any(shapes.get(node.input[0]) == shapes.get(node.output[0], "") for node in reshapes)
     assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
     operators = Counter(node.op_type for node in graph.node)
     assert not {"Sign", "Loop", "If", "SplitToSequence", "SequenceAt"} & set(operators), "some consumers lack these"

@@ -58,8 +58,25 @@ def write_onnx(
             opset_version=OPSET,
             verbose=False,
         )
+    drop_idle_reshapes(onnx_program.model.graph)
     ClearMetadataAndDocStringPass()(onnx_program.model)  # lines of this code for every node, most of the file
     onnx_program.save(path, external_data=True)
+
+
+def drop_idle_reshapes(graph: Any) -> None:
+    """Take out reshapes to the shape that a tensor has: one stands behind every attention, between two transposes.
+
+    Args:
+        graph: Of onnx_ir, changed in place.
+    """
+    for node in list(graph):
+        source, target = (node.inputs[0], node.outputs[0]) if node.op_type == "Reshape" else (None, None)
+        if source is None or source.shape is None or target.is_graph_output():
+            continue
+        is_known = all(isinstance(side, int) or side.value is not None for side in source.shape)
+        if is_known and source.shape == target.shape:
+            target.replace_all_uses_with(source)
+            graph.remove(node, safe=True)
 
 
 def fuse_attention(source: Path, target: Path) -> None:
