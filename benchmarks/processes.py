@@ -54,7 +54,8 @@ def run_segment(code: Path, pictures: Path, output: Path, *options: str) -> Run:
     Raises:
         RuntimeError: If it fails.
     """
-    words = [sys.executable, "-m", "ldvc", "segment", str(pictures), "--output", str(output), "--format", "png"]
+    module = "ldvc" if (code / "ldvc").is_dir() else "cli_ldvc"  # of before December 2026
+    words = [sys.executable, "-P", "-m", module, "segment", str(pictures), "--output", str(output), "--format", "png"]
     environment = {**os.environ, "PYTHONPATH": str(code), "HF_HUB_OFFLINE": "1"}
     started, peak = time.perf_counter(), 0
     child = os.posix_spawn(sys.executable, [*words, "--device", "cpu", *options], environment)
@@ -63,7 +64,7 @@ def run_segment(code: Path, pictures: Path, output: Path, *options: str) -> Run:
         time.sleep(0.01)
     seconds = time.perf_counter() - started
     if ended[1]:
-        raise RuntimeError(f"{' '.join(words[2:])} ended with {os.waitstatus_to_exitcode(ended[1])}")
+        raise RuntimeError(f"{' '.join(words[3:])} ended with {os.waitstatus_to_exitcode(ended[1])}")
     times = sorted(path.stat().st_mtime_ns for path in output.glob("*.png"))
     per_picture = (times[-1] - times[0]) / 1e9 / (len(times) - 1) if len(times) > 1 else float("nan")
     return Run(seconds, per_picture, peak / 1000)

@@ -33,13 +33,14 @@ from ldvc.runtime.programs import has_bfloat16
 
 RESULT = ROOT / "results/tools/runtime.json"
 NUM_NAMES, SIDE = 20, 512
+EMBEDDED = EMBEDDED_CHECKPOINT.relative_to(ROOT)  # the same place in every work tree, though not the same weights
 # Run in the other work tree, so that both read a checkpoint that it wrote.
 BUILD = """
 import json, sys
 import torch
-from ldvc.model.configuration_ldvc import LDVCConfig
-from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
-from ldvc.model.processing_ldvc import LDVCProcessor
+from configuration_ldvc import LDVCConfig
+from modeling_ldvc import LDVCForSemanticSegmentation
+from processing_ldvc import LDVCProcessor
 embedded, folder, fields, side, count = sys.argv[1:]
 fields, side, count = json.loads(fields), int(side), int(count)
 processor = LDVCProcessor.from_pretrained(embedded)
@@ -77,9 +78,10 @@ def build(baseline: Path, folder: Path, quick: bool, **fields: Any) -> None:
     import json
 
     fields = {**(TINY_FIELDS if quick else {}), **fields}
-    arguments = [str(EMBEDDED_CHECKPOINT), str(folder), json.dumps(fields), str(64 if quick else SIDE), str(NUM_NAMES)]
+    embedded, side = baseline / EMBEDDED, 64 if quick else SIDE
+    arguments = [str(embedded), str(folder), json.dumps(fields), str(side), str(NUM_NAMES)]
     environment = {**os.environ, "PYTHONPATH": str(baseline), "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-c", BUILD, *arguments], check=True, env=environment)
+    subprocess.run([sys.executable, "-P", "-c", BUILD, *arguments], check=True, env=environment)
 
 
 def take_turns(runs: dict[str, Callable[[Path], Run]], place: Path, repeats: int) -> dict[str, list[Run]]:
@@ -106,12 +108,17 @@ def compare_runs(found: dict[str, list[Run]], place: Path, what: str) -> dict[st
     }
 
 
-def compare_commands(baseline: Path, model: Path, pictures: Path, place: Path, repeats: int) -> dict[str, list[Run]]:
-    """The same pictures by both work trees."""
-    options = ("--model", str(model))
-    runs = {"baseline": lambda output: run_segment(baseline, pictures, output, *options)}
+def compare_commands(
+    baseline: Path, model: Path | None, pictures: Path, place: Path, repeats: int
+) -> dict[str, list[Run]]:
+    """The same pictures by both work trees, and the same model; `None` is the checkpoint that each comes with."""
+
+    def options(tree: Path) -> tuple[str, ...]:
+        return ("--model", str(model or tree / EMBEDDED))
+
+    runs = {"baseline": lambda output: run_segment(baseline, pictures, output, *options(baseline))}
     for name, own in ways().items():
-        runs[name] = lambda output, own=own: run_segment(ROOT, pictures, output, *options, *own)
+        runs[name] = lambda output, own=own: run_segment(ROOT, pictures, output, *options(ROOT), *own)
     return take_turns(runs, place, repeats)
 
 
@@ -150,7 +157,7 @@ def measure(baseline: Path, quick: bool, repeats: int, count: int, value_like: d
             result[f"peak memory, {name}"] = compare_runs(found, output, "peak_megabytes")
         output = place / "masks first"
         picture = ROOT / "assets" / "demo_page.jpg"
-        found = compare_commands(baseline, EMBEDDED_CHECKPOINT, picture, output, repeats)
+        found = compare_commands(baseline, None, picture, output, repeats)
         result["first mask"] = compare_runs(found, output, "seconds")
         result["tower"] = compare_with_tower(Settings(quick, repeats))
     return result
