@@ -69,7 +69,7 @@ def probe(folder: Path) -> list[dict[str, str | float]]:
     rows = []
     for consumer, (module, run) in CONSUMERS.items():
         try:
-            version = getattr(__import__(module), "__version__", "")
+            version = __import__(module).__version__.split("-")[0]
         except ImportError:
             continue
         for program in (PICTURES, PROMPTS, *([FUSED] if module == "onnxruntime" else [])):
