@@ -3,6 +3,7 @@
 Imports numpy alone at first, so that it runs in any environment with one of the runtimes.
 """
 
+import importlib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -69,7 +70,7 @@ def probe(folder: Path) -> list[dict[str, str | float]]:
     rows = []
     for consumer, (module, run) in CONSUMERS.items():
         try:
-            version = __import__(module).__version__.split("-")[0]
+            version = importlib.import_module(module).__version__.split("-")[0]
         except ImportError:
             continue
         for program in (PICTURES, PROMPTS, *([FUSED] if module == "onnxruntime" else [])):

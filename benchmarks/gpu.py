@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPVisionModel
 
+from benchmarks.clipseg import SIDE as CLIPSEG_SIDE
 from benchmarks.memory import peak_bytes
 from benchmarks.models import (
     ATTENTION,
@@ -28,6 +29,8 @@ from benchmarks.models import (
     make_pixels,
     make_prompts,
 )
+from benchmarks.segmenters import build_jobs as build_segmenter_jobs
+from benchmarks.segmenters import build_models
 from benchmarks.timing import Settings, ratio, spread, spreads, time_rounds
 from benchmarks.training import build_step
 from ldvc.data.vocabularies import get_vocabulary
@@ -99,6 +102,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         "ratios": ratios,
         "inference": inference,
         "classes": measure_classes(settings),
+        "segmenters": measure_segmenters(settings),
         "training": training,
         "dtype": "dtypes by row",
         "attention": "by row",
@@ -191,6 +195,29 @@ def measure_classes(settings: Settings) -> list[dict[str, Any]]:
             "peak_megabytes": peak_bytes(job, settings.device) / 1e6,
         }
         for name, job in jobs.items()
+    ]
+
+
+@torch.inference_mode()
+def measure_segmenters(settings: Settings) -> list[dict[str, Any]]:
+    """Every kind of segmenter beside the bare tower, in bfloat16, one picture of 352 x 352 pixels and 20 labels."""
+    settings = replace(settings, dtype=torch.bfloat16)
+    models = build_models(settings)
+    tower, pixels = build_bare_tower(models["ldvc"]), make_pixels(settings, CLIPSEG_SIDE)
+    jobs = build_segmenter_jobs(3 if settings.quick else NUM_CLASSES, settings, models)
+    names = ("ldvc", "training_free", "clipseg", "library")
+    jobs = {"bare": lambda: tower(pixels, interpolate_pos_encoding=True).last_hidden_state} | {
+        name: jobs[name] for name in names
+    }
+    seconds = time_rounds(jobs, settings)
+    return [
+        {
+            "segmenter": name,
+            "seconds": spread(seconds[name]),
+            "ratio": ratio(seconds, name, "bare"),
+            "peak_megabytes": peak_bytes(jobs[name], settings.device) / 1e6,
+        }
+        for name in names
     ]
 
 

@@ -5,6 +5,8 @@ Imports nothing of LDVC: the folder, with `expected.npz` of the right ids, is al
 
 import importlib
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -191,6 +194,33 @@ def by_label_studio(root: Path, file: str) -> Iterator[tuple[str, np.ndarray]]:
             yield region["value"]["brushlabels"][0], layers.reshape(shape)[..., 3] == 255
 
 
+def by_label_studio_export(root: Path, file: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the PNG files that Label Studio exports, once somebody has accepted all pre-annotations."""
+    converter, image = importlib.import_module("label_studio_sdk.converter"), importlib.import_module("PIL.Image")
+    tasks = json.loads((root / file).read_text())
+    for number, task in enumerate(tasks):
+        accepted = {"id": 1, "completed_by": 1, "result": task.pop("predictions")[0]["result"]}
+        task |= {"id": number, "annotations": [accepted]}
+    (root / "accepted.json").write_text(json.dumps(tasks))
+    (root / "exported").mkdir(exist_ok=True)  # which the exporter does not make itself
+    tool = converter.Converter((root / "label-studio.xml").read_text(), str(root), download_resources=False)
+    tool.convert(str(root / "accepted.json"), str(root / "exported"), "BRUSH_TO_PNG", is_dir=False)
+    for path in sorted((root / "exported").glob("*.png")):
+        yield path.stem.partition("-class-")[2].rpartition("-")[0], np.asarray(image.open(path)) == 255
+
+
+def by_cvat_sdk(root: Path, file: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield masks as CVAT's own package decodes run lengths, corners as its importer puts them."""
+    masks = importlib.import_module("cvat_sdk.masks")
+    for picture in ElementTree.parse(root / file).getroot().iter("image"):
+        size = {"image_width": int(picture.get("width")), "image_height": int(picture.get("height"))}
+        for mask in picture.iter("mask"):
+            left, top, width, height = (int(mask.get(key)) for key in ("left", "top", "width", "height"))
+            counts = [int(count) for count in mask.get("rle").split(",")]
+            points = [*counts, left, top, left + width - 1, top + height - 1]
+            yield mask.get("label"), masks.decode_mask(points, **size)
+
+
 def by_labelme(root: Path, file: str) -> Iterator[tuple[str, np.ndarray]]:
     """Yield masks as LabelMe loads and draws them."""
     module, utils = importlib.import_module("labelme._label_file"), importlib.import_module("labelme.utils")
@@ -236,7 +266,14 @@ ANNOTATIONS = [
     ("fiftyone", "COCODetectionDatasetImporter(photos, f)", BOTH, by_fiftyone),
     ("datumaro", 'Dataset.import_from(d, "coco_instances")', BOTH, by_datumaro("coco_instances")),
     ("datumaro", 'Dataset.import_from(f, "cvat")', ("cvat.xml",), by_datumaro("cvat")),
+    ("cvat-sdk", "masks.decode_mask(...)", ("cvat.xml",), by_cvat_sdk),
     ("label-studio-sdk", "converter.brush.decode_rle(...)", ("label-studio.json",), by_label_studio),
+    (
+        "label-studio-sdk",
+        'Converter(...).convert(..., "BRUSH_TO_PNG")',
+        ("label-studio.json",),
+        by_label_studio_export,
+    ),
     ("labelme", "utils.shapes_to_label(...)", ("labelme/a.json",), by_labelme),
     ("rasterio", "rasterio.open(f).read(1)", ("a.tif",), by_rasterio),
     ("rasterio", "features.rasterize(...)", ("a.geojson",), by_rasterize),
@@ -260,7 +297,47 @@ def annotation_rows(folder: Path, expected: dict[str, np.ndarray]) -> Iterator[R
                 yield attempt(package, call, title, partial(compare, read, file, key))
 
 
-TABLES = {"png": png_rows, "optimisers": optimiser_rows, "annotations": annotation_rows}
+# ---- recipes of the document
+
+
+def recipes() -> dict[str, str]:
+    """Package -> code of docs/tools.md."""
+    text = (Path(__file__).resolve().parent.parent / "docs/tools.md").read_text()
+    return dict(re.findall(r"<!-- recipe: (\S+) -->\n```python\n(.*?)```", text, re.DOTALL))
+
+
+def run_recipe(code: str, folder: Path, expected: np.ndarray) -> str:
+    """Run a recipe where `photos` and `masks` are, and compare what it found."""
+    scope: dict[str, Any] = {}
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        exec(code, scope)
+    finally:
+        os.chdir(before)
+    names = list(json.loads((folder / "masks" / "names.json").read_text())["names"].values())
+    wrong = int((paint(expected.shape, names, scope["found"].items()) != expected).sum())
+    return "pixels and names" if not wrong else f"**{wrong} of {expected.size} pixels differ**"
+
+
+def recipe_rows(folder: Path, expected: dict[str, np.ndarray]) -> Iterator[Row]:
+    """Every recipe."""
+    place = folder / "recipes"
+    shutil.copytree(folder / "few", place / "masks")
+    shutil.copytree(folder / "photos", place / "photos")
+    for package, code in recipes().items():
+        yield attempt(
+            package, "the recipe below", "as its recipe says", partial(run_recipe, code, place, expected["few"])
+        )
+
+
+def tool_rows(folder: Path, expected: dict[str, np.ndarray]) -> Iterator[Row]:
+    """Annotations, then the recipes."""
+    yield from annotation_rows(folder, expected)
+    yield from recipe_rows(folder, expected)
+
+
+TABLES = {"png": png_rows, "optimisers": optimiser_rows, "annotations": tool_rows}
 
 
 def main() -> None:

@@ -293,8 +293,13 @@ def gpu() -> str:
         for row in result["classes"]
     ]
     heads = ("classes, bfloat16, batch 1", "ms", "/ fewest", "peak MB")
-    tables = [gpu_inference(result["inference"]), markdown(heads, classes), gpu_training(result["training"])]
-    return "\n\n".join(tables)
+    tables = [gpu_inference(result["inference"]), markdown(heads, classes)]
+    kinds = [
+        (row["segmenter"], extent(row["seconds"], 1000), extent(row["ratio"]), number(row["peak_megabytes"]))
+        for row in result["segmenters"]
+    ]
+    tables.append(markdown(("segmenter, bfloat16, 20 labels", "ms", "/ bare tower", "peak MB"), kinds))
+    return "\n\n".join([*tables, gpu_training(result["training"])])
 
 
 def gpu_inference(rows: Sequence[Mapping[str, Any]]) -> str:

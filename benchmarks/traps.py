@@ -1,14 +1,21 @@
 """Traps of the stack that users of label maps meet: the second table of docs/tools.md, each seen by running it.
 
-    python -m benchmarks.traps        runs each on the installed versions and writes the table
+    python -m benchmarks.traps                  runs each and writes the table
+    python -m benchmarks.traps --only loadmat   some of them, by words of their rows; the others' rows stay
 
-A trap that is gone says so; then its row is to be taken out. Nothing of LDVC is run.
+Each runs on the installed version, but for those that differ by version: these fetch each version from PyPI into a
+temporary folder. A trap that is gone says so; then its row is to be taken out. Nothing of LDVC is run.
 """
 
+import argparse
 import io
+import json
+import os
 import re
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -135,6 +142,88 @@ def averaged_overviews(folder: Path) -> str:
     return f"ids 0 and 4 become {found}" if found != [0, 4] else GONE + "ids stay"
 
 
+def accumulated_gradient(folder: Path) -> str:
+    """The step of Transformers' Trainer with accumulation, for a model whose forward takes further arguments."""
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": (self.weight * x - labels).mean()}
+
+    class Open(Plain):
+        def forward(self, x: torch.Tensor, labels: torch.Tensor, **kwargs: object) -> dict[str, torch.Tensor]:
+            return super().forward(x, labels)
+
+    def step(model: torch.nn.Module) -> float:
+        arguments = TrainingArguments(
+            str(folder), max_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=4, use_cpu=True,
+            learning_rate=1.0, optim="sgd", lr_scheduler_type="constant", max_grad_norm=0, report_to=[],
+            save_strategy="no", disable_tqdm=True, logging_strategy="no", remove_unused_columns=False,
+        )  # fmt: skip
+        rows = [{"x": torch.ones(1), "labels": torch.ones(1)} for _ in range(4)]
+        Trainer(model, arguments, train_dataset=rows).train()
+        return round(abs(model.weight.item()), 6)
+
+    closed, opened = step(Plain()), step(Open())
+    if closed == opened:
+        return GONE + "both steps are alike"
+    return f"4 batches of a loss of slope 1 move a weight by {closed:g}, with `**kwargs` by {opened:g}"
+
+
+# ---- by version
+
+
+def with_packages(folder: Path, packages: str, code: str) -> str:
+    """Run code with these packages, pinned, in place of the installed ones; returns what it prints."""
+    place = folder / packages.replace(" ", "_")
+    install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", place, *packages.split())
+    subprocess.run([sys.executable, *install], check=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(place)}, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def by_version(folder: Path, environments: Sequence[str], code: str) -> str:
+    """What the same code prints with one package's versions, the first of each environment's packages."""
+    seen = {packages: with_packages(folder, packages, code) for packages in environments}
+    if len(set(seen.values())) == 1:
+        return GONE + "all versions say the same"
+    return "; ".join(f"{packages.split()[0].replace('==', ' ')}: {text}" for packages, text in seen.items())
+
+
+def nested_sparse(folder: Path) -> str:
+    """The kind of sparse matrices in a struct of a MAT file, as SBD's boundaries are."""
+    code = """
+import numpy as np, scipy.io, scipy.sparse
+cells = np.empty((2, 1), dtype=object)
+cells[:, 0] = [scipy.sparse.csc_matrix(np.eye(3)), scipy.sparse.csc_matrix(np.eye(3) * 2)]
+scipy.io.savemat("a.mat", {"GTcls": {"Boundaries": cells}, "top": cells[0, 0]})
+content = scipy.io.loadmat("a.mat")
+inner = content["GTcls"]["Boundaries"][0, 0][0, 0]
+print(f"{type(inner).__name__} ({type(content['top']).__name__} at the top)")
+"""
+    versions = ("scipy==1.14.1", "scipy==1.15.3", "scipy==1.16.3", "scipy==1.17.1")
+    return by_version(folder, [f"{name} numpy==2.2.6" for name in versions], code)
+
+
+def absent_dice(folder: Path) -> str:
+    """MedPy's Dice of a class that neither map has."""
+    code = """
+import numpy as np
+from medpy.metric.binary import dc
+print(dc(np.zeros((4, 4), int), np.zeros((4, 4), int)))
+"""
+    return by_version(folder, [f"numpy=={number} medpy==0.5.2 scipy==1.16.3" for number in NUMPY], code)
+
+
+NUMPY = ("1.26.4", "2.2.6", "2.4.6")
 Trap = tuple[str, str, str, Callable[[Path], str]]
 FEATURES, BEIT = "features/image.py", "models/beit/image_processing_pil_beit.py"
 TRAPS: list[Trap] = [
@@ -144,18 +233,44 @@ TRAPS: list[Trap] = [
     ("datasets", "iterable_dataset.py", "a streaming shuffle buffer loses rows on resuming", buffer_on_resuming),
     ("transformers", BEIT, "BEiT's and DPT's processors do not resize label maps by nearest", resized_label_maps),
     ("accelerate", "accelerator.py", "`gather_for_metrics` cuts what has no row per sample", gathered_matrix),
+    (
+        "transformers",
+        "trainer.py",
+        "accumulation multiplies the gradient of models with `**kwargs`",
+        accumulated_gradient,
+    ),
+    (
+        "scipy",
+        "io/matlab/_mio5.py",
+        "`loadmat` gives nested sparse matrices of another kind by version",
+        nested_sparse,
+    ),
+    ("medpy", "metric/binary.py", "Dice of a class that neither map has depends on NumPy's version", absent_dice),
     ("rasterio", "io.pyx", "`average` overviews of ids hold other classes' ids", averaged_overviews),
 ]
+BY_VERSION = {nested_sparse: "", absent_dice: "0.5.2"}  # what is seen names the versions
 
 
 def main() -> None:
-    """Run all and write the table."""
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="WORD", help="run traps whose rows have a word of these"
+    )
+    arguments = parser.parse_args()
     disable_progress_bars()
+    kept = {row["trap"]: row for row in json.loads(RESULT.read_text())["traps"]} if RESULT.is_file() else {}
     rows = []
     for package, file, words, check in TRAPS:
+        if not any(word in f"{package} {words}" for word in arguments.only):
+            rows += [kept[words]] if words in kept else []
+            continue
         with tempfile.TemporaryDirectory() as folder:
             seen = check(Path(folder))
-        rows.append({"library": f"{package} {version(package)}", "source": file, "trap": words, "seen": seen})
+        library = (
+            f"{package} {version(package)}" if check not in BY_VERSION else f"{package} {BY_VERSION[check]}".strip()
+        )
+        rows.append({"library": library, "source": file, "trap": words, "seen": seen})
     write_json({"traps": rows}, RESULT)
     DOCUMENT.write_text(render(DOCUMENT.read_text(), rows))
 

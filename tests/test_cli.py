@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 
 import ldvc.__main__ as ldvc_command
 from ldvc import loading
-from ldvc.app import batch, bench, cli, doctor
+from ldvc.app import batch, bench, cli, doctor, segment
 from ldvc.commands.data import ARCHIVES
 from ldvc.data.converters import CONVERTERS
 from picturebook import draw_scene
@@ -150,7 +150,7 @@ def test_errors_of_every_kind_become_one_line(ldvc, monkeypatch, error, mentions
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(cli, "find_pictures", fail)
+    monkeypatch.setattr(segment, "find_pictures", fail)
     assert_one_line(ldvc("segment", "a.png"), *mentions)
 
 
@@ -158,7 +158,7 @@ def test_a_closed_pipe_is_no_error_to_speak_of(ldvc, monkeypatch):
     def fail(*_):
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr(cli, "find_pictures", fail)
+    monkeypatch.setattr(segment, "find_pictures", fail)
     result = ldvc("segment", "a.png")
     assert (result.exit_code, result.stderr) == (1, "")
 

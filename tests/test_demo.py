@@ -26,6 +26,7 @@ from ldvc.app.session import EXAMPLE_PICTURE, Segmenter, Visit
 from picturebook import draw_scene
 
 
+ROOT = Path(__file__).resolve().parents[1]
 LABELS = "balloon, cat, grass, sky"
 SECONDS = 30  # that a browser may take for a step, on a busy machine too
 
@@ -213,6 +214,52 @@ def test_swatches_have_the_colours_of_the_overlay():
 # ---- limits
 
 
+def test_a_program_gets_the_label_map_and_what_its_ids_mean(page, upload):
+    place, names = page.on_api(upload, "cat, sky", 0.5, "grass")
+    visit = page.on_picture(None, "cat, sky", 0.5, upload, "grass")[0]
+    with Image.open(place["path"]) as image:
+        assert image.mode == "L"
+        assert np.array_equal(np.asarray(image), page.segmenter.label_map(visit.answer, (96, 80)))
+    assert names["names"] == {"0": "cat", "1": "sky", "2": "other"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("cat, cat",), "is given twice"),
+        (("cat", 2.0), "the threshold is 2.0; use 0 to 1"),
+    ],
+)
+def test_what_is_wrong_with_a_programs_call_is_one_line(page, upload, arguments, message):
+    with pytest.raises(page_module.gr.Error, match=message):
+        page.on_api(upload, *arguments)
+    with pytest.raises(page_module.gr.Error, match="was not uploaded to this page"):
+        page.on_api({"path": str(EXAMPLE_PICTURE)}, "cat")
+
+
+@pytest.mark.slow
+def test_the_pages_own_api_answers_as_documented(segmenter, monkeypatch, tmp_path):
+    monkeypatch.setattr(page_module, "build_demo", lambda _: Page(segmenter).blocks)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(EXAMPLE_PICTURE, "photo.jpg")
+    script = (ROOT / "docs" / "serving.md").read_text().partition("## The page's API")[2]
+    script, port = script.partition("```python\n")[2].partition("```")[0], free_port()
+    blocks = launch("any", port=port, block=False)
+    try:
+        found = {}
+        exec(script.replace("7860", str(port)), found)
+        from gradio_client.exceptions import AppError
+
+        with pytest.raises(AppError, match="is given twice"):
+            found["client"].predict(found["handle_file"]("photo.jpg"), "cat, cat", api_name="/segment")
+    finally:
+        blocks.close()
+    scene = segmenter.encode("photo.jpg")
+    answer = segmenter.segment(Visit(scene), "cat, sofa|couch, grass", 0.3)
+    assert np.array_equal(found["ids"], segmenter.label_map(answer, scene.picture_size))
+    assert list(found["names"].values()) == answer.names
+
+
 @pytest.mark.slow
 def test_the_page_is_bounded_private_and_silent(segmenter, monkeypatch):
     options = {}
@@ -226,8 +273,9 @@ def test_the_page_is_bounded_private_and_silent(segmenter, monkeypatch):
     assert blocks._queue.max_size == 32
     assert blocks.analytics_enabled is False
     runs_model = [fn for fn in blocks.fns.values() if fn.concurrency_id == "model"]
-    assert len(runs_model) == 7
-    assert all(fn.concurrency_limit == 1 and fn.api_visibility == "private" for fn in runs_model)
+    assert len(runs_model) == 8
+    assert all(fn.concurrency_limit == 1 for fn in runs_model)
+    assert [fn.api_name for fn in runs_model if fn.api_visibility != "private"] == ["segment"]
 
 
 @pytest.mark.slow

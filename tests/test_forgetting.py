@@ -141,9 +141,10 @@ def test_mean_iou_equals_the_naive_statement_and_leaves_absent_classes_out():
 
 def test_resampling_draws_as_many_images_as_there_are_after_each_of_them_once():
     draws = resample(7)
-    assert draws.shape == (1001, 7)
+    assert draws.shape == (1008, 7)
     assert (draws[0] == 1).all()
-    assert (draws.sum(1) == 7).all()
+    assert (draws[:1001].sum(1) == 7).all()
+    assert (draws[1001:] == 1 - np.eye(7)).all()  # each left out in turn
     assert (draws == resample(7)).all()
 
 

@@ -329,3 +329,159 @@ def test_pushing_creates_the_repository_and_uploads_the_folder(checkpoint, tmp_p
 def test_nothing_is_pushed_unasked(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "HfApi", lambda: pytest.fail("the Hub was called"))
     assert commands.publish([str(checkpoint), "--output", str(tmp_path / "hub")]) == 0
+
+
+# ---- other services
+
+ASK = (
+    LOAD.partition("import torch\n")[0]
+    + """
+import base64, io, sys
+from pathlib import Path
+from PIL import Image
+
+folder, result = sys.argv[1:]
+sys.path.insert(0, folder)
+from handler import EndpointHandler
+
+handler = EndpointHandler(folder)
+file = io.BytesIO()
+Image.new("RGB", (40, 32), "red").save(file, format="PNG")
+text = base64.b64encode(file.getvalue()).decode()
+parameters = {"candidate_labels": ["cat", "sofa|couch"], "threshold": 0.0}
+inputs = {"base64": text, "data": "data:image/png;base64," + text, "bytes": file.getvalue()}
+inputs["picture"] = Image.open(file)
+answers = {kind: handler({"inputs": value, "parameters": parameters}) for kind, value in inputs.items()}
+answers["own"] = handler({"inputs": text})
+errors = []
+for data in ({"inputs": "photo.jpg"}, {"inputs": "/etc/hostname"}, {}, {"inputs": b"hello"},
+             {"inputs": text, "parameters": {"num_workers": 4}}, {"inputs": text, "parameters": {"top_k": 0}}):
+    try:
+        errors.append(str(handler(data)))
+    except ValueError as error:
+        errors.append(str(error))
+json.dump({"answers": answers, "errors": errors}, open(result, "w"))
+"""
+)
+
+
+def run_hidden(code, arguments, tmp_path, **environment):
+    """Run Python where our modules cannot be imported."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": "",
+        "PYTHONSAFEPATH": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        **environment,
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_handler_answers_where_ldvc_is_not_installed(checkpoint, tmp_path):
+    import base64
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    folder = build_folder(checkpoint, tmp_path / "hub" / "ldvc-toys", handler=True)
+    assert "handler.py" in (folder / "SHA256SUMS").read_text()
+    process = run_hidden(ASK, [folder, tmp_path / "result.json"], tmp_path)
+    try:
+        errors = process.communicate(timeout=600)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    found = json.loads((tmp_path / "result.json").read_text())
+    answers = found["answers"]
+    assert answers["data"] == answers["bytes"] == answers["picture"] == answers["base64"]
+    assert {answer["label"] for answer in answers["base64"]} <= {"cat", "sofa|couch"}
+    assert {answer["label"] for answer in answers["own"]} <= set(NAMES)
+    masks = [Image.open(io.BytesIO(base64.b64decode(answer["mask"]))) for answer in answers["base64"]]
+    assert sum((np.asarray(mask) == 255).astype(int) for mask in masks).tolist() == [[1] * 40] * 32
+    starts = ("`inputs` is text, but no base64", "`inputs` is text, but no base64", "`inputs` is NoneType")
+    starts += ("`inputs` holds no picture", "parameter 'num_workers' is unknown", "`top_k` is 0")
+    assert all(error.startswith(start) for error, start in zip(found["errors"], starts, strict=True)), found["errors"]
+
+
+def test_no_handler_unless_it_is_asked_for(published):
+    assert not (published / "handler.py").exists()
+
+
+@pytest.fixture
+def space(checkpoint, tmp_path):
+    folder, output = tmp_path / "hub" / "ldvc-toys", tmp_path / "spaces" / "segment-by-name"
+    call = [str(checkpoint), "--output", str(folder), "--space", str(output)]
+    assert commands.publish(call) == 0
+    return output
+
+
+def test_a_space_has_page_requirements_card_and_the_model(space):
+    pytest.importorskip("gradio")
+    from importlib.metadata import version
+
+    assert {path.name for path in space.iterdir()} == {
+        *("README.md", "LICENSE", "app.py", "requirements.txt", "model", "files.json", "SHA256SUMS")
+    }
+    card = ModelCard((space / "README.md").read_text())
+    facts = card.data.to_dict()
+    assert (facts["title"], facts["sdk"], facts["app_file"]) == ("segment-by-name", "gradio", "app.py")
+    assert facts["sdk_version"] == version("gradio")
+    pins = dict(line.split("==") for line in (space / "requirements.txt").read_text().splitlines())
+    assert pins["transformers"] == version("transformers")
+    assert pins["torch"] == version("torch").partition("+")[0]
+    assert (space / "model" / "SHA256SUMS").read_text() == (
+        space.parent.parent / "hub" / "ldvc-toys" / "SHA256SUMS"
+    ).read_text()
+
+
+def test_a_space_that_is_there_stops_before_anything_is_built(checkpoint, tmp_path, capsys):
+    (tmp_path / "space").mkdir()
+    call = [str(checkpoint), "--output", str(tmp_path / "hub"), "--space", str(tmp_path / "space")]
+    assert commands.publish(call) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert not (tmp_path / "hub").exists()
+
+
+@pytest.mark.slow
+def test_the_space_starts_where_ldvc_is_not_installed_and_answers_a_client(space, tmp_path):
+    pytest.importorskip("gradio")
+    import socket
+    import time
+
+    from gradio_client import Client, handle_file
+    from PIL import Image
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    start = LOAD.partition("import torch\n")[0] + "import runpy\nrunpy.run_path(sys.argv[1], run_name='__main__')\n"
+    places = {
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_TEMP_DIR": str(tmp_path / "g"),
+    }
+    process = run_hidden(start, [space / "app.py"], tmp_path, **places)
+    try:
+        for _ in range(6000):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.1)
+        Image.new("RGB", (40, 32), "red").save(tmp_path / "a.png")
+        client = Client(f"http://127.0.0.1:{port}", verbose=False, download_files=str(tmp_path / "got"))
+        picture, scores = client.predict(
+            handle_file(str(tmp_path / "a.png")), "cat, sofa|couch", 0, api_name="/segment"
+        )
+        assert {entry["label"] for entry in scores} <= {"cat", "sofa"}
+        assert [part["label"] for part in picture["annotations"]] == [entry["label"] for entry in scores]
+    finally:
+        process.kill()
+        process.communicate()

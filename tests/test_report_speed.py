@@ -49,7 +49,8 @@ def some_of_gpu():
     lacking = {"dtype": "bfloat16", "attention": "flash_attention_2", "flash_only": False, "compiled": False}
     training = [next(gpu.measure_training("voc2012_inductive", QUICK)), {**TRAINING, "skipped": "out of memory"}]
     inference = [row, {**lacking, "skipped": "not installed"}]
-    return {"ratios": {}, "inference": inference, "classes": gpu.measure_classes(QUICK), "training": training}
+    measured = {"classes": gpu.measure_classes(QUICK), "segmenters": gpu.measure_segmenters(QUICK)}
+    return {"ratios": {}, "inference": inference, **measured, "training": training}
 
 
 TRAINING = {"recipe": "coco_stuff_inductive", "precision": "float32", "batch": 16, "side": 512, "classes": 156}

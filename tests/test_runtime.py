@@ -261,7 +261,7 @@ def test_a_checkpoint_without_pytorch_is_told_what_to_install(tmp_path):
     done = run_segment(tmp_path / "out", "--runtime", "torch", light=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "needs torch" in done.stderr
+    assert "needs the package 'torch'" in done.stderr
     assert "pip install" in done.stderr
 
 

@@ -67,10 +67,16 @@ ALLOWED = {
     ("ldvc/__init__.py", "import_module of a variable"): "homes of its own public names",
     ("ldvc/__main__.py", "import_module of a variable"): "modules of its own subcommands",
     ("benchmarks/__main__.py", "import_module of a variable"): "names of its own benchmarks",
+    ("benchmarks/consumers.py", "subprocess"): "the interpreter that the caller names, with its own probe",
+    ("benchmarks/consumers_probe.py", "import_module of a variable"): "names of consumers from its own table",
+    ("benchmarks/engines.py", "subprocess"): "ldvc segment as a list, without a shell",
     ("benchmarks/readers.py", "subprocess"): "the interpreter that the caller names, with its own probe",
     ("benchmarks/readers_probe.py", "import_module of a variable"): "names of tools from its own tables",
     ("benchmarks/readers_probe.py", "subprocess"): "pngquant of the same environment, as a list, without a shell",
+    ("benchmarks/runtime.py", "subprocess"): "this interpreter and ldvc segment as lists, without a shell",
     ("benchmarks/startup.py", "subprocess"): "this interpreter with fixed lines, to time a fresh start",
+    ("ldvc/experiments/hub_files/app.py", "trust_remote_code"): "of the folder `model` beside it alone",
+    ("ldvc/experiments/hub_files/handler.py", "trust_remote_code"): "of the folder that the handler lies in",
 }
 
 

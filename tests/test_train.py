@@ -23,6 +23,7 @@ from transformers import CLIPModel
 from ldvc.commands.experiments import publish
 from ldvc.commands.training import train as main
 from ldvc.data.samples import dataset_fingerprint, load_split
+from ldvc.data.vocabularies import VOCABULARIES, Vocabulary
 from ldvc.masks.drawing import save_curves
 from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
 from ldvc.model.processing_ldvc import LDVCProcessor
@@ -124,6 +125,27 @@ def test_the_audit_stops_a_run_whose_data_breaks_the_protocol(train_arguments, t
     protocol = json.loads((tmp_path / "run" / "protocol.json").read_text())
     assert protocol["unseen_mask_pixels_in_the_loss"] > 0
     assert not protocol["keeps_setting"]
+
+
+@pytest.mark.slow
+def test_classes_that_a_share_leaves_out_train_as_little_as_unseen_ones(train_arguments, tmp_path, monkeypatch):
+    toys = Vocabulary("toys", tuple(NAMES), ("sofa",), joining_order=("grass", "sofa", "cat", "dog"))
+    monkeypatch.setitem(VOCABULARIES, "toys", toys)
+    result = run(train_arguments, "--vocabulary", "toys", "--unseen_classes", "null", "--seen_share", "0.5")
+    protocol = json.loads((tmp_path / "run" / "protocol.json").read_text())
+    assert protocol["keeps_setting"]
+    assert protocol["classes_given_to_the_loss"] == ["cat", "grass"]
+    assert [row["name"] for row in protocol["classes"] if row["positive_pixels"]] == ["cat", "grass"]
+    scores = result["scores"]["0.0"]
+    ious = dict(zip(NAMES, scores["per_class_iou"], strict=True))
+    assert (scores["miou_unseen"], scores["miou_left_out"]) == (ious["sofa"], ious["dog"])
+    assert scores["miou_seen"] == pytest.approx((ious["cat"] + ious["grass"]) / 2)
+
+
+def test_a_share_where_all_masks_train_is_refused(train_arguments):
+    told = [*train_arguments, "--setting", "fully_supervised", "--seen_share", "0.5"]
+    with pytest.raises(RecipeError, match=r"`seen_share` is 0\.5 and `setting` fully_supervised, in which all masks"):
+        read_recipe(told).get_vocabulary()
 
 
 @pytest.mark.slow

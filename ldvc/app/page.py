@@ -1,13 +1,15 @@
 """A web page that segments pictures into classes given by name: `ldvc demo [MODEL]`.
 
 The page runs on this machine alone: it binds to loopback, loads nothing from a network and sends nothing anywhere. A
-picture is encoded once; new class names or another threshold only run the decoder. Needs the extra `demo`.
+picture is encoded once; new class names or another threshold only run the decoder. Programs ask by the call `/segment`
+(docs/serving.md). Needs the extra `demo`.
 """
 
 import hashlib
 import html
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -27,6 +29,8 @@ from ldvc.app.explain import draw_routing
 from ldvc.app.session import EXAMPLE_PICTURE, NO_ANSWER, OTHER, Segmenter, Visit
 from ldvc.loading import EMBEDDED_CHECKPOINT, one_line
 from ldvc.masks.drawing import class_colors
+from ldvc.masks.formats import describe_names
+from ldvc.masks.pixels import write_grey
 
 
 __all__ = ["build_demo", "launch"]
@@ -384,6 +388,7 @@ class Page:
         self.download.click(self.on_download, self.visit, [self.status, self.masks_file], **model).success(
             None, js=CLICK_HIDDEN_DOWNLOAD
         )
+        gr.api(self.on_api, api_name="segment", concurrency_id="model", concurrency_limit=1)
 
     # ---- handlers
 
@@ -483,6 +488,37 @@ class Page:
         folder.mkdir(parents=True, exist_ok=True)
         self.segmenter.write_masks(visit.answer, folder / "ldvc_masks.zip")
         return [say("Masks written."), str(folder / "ldvc_masks.zip")]
+
+    def on_api(
+        self, picture: dict[str, Any], labels: str, threshold: float = 0.0, negative: str = ""
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Segment a picture for a program; nothing of the call is kept but the file of the result, for a while.
+
+        Args:
+            picture: What an upload gives, as `handle_file` of gradio_client makes it.
+            labels: As in the box of the page.
+            threshold: Probability below which a pixel is "other", 0 to 1; 0 is none.
+            negative: Names that compete and come back as "other"; may be empty.
+
+        Returns:
+            A file, the label map as grey PNG of the picture's own size; and what its ids mean.
+
+        Raises:
+            Error: If the picture or the names are not good.
+        """
+        if not 0 <= threshold <= 1:
+            raise gr.Error(f"the threshold is {threshold}; use 0 to 1.", print_exception=False)
+        try:
+            scene = self.segmenter.encode(self.uploaded_file(picture))
+            answer = self.segmenter.segment(Visit(scene), labels, threshold, negative)
+        except ValueError as error:
+            raise gr.Error(one_line(error), print_exception=False) from error
+        folder = self.downloads / secrets.token_hex(16)
+        folder.mkdir(parents=True)
+        with (folder / "label_map.png").open("wb") as file:
+            write_grey(file, self.segmenter.label_map(answer, scene.picture_size), len(answer.names))
+        place = {"path": str(folder / "label_map.png"), "meta": {"_type": "gradio.FileData"}}
+        return place, describe_names(answer.names, words=answer.classes, threshold=answer.threshold or None)
 
     # ---- what handlers show
 

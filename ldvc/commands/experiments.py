@@ -44,6 +44,7 @@ Build a folder for the Hub from a checkpoint, and push it.
 
     ldvc publish outputs/voc2012_inductive --output hub/ldvc-vit-base-patch16-voc2012-inductive
     ldvc publish outputs/voc2012_inductive --output FOLDER --push_to_hub your-name/ldvc-voc2012
+    ldvc publish outputs/voc2012_inductive --output FOLDER --handler --space hub/segment-by-name
 
 The folder has the weights, the code that they need (remote code), processor and tokenizer, recipe, audit and results
 of the run, a model card as README.md, the licence, and the SHA-256 of every file: in files.json, where files that a
@@ -52,6 +53,10 @@ the other code files stands in the configuration's, so that no file of another v
 
 Scores stand in the card's front matter (`model-index`). The Hub also reads them from .eval_results/*.yaml, where they
 name a dataset that is registered there as a benchmark; none of ours is so far, so no such file is written.
+
+--handler adds handler.py, which Inference Endpoints call: a picture and labels in, masks out. --space builds the
+folder of a Space, too: the built folder as its model/, a page, pinned requirements and a card; upload it with
+`hf upload your-name/NAME FOLDER --repo-type space`. Both run the code of the published folder (trust_remote_code).
 
 A checkpoint without its audit, without results, or whose audit belongs to another run is refused.
 """
@@ -111,13 +116,20 @@ def publish(argv: Sequence[str] | None = None) -> int:
         "--push_to_hub", metavar="ID", help="upload to this repository, such as your-name/ldvc-voc2012"
     )
     parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--handler", action="store_true", help="add handler.py for Inference Endpoints")
+    parser.add_argument("--space", type=Path, metavar="FOLDER", help="also build the folder of a Space there")
     arguments = parser.parse_args(argv)
 
     def work() -> None:
-        from ldvc.experiments.publish import build_folder, push
+        from ldvc.experiments.publish import build_folder, build_space, check_output, push
 
-        folder = build_folder(arguments.checkpoint, arguments.output, arguments.results, arguments.overwrite)
+        if arguments.space is not None:
+            check_output(arguments.space, arguments.overwrite)  # before the longer work
+        options = (arguments.results, arguments.overwrite, arguments.handler)
+        folder = build_folder(arguments.checkpoint, arguments.output, *options)
         sys.stdout.write(f"built {folder}\n")
+        if arguments.space is not None:
+            sys.stdout.write(f"built {build_space(folder, arguments.space, arguments.overwrite)}\n")
         if arguments.push_to_hub:
             sys.stdout.write(f"pushed to {push(folder, arguments.push_to_hub, arguments.private)}\n")
 

@@ -3,8 +3,11 @@
 import hashlib
 import json
 import os
+import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,9 @@ from ldvc.training.recipe import Recipe, read_recipe
 
 NO_DIGESTS = "CODE_DIGESTS: dict[str, str] = {}\n"  # as it stands in the configuration's code
 SUMS, FILES, RECIPE_FILE = "SHA256SUMS", "files.json", "recipe.yaml"
+HUB_FILES = Path(__file__).resolve().parent / "hub_files"  # of other services on the Hub; imports nothing of ours
+HANDLER_FILE, MODEL_FOLDER = "handler.py", "model"
+SPACE_NEEDS = ("torch", "transformers", "safetensors", "pillow", "numpy", "gradio")
 
 
 class PublishError(ValueError):
@@ -100,7 +106,9 @@ def check_output(output: Path, overwrite: bool) -> None:
         raise PublishError(f"{output} was not built by ldvc publish (it has no {FILES}); choose another folder.")
 
 
-def build_folder(checkpoint: Path, output: Path, results: Path | None = None, overwrite: bool = False) -> Path:
+def build_folder(
+    checkpoint: Path, output: Path, results: Path | None = None, overwrite: bool = False, handler: bool = False
+) -> Path:
     """Build the Hub folder: aside first, then renamed, so that none is half-written.
 
     Args:
@@ -108,6 +116,7 @@ def build_folder(checkpoint: Path, output: Path, results: Path | None = None, ov
         output: The folder to make; its name is the card's title.
         results: Result file, if it is not CHECKPOINT/results.json.
         overwrite: Replace a folder that is there.
+        handler: Add handler.py, which Inference Endpoints call.
 
     Raises:
         PublishError: If the checkpoint cannot be published, or `output` is there already.
@@ -120,21 +129,57 @@ def build_folder(checkpoint: Path, output: Path, results: Path | None = None, ov
     recipe, protocol, result = read_checkpoint(checkpoint, results)
     model, processor = load_checkpoint(str(checkpoint))
     check_audit(protocol, recipe, model)
-    part = output.with_name(output.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with built_aside(output) as part:
         model.config.clip_name_or_path = _public(model.config.clip_name_or_path)
         model.save_pretrained(part)
         processor.save_pretrained(part)
         write_code_digests(part)
+        if handler:
+            shutil.copyfile(HUB_FILES / HANDLER_FILE, part / HANDLER_FILE)
         write_papers(part, output.name, recipe, protocol, result, model.config.vision_config.patch_size)
         write_sums(part)
+    return output
+
+
+@contextmanager
+def built_aside(output: Path) -> Iterator[Path]:
+    """Give a folder that takes the place of `output` when the block ends well, and is deleted when it does not."""
+    part = output.with_name(output.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
         if output.exists():
             shutil.rmtree(output)
         os.replace(part, output)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def build_space(folder: Path, output: Path, overwrite: bool = False) -> Path:
+    """Build the folder of a Space around a built folder: page, requirements and card.
+
+    Args:
+        folder: From `build_folder`; goes into it as it is.
+        output: The folder to make; its name is the page's title.
+        overwrite: Replace a folder that is there.
+
+    Raises:
+        PublishError: If `output` is there already.
+        PackageNotFoundError: If gradio is not installed, whose version is to be named.
+    """
+    check_output(output, overwrite)
+    versions = {name: version(name).partition("+")[0] for name in SPACE_NEEDS}
+    python = ".".join(platform.python_version_tuple()[:2])
+    with built_aside(output) as part:
+        shutil.copytree(folder, part / MODEL_FOLDER)
+        shutil.copyfile(HUB_FILES / "app.py", part / "app.py")
+        shutil.copyfile(ROOT / "LICENSE", part / "LICENSE")
+        (part / "requirements.txt").write_text("".join(f"{name}=={number}\n" for name, number in versions.items()))
+        card = (HUB_FILES / "space.md").read_text(encoding="utf-8")
+        facts = {"title": output.name, "gradio": versions["gradio"], "python": python}
+        (part / "README.md").write_text(card.format(**facts), encoding="utf-8")
+        write_sums(part)
     return output
 
 

@@ -216,11 +216,9 @@ class RasterWriter(Writer):
     def check_place(self, picture: Picture, consequence: str) -> None:
         """Say once for all pictures what follows where one does not say where it lies."""
         if not self._has_said and geo_reference(picture) is None:
-            from transformers.utils import logging  # takes seconds
-
             self._has_said = True
             text = f"{picture.path} does not say where it lies, {consequence}; said once for all."
-            logging.get_logger("ldvc.geo").warning(text)
+            logging.getLogger("ldvc.geo").warning(text)
 
     def write(self, result: Result) -> None:
         """Write a picture that is held whole, as one block."""

@@ -40,6 +40,7 @@ from .options_ldvc import check_options
 from .pixels_ldvc import ValueRange
 from .processing_ldvc import LDVCProcessor, check_distinct, read_classes
 from .prompts_ldvc import LDVCTextPrompts  # noqa: F401 - compat_ldvc says why
+from .regions_ldvc import ceil_div  # noqa: F401 - compat_ldvc says why
 from .segmenter_ldvc import Rivals, ask, check_segmenter, default_vocabulary, read_rivals, seen_queries, text_state
 from .vocabulary_ldvc import DefaultVocabulary
 from .weights_ldvc import quiet_loading  # noqa: F401 - compat_ldvc says why

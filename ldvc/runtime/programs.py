@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,10 @@ def check_served(runtime: Runtime, precision: Precision) -> None:
         ImportError: If the runtime is missing.
         ValueError: If it has no such precision.
     """
-    package = {Runtime.ONNX: "onnxruntime", Runtime.OPENVINO: "openvino", Runtime.TORCH: "torch"}.get(runtime)
-    extra = {Runtime.ONNX: "runtime", Runtime.OPENVINO: "openvino", Runtime.TORCH: "torch"}.get(runtime, "runtime")
-    try:
-        __import__(package or "numpy")
-    except ImportError as error:
-        raise ImportError(
-            f"--runtime {runtime} needs {package}, which is not installed: {how_to_install(extra)}."
-        ) from error
+    needed = {Runtime.ONNX: ("onnxruntime", "runtime"), Runtime.OPENVINO: ("openvino",) * 2}
+    package, extra = (needed | {Runtime.TORCH: ("torch", "torch")}).get(runtime, ("numpy", "runtime"))
+    if find_spec(package) is None:
+        raise ImportError(f"--runtime {runtime} needs {package}, which is not installed: {how_to_install(extra)}.")
     if precision is Precision.BF16 and runtime is Runtime.ONNX:
         raise ValueError(
             "--precision bf16: ONNX Runtime computes in float32 on a CPU; use --runtime openvino or --runtime torch."
