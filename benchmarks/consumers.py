@@ -79,7 +79,8 @@ def measure(pythons: Sequence[str], with_node: bool) -> list[dict[str, Any]]:
         raise FileNotFoundError("--node needs Node with npm, which is not installed; leave it out.")
     with tempfile.TemporaryDirectory() as place:
         write_programs(Path(place))
-        rows = [row for python in pythons for row in ask([python, str(PROBE), place])]
+        # -P: `import onnx` is not to find benchmarks/onnx.py
+        rows = [row for python in pythons for row in ask([python, "-P", str(PROBE), place])]
         if with_node:
             # their scripts would fetch what graphics cards need
             install = ["npm", "install", "--silent", "--ignore-scripts", "--prefix", place, *NODE_PACKAGES]

@@ -70,7 +70,7 @@ def probe(folder: Path) -> list[dict[str, str | float]]:
     rows = []
     for consumer, (module, run) in CONSUMERS.items():
         try:
-            version = getattr(importlib.import_module(module), "__version__", "")
+            version = importlib.import_module(module).__version__.split("-")[0]
         except ImportError:
             continue
         for program in (PICTURES, PROMPTS, *([FUSED] if module == "onnxruntime" else [])):

@@ -538,7 +538,7 @@ def test_a_probe_leaves_out_what_is_not_installed_and_tells_what_fails(tmp_path,
 
     for name in (consumers_probe.PICTURES, consumers_probe.PROMPTS):
         np.savez(tmp_path / f"{name}.npz", x=np.ones(2), expected=np.full(2, 1.5))
-    runs = {"here": ("json", lambda path, inputs: inputs["x"]), "bad": ("math", fail), "away": ("nowhere", fail)}
+    runs = {"here": ("json", lambda path, inputs: inputs["x"]), "bad": ("numpy", fail), "away": ("nowhere", fail)}
     monkeypatch.setattr(consumers_probe, "CONSUMERS", runs)
     found = consumers_probe.probe(tmp_path)
     assert [(row["consumer"], row.get("difference")) for row in found] == [("here", 0.5)] * 2 + [("bad", None)] * 2
