@@ -232,6 +232,8 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
         self.clip = CLIPModel(config)
         self.clip.vision_model.embeddings = LDVCVisionEmbeddings(config.vision_config)
         self.clip.vision_model.embeddings.interpolation_mode = config.position_interpolation
+        self.dense_settings = config.dense_settings
+        self.takes_last_block = self.dense_settings == DENSE_METHODS["tokens"]
         has_vision_prompts, has_text_prompts = config.num_vision_prompts > 0, config.num_text_prompts > 0
         self.vision_prompts = LDVCVisionPrompts(config) if has_vision_prompts else None
         # With CLIP's own norm behind it, this one starts as the identity; eps as in ZegCLIP.
@@ -375,17 +377,16 @@ class LDVCForSemanticSegmentation(LDVCVocabularyMixin, LDVCPreTrainedModel):
             The class token, (batch_size, 1, hidden_size), and the patch tokens, (batch_size, num_patches,
             hidden_size), which `patch_features` names.
         """
-        blocks, settings = self.clip.vision_model.encoder.layers, self.config.dense_settings
+        blocks, settings = self.clip.vision_model.encoder.layers, self.dense_settings
         needed, inputs = settings.needed_inputs(len(blocks)), {}
-        takes_last_block = settings == DENSE_METHODS["tokens"]
         for layer, block in enumerate(blocks):
             if self.vision_prompts is not None and layer < self.vision_prompts.depth:
                 hidden_states = self.vision_prompts(hidden_states, layer)
             if layer in needed:
                 inputs[layer] = hidden_states
-            if layer < len(blocks) - 1 or takes_last_block:
+            if layer < len(blocks) - 1 or self.takes_last_block:
                 hidden_states = block(hidden_states, None)
-        if takes_last_block:
+        if self.takes_last_block:
             return hidden_states[:, :1], hidden_states[:, -math.prod(grid_size) :]
         return block_at(blocks[-1], hidden_states), dense_tokens(blocks, inputs, grid_size, settings)
 
