@@ -321,6 +321,7 @@ def attend(
         middle: From `attend_as_in_the_middle`.
         feedback: Mixed with the products of an affinity of `PAIRS`.
     """
+    gather_weights(block)
     attention, num_patches = block.self_attn, grid_size[0] * grid_size[1]
     if settings.affinity == "value":  # each token attends to itself, so the others need no norm
         hidden_states = hidden_states[:, -num_patches:]
@@ -378,6 +379,12 @@ def dense_tokens(
     return tokens
 
 
+def gather_weights(block: CLIPEncoderLayer) -> None:
+    """Make a block's weights whole where FSDP shards them, which itself does so in the block's own forward alone."""
+    if hasattr(block, "unshard"):
+        block.unshard()
+
+
 def block_at(block: CLIPEncoderLayer, hidden_states: Tensor, positions: Tensor | None = None) -> Tensor:
     """What one token of each sequence is after a block, without computing any other: (batch_size, 1, hidden_size).
 
@@ -387,6 +394,7 @@ def block_at(block: CLIPEncoderLayer, hidden_states: Tensor, positions: Tensor |
         positions: (batch_size,) of the tokens in a causal tower, where a token sees what comes up to it; `None` is the
             first token, which sees all.
     """
+    gather_weights(block)
     attention, normed, mask = block.self_attn, block.layer_norm1(hidden_states), None
     num_rows, num_tokens = hidden_states.shape[:2]
     rows = torch.arange(num_rows, device=hidden_states.device)
