@@ -72,7 +72,12 @@ ALLOWED = {
     ("benchmarks/engines.py", "subprocess"): "ldvc segment as a list, without a shell",
     ("benchmarks/readers.py", "subprocess"): "the interpreter that the caller names, with its own probe",
     ("benchmarks/readers_probe.py", "import_module of a variable"): "names of tools from its own tables",
+    ("benchmarks/readers_probe.py", "exec"): "the recipes of docs/tools.md, to see that they run",
     ("benchmarks/readers_probe.py", "subprocess"): "pngquant of the same environment, as a list, without a shell",
+    (
+        "benchmarks/traps.py",
+        "subprocess",
+    ): "pip and lines of its own in a folder for the while, as lists, without a shell",
     ("benchmarks/runtime.py", "subprocess"): "this interpreter and ldvc segment as lists, without a shell",
     ("benchmarks/startup.py", "subprocess"): "this interpreter with fixed lines, to time a fresh start",
     ("ldvc/experiments/hub_files/app.py", "trust_remote_code"): "of the folder `model` beside it alone",
