@@ -74,7 +74,7 @@ ALLOWED = {
     ("benchmarks/readers_probe.py", "import_module of a variable"): "names of tools from its own tables",
     ("benchmarks/readers_probe.py", "exec"): "the recipes of docs/tools.md, to see that they run",
     ("benchmarks/readers_probe.py", "subprocess"): "pngquant of the same environment, as a list, without a shell",
-    (
+    ("benchmarks/traps.py", "subprocess"): "pip, and lines of its own in a temporary folder, without a shell",
         "benchmarks/traps.py",
         "subprocess",
     ): "pip and lines of its own in a folder for the while, as lists, without a shell",
