@@ -43,9 +43,9 @@ def main(program: str) -> None:
         options = ("segment", picture, "--labels", ", ".join(NAMES), "--format", "grey", "--output", folder)
         done = run(*options, "--model", program)
         check(done.returncode == 0, f"the command: {done.stdout}{done.stderr}")
-        same = np.array_equal(np.asarray(Image.open(Path(folder, "demo_page.png"))), found.label_map)
+        same = np.array_equal(np.asarray(Image.open(Path(folder, "demo_page.grey.png"))), found.label_map)
         check(same, "both give one label map")
-        done = run(*options, "--model", str(EMBEDDED_CHECKPOINT))
+        done = run(*options, "--overwrite", "--model", str(EMBEDDED_CHECKPOINT))
         check(done.returncode == 2 and "pip install" in done.stderr, f"a checkpoint: {done.stderr}")
     try:
         _ = ldvc.LDVCForSemanticSegmentation
