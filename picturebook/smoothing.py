@@ -24,10 +24,9 @@ from ldvc.loading import load_checkpoint
 from ldvc.model.inference_ldvc import encode_classes
 from ldvc.scoring.protocol import WEIGHTS_FIELD, checkpoint_fingerprints
 from ldvc.segmenters.smoothing import pamr, propagate
-from picturebook.training_free import Pages, load_pages, measure_hiou, score_table
+from picturebook.training_free import PAGES_PER_BATCH, Pages, load_pages, measure_hiou, score_table
 
 
-PAGES_PER_BATCH = 10
 REACHES = ((1, 2), (4, 8))  # pages are small
 SCALES = (2.0, 5.0, 10.0)
 # Row -> its choices: dilations of PAMR, and the scale that makes the propagation's probabilities; `None` is without.

@@ -327,6 +327,17 @@ def test_prompts_learn_through_features_of_several_blocks(clip, pixels):
     assert (model.vision_prompts.tokens.grad[:LAYERS].abs().amax(dim=(1, 2)) > 0).all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("method", [name for name in DENSE_METHODS if name != "tokens"])
+def test_blocks_that_are_used_outside_of_their_forward_gather_their_weights(clip, pixels, method):
+    model = build_ldvc(clip, method, RESCLIP if method == "resclip" else None)
+    gathered = set()
+    for layer, block in enumerate(model.clip.vision_model.encoder.layers):
+        block.unshard = lambda layer=layer: gathered.add(layer)  # as FSDP's blocks have it
+    model.get_image_features(pixels)
+    assert gathered == model.dense_settings.needed_inputs(LAYERS) | {LAYERS - 1}
+
+
 def test_an_adapter_for_other_features_is_refused_and_leaves_the_model_as_it_was(clip, tmp_path):
     saved = build_ldvc(clip, "value", {"residual": 1.0}, num_vision_prompts=4)
     saved.save_adapter(tmp_path)

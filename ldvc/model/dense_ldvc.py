@@ -96,6 +96,12 @@ def block_inputs(blocks: Sequence[CLIPEncoderLayer], hidden_states: Tensor, want
 # ---- the family
 
 
+def gather_weights(block: CLIPEncoderLayer) -> None:
+    """Make a block's weights whole where FSDP shards them, which itself does so in the block's own forward alone."""
+    if hasattr(block, "unshard"):
+        block.unshard()
+
+
 def split_heads(tokens: Tensor, head_dim: int) -> Tensor:
     """(batch_size, num_tokens, hidden_size) -> (batch_size, num_heads, num_tokens, head_dim)."""
     return tokens.view(*tokens.shape[:-1], -1, head_dim).transpose(1, 2)
@@ -293,10 +299,12 @@ def attend_as_in_the_middle(
         (batch_size, num_heads, num_patches, head_dim), before the output projection.
     """
     last = blocks[-1]
+    gather_weights(last)
     values = project(last.self_attn, last.layer_norm1(inputs[len(blocks) - 1]), "v")["v"]
     total = 0
     for number in middle_blocks:
         block = blocks[number - 1]
+        gather_weights(block)
         heads = project(block.self_attn, block.layer_norm1(inputs[number - 1]), "qk")
         queries = heads["q"][:, :, -num_patches:]
         total = total + attend_by_products(block.self_attn, queries, heads["k"], values, block.self_attn.scale)
@@ -377,12 +385,6 @@ def dense_tokens(
     if settings.feed_forward:
         tokens = tokens + blocks[-1].mlp(blocks[-1].layer_norm2(tokens))
     return tokens
-
-
-def gather_weights(block: CLIPEncoderLayer) -> None:
-    """Make a block's weights whole where FSDP shards them, which itself does so in the block's own forward alone."""
-    if hasattr(block, "unshard"):
-        block.unshard()
 
 
 def block_at(block: CLIPEncoderLayer, hidden_states: Tensor, positions: Tensor | None = None) -> Tensor:

@@ -111,6 +111,7 @@ def check_number(name: str, value: float, above: float | None = None) -> None:
         )
 
 
+DENSE_FIELDS = tuple(field.name for field in dataclasses.fields(LDVCDenseSettings))
 DENSE_METHODS = {
     "tokens": LDVCDenseSettings("qk", residual=1.0, feed_forward=True),  # CLIP's own last block
     "value": LDVCDenseSettings("value"),
@@ -141,11 +142,10 @@ def choose_dense_settings(method: str, options: Mapping[str, Any], method_name: 
         near = difflib.get_close_matches(str(method).lower(), DENSE_METHODS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(map(repr, DENSE_METHODS))}."
         raise ValueError(f"`{method_name}` is {method!r}; {hint}")
-    fields = [field.name for field in dataclasses.fields(LDVCDenseSettings)]
     for name in options:
-        if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"use some of {', '.join(fields)}."
+        if name not in DENSE_FIELDS:
+            near = difflib.get_close_matches(str(name), DENSE_FIELDS, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"use some of {', '.join(DENSE_FIELDS)}."
             raise ValueError(f"`{name}` is no setting of dense features; {hint}")
     settings = dataclasses.replace(DENSE_METHODS[method], **options)
     rotated = (settings.affinity == "rotated", "affinity='rotated' (pearl)")
@@ -158,4 +158,12 @@ def choose_dense_settings(method: str, options: Mapping[str, Any], method_name: 
     return settings
 
 
-__all__ = ["AFFINITIES", "DENSE_METHODS", "PAIRS", "LDVCDenseSettings", "check_number", "choose_dense_settings"]
+__all__ = [
+    "AFFINITIES",
+    "DENSE_FIELDS",
+    "DENSE_METHODS",
+    "PAIRS",
+    "LDVCDenseSettings",
+    "check_number",
+    "choose_dense_settings",
+]

@@ -36,6 +36,15 @@ class Runtime(StrEnum):
     OPENVINO = "openvino"
 
 
+# Runtime -> the package that it is, and the extra that brings it; `auto` takes what is there.
+PACKAGES = {
+    Runtime.AUTO: ("numpy", "runtime"),
+    Runtime.TORCH: ("torch", "torch"),
+    Runtime.ONNX: ("onnxruntime", "runtime"),
+    Runtime.OPENVINO: ("openvino", "openvino"),
+}
+
+
 class Precision(StrEnum):
     """Numbers that the matrix products are computed in."""
 
@@ -66,8 +75,7 @@ def check_served(runtime: Runtime, precision: Precision) -> None:
         ImportError: If the runtime is missing.
         ValueError: If it has no such precision.
     """
-    needed = {Runtime.ONNX: ("onnxruntime", "runtime"), Runtime.OPENVINO: ("openvino",) * 2}
-    package, extra = (needed | {Runtime.TORCH: ("torch", "torch")}).get(runtime, ("numpy", "runtime"))
+    package, extra = PACKAGES[runtime]
     if find_spec(package) is None:
         raise ImportError(f"--runtime {runtime} needs {package}, which is not installed: {how_to_install(extra)}.")
     if precision is Precision.BF16 and runtime is Runtime.ONNX:

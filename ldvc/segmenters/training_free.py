@@ -31,6 +31,7 @@ from ldvc.model.dense_ldvc import (
     unit_embeds,
 )
 from ldvc.model.dense_settings_ldvc import (
+    DENSE_FIELDS,
     DENSE_METHODS,
     PAIRS,
     LDVCDenseSettings,
@@ -127,15 +128,13 @@ def choose_settings(method: str, options: Mapping[str, Any]) -> tuple[LDVCDenseS
         ValueError: If there is no such method, a value is impossible, or an option has no effect on the method.
         TypeError: If an option is unknown; names the nearest.
     """
-    dense_fields, feedback_fields = (
-        [field.name for field in dataclasses.fields(kind)] for kind in (LDVCDenseSettings, FeedbackSettings)
-    )
+    feedback_fields = [field.name for field in dataclasses.fields(FeedbackSettings)]
     for name in options:
-        if method in DENSE_METHODS and name not in (*dense_fields, *feedback_fields):
-            near = difflib.get_close_matches(name, [*dense_fields, *feedback_fields], n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"use some of {', '.join(dense_fields)}."
+        if method in DENSE_METHODS and name not in (*DENSE_FIELDS, *feedback_fields):
+            near = difflib.get_close_matches(name, [*DENSE_FIELDS, *feedback_fields], n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"use some of {', '.join(DENSE_FIELDS)}."
             raise TypeError(f"`{name}` is no setting of a training-free CLIP; {hint}")
-    dense = choose_dense_settings(method, {k: v for k, v in options.items() if k in dense_fields})
+    dense = choose_dense_settings(method, {k: v for k, v in options.items() if k in DENSE_FIELDS})
     own = {"feedback": method == "resclip" and dense.affinity in PAIRS}
     feedback = FeedbackSettings(**own | {k: v for k, v in options.items() if k in feedback_fields})
     check_feedback(method, options, dense, feedback)
@@ -251,9 +250,8 @@ class TrainingFreeCLIP(LDVCVocabularyMixin, nn.Module):
             raise ValueError(f"`position_interpolation` is {position_interpolation!r}; use one of {choices}.")
         self.config = read_config(clip, position_interpolation=position_interpolation)
         self.settings.check_depth(self.config.vision_config.num_hidden_layers)
-        dense_fields = {field.name for field in dataclasses.fields(LDVCDenseSettings)}
         self.config.patch_features = method
-        self.config.patch_feature_settings = {k: v for k, v in settings.items() if k in dense_fields} or None
+        self.config.patch_feature_settings = {k: v for k, v in settings.items() if k in DENSE_FIELDS} or None
         self.clip = clip
         self.text_prompts = self.baked_vocabulary = None  # what the vocabulary of an LDVC may have
         self.eval()
