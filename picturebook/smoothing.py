@@ -23,7 +23,7 @@ from ldvc.data.vocabularies import Vocabulary, get_vocabulary
 from ldvc.loading import load_checkpoint
 from ldvc.model.inference_ldvc import encode_classes
 from ldvc.scoring.protocol import WEIGHTS_FIELD, checkpoint_fingerprints
-from ldvc.segmenters.smoothing import pamr, propagate
+from ldvc.segmenters.smoothing import smooth_probabilities
 from picturebook.training_free import PAGES_PER_BATCH, Pages, load_pages, measure_hiou, score_table
 
 
@@ -36,17 +36,6 @@ ROWS: dict[str, Sequence[tuple[tuple[int, ...] | None, float | None]]] = {
     "propagation": [(None, scale) for scale in SCALES],
     "pamr, then propagation": [(reach, scale) for reach in REACHES for scale in SCALES],
 }
-
-
-def smooth(
-    probabilities: Tensor, pixels: Tensor, embeds: Tensor, reach: tuple[int, ...] | None, scale: float | None
-) -> Tensor:
-    """Smooth the probabilities of one page, (1, num_classes, height, width)."""
-    if reach is not None:
-        probabilities = pamr(probabilities, pixels, dilations=reach)
-    if scale is not None:
-        probabilities = propagate(probabilities, pixels, F.normalize(embeds, dim=-1), softmax_scale=scale)
-    return probabilities
 
 
 @torch.no_grad()
@@ -90,7 +79,8 @@ def choose(folder: str, pages: Pages) -> dict[str, dict[str, Any]]:
     for name, choices in ROWS.items():
         rated = []
         for reach, scale in choices:
-            maps, _ = label(probabilities, pages, partial(smooth, embeds=embeds, reach=reach, scale=scale))
+            step = partial(smooth_probabilities, class_embeds=embeds, dilations=reach, softmax_scale=scale)
+            maps, _ = label(probabilities, pages, step)
             rated.append({"dilations": reach, "scale": scale, "tuning_hiou": measure_hiou(maps, pages, vocabulary)})
         best = max(rated, key=lambda row: row["tuning_hiou"])
         chosen[name] = {**best, "tried": rated, WEIGHTS_FIELD: fingerprints[WEIGHTS_FIELD]}
@@ -103,7 +93,8 @@ def score(folder: str, pages: Pages, chosen: Mapping[str, Mapping[str, Any]]) ->
     probabilities, embeds, fingerprints = read_pages(folder, pages, vocabulary)
     rows = {}
     for name, settings in chosen.items():
-        step = partial(smooth, embeds=embeds, reach=settings["dilations"], scale=settings["scale"])
+        choice = {"dilations": settings["dilations"], "softmax_scale": settings["scale"]}
+        step = partial(smooth_probabilities, class_embeds=embeds, **choice)
         maps, seconds = label(probabilities, pages, step)
         rows[name] = {"scores": score_table(maps, pages, vocabulary), "seconds_per_page": round(seconds, 4)}
     return {"checkpoint": Path(folder).name, WEIGHTS_FIELD: fingerprints[WEIGHTS_FIELD], "rows": rows}

@@ -1,13 +1,19 @@
 """PAMR and the propagation of PEARL against their formulas, pixel by pixel, and what they promise."""
 
+import json
 import math
 import statistics
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from ldvc.segmenters.smoothing import PEARL_AS_SHIPPED, pamr, propagate
+from ldvc.loading import load_checkpoint
+from ldvc.model.inference_ldvc import InferenceSettings, segment
+from ldvc.segmenters.smoothing import PEARL_AS_SHIPPED, SMOOTHERS, pamr, propagate, smooth_logits
 
 
 def random(*shape, seed=0):
@@ -199,3 +205,66 @@ def test_logits_of_ldvc_are_smoothed_like_any_scores(tiny_model, tiny_processor,
 def test_wrong_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# ---- in `segment` and `ldvc segment`
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """Return a picture of 40 x 30 pixels with edges."""
+    blocks = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    Image.fromarray(blocks).resize((40, 30), Image.Resampling.NEAREST).save(tmp_path / "p.png")
+    return tmp_path / "p.png"
+
+
+def test_smoothed_logits_are_those_of_smoothed_probabilities():
+    logits, pixels, embeds = random(3, 4, 4), random(3, 24, 16, seed=1), random(3, 8, seed=2)
+    full = F.interpolate(logits[None], size=(24, 16), mode="bilinear").sigmoid()
+    by_pamr = smooth_logits(logits, pixels, embeds, "pamr")
+    torch.testing.assert_close(by_pamr.sigmoid(), pamr(full, pixels[None])[0])
+    by_edges = smooth_logits(logits, pixels, embeds, "propagation").sigmoid()
+    expected = propagate(full, pixels[None], F.normalize(embeds, dim=-1), softmax_scale=10.0)[0]
+    torch.testing.assert_close(by_edges, expected.clamp(1e-6, 1 - 1e-6))
+
+
+@pytest.mark.parametrize("smoothing", list(SMOOTHERS))
+def test_the_command_and_segment_smooth_alike_and_names_json_says_so(ldvc, checkpoint, picture, tmp_path, smoothing):
+    call = ["segment", picture, "-m", checkpoint, "-f", "npz", "--scores"]
+    for name, options in (("plain", []), ("smooth", ["--smoothing", smoothing])):
+        assert ldvc(*call, "-o", tmp_path / name, *options).exit_code == 0
+    plain, smooth = (np.load(tmp_path / name / "p.npz")["scores"] for name in ("plain", "smooth"))
+    model, processor = load_checkpoint(checkpoint, "cpu")
+    found = segment(model, processor, picture, return_scores=True, refine=partial(smooth_logits, smoothing=smoothing))
+    np.testing.assert_allclose(smooth, found.scores.numpy(), atol=1e-3)  # the file has half precision
+    assert np.abs(smooth.astype(float) - plain).max() > 1e-2
+    names = [json.loads((tmp_path / name / "names.json").read_text()) for name in ("plain", "smooth")]
+    assert [content.get("smoothing") for content in names] == [None, smoothing]
+    again = ldvc(*call, "-o", tmp_path / "plain", "--smoothing", smoothing, "--skip-existing")
+    assert again.exit_code == 2, "half of a folder must not be smooth"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--window", "16"],
+            "--smoothing pamr takes pictures whole, at the checkpoint's own size; leave --window and",
+        ),
+        (["--short-side", "16"], "leave --window and --short-side out"),
+        (["--runtime", "onnx"], "--smoothing pamr is computed by PyTorch; use --runtime torch."),
+    ],
+)
+def test_what_cannot_be_smoothed_is_refused_with_the_remedy(ldvc, checkpoint, picture, tmp_path, options, message):
+    result = ldvc("segment", picture, "-m", checkpoint, "-o", tmp_path / "out", "--smoothing", "pamr", *options)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_refine_is_of_whole_pictures_and_smoothings_have_names(checkpoint, picture):
+    model, processor = load_checkpoint(checkpoint, "cpu")
+    with pytest.raises(ValueError, match="`refine` takes pictures whole, at the processor's own size; leave"):
+        segment(model, processor, picture, settings=InferenceSettings(0, 16), refine=lambda *given: given[0])
+    with pytest.raises(ValueError, match="smoothing is 'crf'; use one of 'pamr', 'propagation'"):
+        smooth_logits(random(2, 4, 4), random(3, 8, 8), None, "crf")

@@ -84,6 +84,7 @@ class RowSegmenter:
         setting: As `--setting`, "NAME=VALUE" each.
         seen_score_offset: As `--seen-score-offset`.
         vocabulary: As `--vocabulary`, in place of `labels`.
+        smoothing: As `--smoothing`.
         batch_size: Pictures, or windows, per call of the model.
         max_pixels: Refuse larger pictures.
         value_range: The values that are black and white; `None` is what each picture says itself.
@@ -114,6 +115,7 @@ class RowSegmenter:
         setting: Sequence[str] = (),
         seen_score_offset: float | None = None,
         vocabulary: str | Path | None = None,
+        smoothing: str | None = None,
         batch_size: int = 1,
         max_pixels: int = MAX_PIXELS,
         value_range: tuple[float, float] | None = None,
@@ -131,6 +133,7 @@ class RowSegmenter:
             background=words and [word for own in words.values() for word in own],
             load_settings=read_settings(method, setting),
             value_range=None if value_range is None else check_value_range(value_range),
+            smoothing=smoothing,
         )
         self.columns, self.max_pixels = (image_column, label_column, error_column), max_pixels
         self.names = self.segmenter.names + ([self.segmenter.other] if self.segmenter.other else [])

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from traceback import clear_frames
@@ -54,6 +55,23 @@ def make_settings(short_side: int | None, window: int | None, stride: int | None
     if short_side is None and not window:
         return None
     return InferenceSettings(short_side or 0, window or 0, stride)
+
+
+def check_smoothing(smoothing: str | None, settings: InferenceSettings | None, runtime: str) -> None:
+    """Check that pictures can be smoothed.
+
+    Raises:
+        ValueError: If they are cut or resized, or not segmented by PyTorch.
+    """
+    if smoothing is None:
+        return
+    if settings is not None:
+        raise ValueError(
+            f"--smoothing {smoothing} takes pictures whole, at the checkpoint's own size; leave --window and "
+            "--short-side out."
+        )
+    if runtime != Runtime.TORCH:
+        raise ValueError(f"--smoothing {smoothing} is computed by PyTorch; use --runtime torch.")
 
 
 def parse_threshold(text: str) -> tuple[float, dict[str, float]]:
@@ -133,9 +151,10 @@ class Segmenter:
         value_range: The values that are black and white; `None` is what each picture says itself.
         runtime: What runs the model, see `choose`.
         precision: Of matrix products.
+        smoothing: Of `SMOOTHERS`; `None` is without.
 
     Raises:
-        ValueError: If the checkpoint, the classes, the threshold or the offset cannot be used.
+        ValueError: If the checkpoint, the classes, the threshold, the offset or the smoothing cannot be used.
     """
 
     def __init__(
@@ -157,7 +176,10 @@ class Segmenter:
         value_range: tuple[float, float] | None = None,
         runtime: str = Runtime.TORCH,
         precision: str = Precision.FLOAT32,
+        smoothing: str | None = None,
     ):
+        check_smoothing(smoothing, settings, runtime)
+        self.smoothing = None if smoothing is None else str(smoothing)
         self.value_range = [] if value_range is None else [value_range]
         parsed = None if threshold is None else parse_threshold(threshold)
         if other is not None and parsed is None and not negative:
@@ -231,6 +253,11 @@ class Segmenter:
 
     def segment(self, pictures: Sequence[PreparedPicture]) -> Iterator[Segmentation]:
         """Segment pictures in one call of the model."""
+        options: dict[str, Any] = {}
+        if self.smoothing is not None:
+            from ldvc.segmenters.smoothing import smooth_logits  # of PyTorch, as the model is
+
+            options["refine"] = partial(smooth_logits, smoothing=self.smoothing)
         return self.way.segment(
             pictures,
             self.classes or self.named,
@@ -242,6 +269,7 @@ class Segmenter:
             top_k=self.top_k,
             negative_labels=self.negative,
             background=self.background,
+            **options,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -263,6 +291,7 @@ class Segmenter:
             seen_score_offset=self.way.seen_score_offset(),
             **({"negative_labels": self.negative} if self.negative else {}),
             **({"background": self.background} if self.background else {}),
+            **({"smoothing": self.smoothing} if self.smoothing else {}),
             **({"settings": self.load_settings} if self.load_settings else {}),
             settings_sha256=self.way.settings_fingerprint(self.value_range),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,14 @@ ModelOption = Annotated[
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 DEFAULT_MODEL = str(EMBEDDED_CHECKPOINT)
+
+
+class Smoothing(StrEnum):
+    """Of scores by the picture, see ldvc/segmenters/smoothing.py."""
+
+    PAMR = "pamr"
+    PROPAGATION = "propagation"
+
 
 SEGMENT_EXAMPLES = """\b
 Examples:
@@ -111,6 +120,9 @@ MethodOption = Annotated[str | None, typer.Option(help="How a CLIP segments with
 SettingOption = Annotated[
     list[str] | None, typer.Option("--setting", help="NAME=VALUE, a setting of the method; repeatable.")
 ]
+SmoothingOption = Annotated[
+    Smoothing | None, typer.Option(help="Smooth scores by the picture: fewer fragments, more time; needs PyTorch.")
+]
 OtherOption = Annotated[str | None, typer.Option(help='Name of "other".')]
 CategoryOption = Annotated[
     int, typer.Option(min=0, help="COCO's category id of the first class; 0 makes them the ids of the label maps.")
@@ -175,6 +187,7 @@ def segment_command(
     threshold: ThresholdOption = None,
     other: OtherOption = None,
     seen_score_offset: SeenOffsetOption = None,
+    smoothing: SmoothingOption = None,
     scores: ScoresOption = False,
     first_category_id: CategoryOption = FIRST_CATEGORY_ID,
     image_url: UrlOption = None,
@@ -208,7 +221,7 @@ def segment_command(
     words = words and [word for own in words.values() for word in own]
     asked = (classes, vocabulary, (short_side, window, stride), threshold, other, *what_is_kept(formats, scores))
     asked = (*asked, batch_size, seen_score_offset, rivals, words, options, levels)
-    make_segmenter, choice = prepare_segmenter(model, device, asked, (runtime, precision), share)
+    make_segmenter, choice = prepare_segmenter(model, device, asked, (runtime, precision), share, smoothing)
     with open_crew(make_segmenter, engine, actors, batch_size, share) as crew:
         place = (output, formats, facts, first_category_id, what_to_replace(overwrite, skip_existing))
         return segment_found(crew, found, place, share, max_pixels, debug, f"Runtime: {choice}")
@@ -220,7 +233,12 @@ def read_labels(text: str | None) -> dict[str, list[str]] | None:
 
 
 def prepare_segmenter(
-    model: str, device: str, asked: tuple[Any, ...], way: tuple[Runtime, Precision], share: Share
+    model: str,
+    device: str,
+    asked: tuple[Any, ...],
+    way: tuple[Runtime, Precision],
+    share: Share,
+    smoothing: Smoothing | None,
 ) -> tuple[partial, Choice]:
     """Choose what runs the model; the function that is returned loads it, here or in other processes.
 
@@ -230,14 +248,20 @@ def prepare_segmenter(
         asked: Further arguments of `batch.Segmenter`, of which the third is short side, window and stride.
         way: As `--runtime` and `--precision`.
         share: Of the processes, which know their device.
+        smoothing: As `--smoothing`, for which `auto` is PyTorch.
     """
     from ldvc.app import batch, runtimes  # after what can be refused at once
 
     classes, vocabulary, sizes, *others, options, levels = asked
     device = share.device if device == "auto" and share.device else device
-    choice = runtimes.choose(model, device, *way, options)
-    arguments = (model, device, classes, vocabulary, batch.make_settings(*sizes), *others, options, levels)
-    return partial(batch.Segmenter, *arguments, runtime=choice.runtime, precision=choice.precision), choice
+    settings, (runtime, precision) = batch.make_settings(*sizes), way
+    if smoothing is not None and runtime is Runtime.AUTO:
+        runtime = Runtime.TORCH
+    batch.check_smoothing(smoothing, settings, runtime)
+    choice = runtimes.choose(model, device, runtime, precision, options)
+    arguments = (model, device, classes, vocabulary, settings, *others, options, levels)
+    how = {"runtime": choice.runtime, "precision": choice.precision, "smoothing": smoothing}
+    return partial(batch.Segmenter, *arguments, **how), choice
 
 
 def what_to_replace(overwrite: bool, skip_existing: bool) -> Existing:

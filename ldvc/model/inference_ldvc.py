@@ -47,6 +47,7 @@ from .segmenter_ldvc import (
 # Class names go through the text tower this many at a time, so that memory does not grow with their number.
 NAMES_PER_CALL = 256
 
+Refine = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 # A probability for all classes, one per class in order, or some by name.
 Threshold = float | Sequence[float] | Mapping[str, float] | Tensor | None
 
@@ -437,12 +438,17 @@ def open_windows(
 
 
 def whole_logits(
-    model: nn.Module, pixels: Sequence[Tensor], class_embeds: Tensor | None, seen_class_mask: Tensor | None
-) -> list[tuple[Tensor, Tensor | None]]:
-    """Send pictures through the model, those of one size together.
+    model: nn.Module,
+    pixels: Sequence[Tensor],
+    class_embeds: Tensor | None,
+    seen_class_mask: Tensor | None,
+    refine: Refine | None = None,
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Send pictures through the model, those of one size together; other arguments as in `segment`.
 
-    Returns:
-        Of each its (num_classes, grid_height, grid_width) logits and (num_classes,) offsets, `None` without any.
+    Yields:
+        Of each its (num_classes, grid_height, grid_width) logits, refined when they are asked for, and (num_classes,)
+        offsets, `None` without any.
     """
     device = compute_device(model)
     found: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -451,7 +457,9 @@ def whole_logits(
         logits, offsets = ask(model, class_embeds, seen_class_mask, pixel_values=pixel_values)
         for row, member in enumerate(members):
             found[member] = logits[row], None if offsets is None else offsets[row]
-    return [found[index] for index in range(len(pixels))]
+    for index, read in enumerate(pixels):
+        logits, offsets = found.pop(index)
+        yield logits if refine is None else refine(logits, read.to(device), class_embeds), offsets
 
 
 def segment(
@@ -471,6 +479,7 @@ def segment(
     background: Sequence[str] | None = None,
     value_range: ValueRange = None,
     input_data_format: str | None = None,
+    refine: Refine | None = None,
 ) -> Segmentation:
     """Label every pixel of one picture of any size; memory is bounded by the window, unless a `short_side` resizes it.
 
@@ -491,28 +500,23 @@ def segment(
         background: Words that are one class together, "background", behind the others; its score is its best word's.
         value_range: The values of the picture that are black and white, where it has no 8 bits.
         input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape does not say it.
+        refine: Called with a picture's (num_channels, grid_height, grid_width) logits, the pixels that the model read,
+            (3, height, width), and `class_embeds`; gives logits on any grid. Not with `settings`.
 
     Returns:
         The [`Segmentation`].
 
     Raises:
         ValueError: If the picture cannot be read, nothing says what its values mean, names are bad or missing, the
-            threshold is no probability, "other" is a class, or the model is in training mode.
+            threshold is no probability, "other" is a class, the model is in training mode, or `refine` came with
+            `settings`.
     """
     check_eval_mode(model)
-    (found,) = segment_batch(
-        *(model, processor, [prepare_picture(processor, image, settings, value_range, input_data_format)]),
-        class_names,
-        class_embeds=class_embeds,
-        settings=settings,
-        threshold=threshold,
-        other_label=other_label,
-        return_scores=return_scores,
-        top_k=top_k,
-        show_progress=show_progress,
-        negative_labels=negative_labels,
-        background=background,
-    )
+    pictures = [prepare_picture(processor, image, settings, value_range, input_data_format)]
+    names = {"class_embeds": class_embeds, "negative_labels": negative_labels, "background": background}
+    results = {"threshold": threshold, "other_label": other_label, "return_scores": return_scores, "top_k": top_k}
+    way = {"settings": settings, "show_progress": show_progress, "refine": refine}
+    (found,) = segment_batch(model, processor, pictures, class_names, **names, **results, **way)
     return found
 
 
@@ -532,6 +536,7 @@ def segment_batch(
     show_progress: bool = False,
     negative_labels: ClassNames = None,
     background: Sequence[str] | None = None,
+    refine: Refine | None = None,
 ) -> Iterator[Segmentation]:
     """Label every pixel of several pictures: one call of the model for those whose pixels have one size.
 
@@ -546,9 +551,11 @@ def segment_batch(
         ValueError: As `segment`.
     """
     check_eval_mode(model)
+    if refine is not None and settings is not None:
+        raise ValueError("`refine` takes pictures whole, at the processor's own size; leave `settings` out.")
     rivals = read_rivals(own_names(model) if class_names is None else class_names, negative_labels, background)
-    asked = resolve_queries(model, processor, class_names, class_embeds, rivals, show_progress)
-    names, class_embeds, default_other = asked
+    queries = (class_names, class_embeds, rivals, show_progress)
+    names, class_embeds, default_other = resolve_queries(model, processor, *queries)
     classes = names if class_names is None else class_names
     class_ids, seen = rivals.class_ids(len(names)), seen_queries(model, classes, rivals)
     names = rivals.names(names)
@@ -556,10 +563,9 @@ def segment_batch(
     other = [] if threshold is None and not rivals.has_other else [other_label or default_other]
     if other and other[0] in names:
         raise ValueError(f"{other[0]!r} is a class of this call; pass another `other_label` for what is no class.")
-    num_channels = len(names) if class_ids is None else len(class_ids)
     with ExitStack() as stack:
         if settings is None:
-            scores = whole_logits(model, [picture.pixels for picture in pictures], class_embeds, seen)
+            scores = whole_logits(model, [picture.pixels for picture in pictures], class_embeds, seen, refine)
         else:
             arguments = (class_embeds, settings, show_progress, seen)
             windows = (open_windows(model, processor, picture.pixels, *arguments) for picture in pictures)
@@ -570,7 +576,7 @@ def segment_batch(
             if settings is None:
                 pixels.add_upsampled(*own)
             else:
-                for rows, columns, block in resized_blocks(own, picture.size, num_channels):
+                for rows, columns, block in resized_blocks(own, picture.size, len(class_ids or names)):
                     pixels.add(rows, columns, block)
             yield Segmentation(pixels.label_map, names + other, pixels.scores, pixels.top_ids, pixels.top_scores)
             del pixels  # its scores, before there are those of the next

@@ -5,12 +5,14 @@ or not; every picture of a batch is smoothed by itself. Whatever the number of c
 and a block of classes (PAMR), or with the coarse grid of the propagation.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-__all__ = ["PEARL_AS_SHIPPED", "pamr", "propagate"]
+__all__ = ["PEARL_AS_SHIPPED", "SMOOTHERS", "pamr", "propagate", "smooth_logits", "smooth_probabilities"]
 
 CLASSES_PER_BLOCK = 32
 DIRECTIONS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
@@ -257,3 +259,63 @@ def propagate(
     trust, below, right = bonds(probabilities, pixels, similar, gradients_of_batch)
     found = solve(coarse, trust, below, right, num_steps)
     return F.interpolate(found, size=size, mode="bilinear", align_corners=False).to(scores.dtype)
+
+
+# ---- probabilities, and what `ldvc segment --smoothing` does with them
+
+
+@torch.no_grad()
+def smooth_probabilities(
+    probabilities: Tensor,
+    image: Tensor,
+    class_embeds: Tensor | None = None,
+    *,
+    dilations: tuple[int, ...] | None = None,
+    softmax_scale: float | None = None,
+) -> Tensor:
+    """Smooth probabilities of independent classes: by PAMR, by the propagation, or by both in this order.
+
+    Args:
+        probabilities: (batch_size, num_classes, height, width), 0 to 1.
+        image: (batch_size, num_channels, height, width).
+        class_embeds: (num_classes, projection_dim) of any length, or `None`, see `propagate`.
+        dilations: Of PAMR; `None` leaves it out.
+        softmax_scale: Of the propagation; `None` leaves it out.
+
+    Returns:
+        (batch_size, num_classes, height, width).
+    """
+    if dilations is not None:
+        probabilities = pamr(probabilities, image, dilations=dilations)
+    if softmax_scale is not None:
+        unit = None if class_embeds is None else F.normalize(class_embeds.float(), dim=-1)
+        probabilities = propagate(probabilities, image, unit, softmax_scale=softmax_scale)
+    return probabilities
+
+
+# PAMR's distances are its papers', for pictures of about 500 pixels; the scale was chosen by `picturebook.smoothing`.
+SMOOTHERS: dict[str, dict[str, Any]] = {"pamr": {"dilations": (8, 16)}, "propagation": {"softmax_scale": 10.0}}
+SMALLEST = 1e-6  # probability that has a logit
+
+
+def smooth_logits(logits: Tensor, pixels: Tensor, class_embeds: Tensor | None, smoothing: str) -> Tensor:
+    """Smooth one picture's logits, as the argument `refine` of `segment`.
+
+    Args:
+        logits: (num_classes, grid_height, grid_width), whose sigmoid is a probability.
+        pixels: (num_channels, height, width), as the model read them.
+        class_embeds: See `smooth_probabilities`.
+        smoothing: Of `SMOOTHERS`.
+
+    Returns:
+        (num_classes, height, width) logits.
+
+    Raises:
+        ValueError: If there is no such smoothing.
+    """
+    if smoothing not in SMOOTHERS:
+        raise ValueError(f"smoothing is {smoothing!r}; use one of {', '.join(map(repr, SMOOTHERS))}.")
+    full = F.interpolate(logits[None].float(), size=pixels.shape[-2:], mode="bilinear", align_corners=False)
+    image = pixels[None].to(full)
+    smoothed = smooth_probabilities(full.sigmoid(), image, class_embeds, **SMOOTHERS[smoothing])
+    return smoothed[0].clamp(SMALLEST, 1 - SMALLEST).logit()
