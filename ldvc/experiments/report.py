@@ -30,6 +30,7 @@ TUNING = ROOT / "recipes" / "ablations" / "picturebook_tuning.yaml"
 FEW_SEEN = ROOT / "recipes" / "ablations" / "picturebook_few_seen.yaml"
 LARGE_PAGES = ROOT / "recipes" / "ablations" / "picturebook_256.yaml"
 TRAINING_FREE = ROOT / "results" / "picturebook_training_free.json"
+CALIBRATION = ROOT / "results" / "picturebook_calibration.json"
 FIGURE = ROOT / "assets" / "decoder_swap.png"
 FEW_SEEN_FIGURE = ROOT / "assets" / "few_seen.png"
 SPEED_FIGURE = ROOT / "assets" / "speed.png"
@@ -105,14 +106,29 @@ def picturebook_scores() -> str:
     if oracle.is_file():
         rows.append(score_row("oracle: perfect 16 x 16 tokens", [json.loads(oracle.read_text())["scores"]]))
     reference = ldvc[0]["scores"]["0.0"]["fragmentation"]["reference_components_per_class_and_image"]
+    seconds = [run["training_seconds"] for run in ldvc]
     note = (
-        f"{describe_runs(ldvc)}; trained in {score_spread(ldvc, 'training_seconds').format(1.0, 0)} s "
-        f"with PyTorch {ldvc[0]['versions']['torch']}; {ldvc[0]['trainable_parameters'] / 1e6:.2f} M trained "
+        f"{describe_runs(ldvc)}; a training took {min(seconds):.0f} to {max(seconds):.0f} s (two CPU cores, some with "
+        f"other work beside, PyTorch {ldvc[0]['versions']['torch']}); "
+        f"{ldvc[0]['trainable_parameters'] / 1e6:.2f} M trained "
         f"parameters. Fragments: connected components per predicted class and image (labels: {reference:.2f})."
     )
     heads = "| | pAcc | mIoU(S) | mIoU(U) | hIoU | things S | things U | stuff S | stuff U | fragments | seeds |"
-    note += decided_claims(experiments, collected)
+    note += calibration_note() + decided_claims(experiments, collected)
     return "\n".join([heads, "|" + "---|" * 11, *rows, "", "\n\n".join([note, *left_out])])
+
+
+def calibration_note() -> str:
+    """What `ldvc calibrate` chose to take off seen scores; empty where it has not run."""
+    if not CALIBRATION.is_file():
+        return ""
+    found = json.loads(CALIBRATION.read_text())
+    by_offset = dict(zip(found["offsets"], found["mean_hiou"], strict=True))
+    held_out = ", ".join(f"{100 * by_offset[offset]:.1f} with {offset} off" for offset in (0.0, 0.1))
+    return (
+        f" `ldvc calibrate` takes {found['seen_score_offset']} off, chosen without unseen masks: hIoU of seen classes "
+        f"held out in {len(found['parts'])} parts: {held_out}."
+    )
 
 
 def decided_claims(experiments: Experiments, collected: Collected) -> str:
