@@ -50,22 +50,37 @@ class DeadActorError(Exception):
 
 
 class FakeActor:
-    """Segments pictures by noting their names; dies with those of `deadly`, and for good after `lives` deaths."""
+    """Segments pictures by noting their names; ends with those of `deadly`, or before it has begun."""
 
-    def __init__(self, deadly=(), lives=99):
-        self.deadly, self.lives, self.done = set(deadly), lives, []
+    def __init__(self, deadly=(), begins=True):
+        self.deadly, self.begins, self.done = set(deadly), begins, []
         self.segment, self.describe = SimpleNamespace(remote=self.work), SimpleNamespace(remote=self.wake)
 
     def work(self, pictures, *rest):
         names = [picture.name.name for picture in pictures]
         if self.deadly & set(names):
-            self.lives -= 1
             return Answer(DeadActorError("killed"))
         self.done += names
         return Answer([])
 
     def wake(self):
-        return Answer(None if self.lives > 0 else DeadActorError("for good"))
+        return Answer(None if self.begins else DeadActorError("for good"))
+
+
+class Office:
+    """Hires one actor after the other, the last description again and again."""
+
+    def __init__(self, *descriptions):
+        self.descriptions, self.hired = list(descriptions), []
+
+    def __call__(self):
+        description = self.descriptions.pop(0) if len(self.descriptions) > 1 else self.descriptions[0]
+        self.hired.append(FakeActor(**description))
+        return self.hired[-1]
+
+    @property
+    def done(self):
+        return sorted(int(name) for actor in self.hired for name in actor.done)
 
 
 class Answer:
@@ -91,29 +106,35 @@ def pictures_of(count):
 
 
 def test_every_picture_is_done_once():
-    actors = [FakeActor(), FakeActor()]
-    assert Crew(FAKE_RAY, actors, 1).segment(pictures_of(50), None, 1) == []
-    assert sorted(int(name) for actor in actors for name in actor.done) == list(range(50))
-    assert all(actor.done for actor in actors)
+    office = Office({})
+    assert Crew(FAKE_RAY, office, 2, 1).segment(pictures_of(50), None, 1) == []
+    assert office.done == list(range(50))
+    assert len(office.hired) == 2
+    assert all(actor.done for actor in office.hired)
 
 
 def test_a_picture_that_ends_every_process_is_given_up_and_named_and_the_others_are_done():
-    actors = [FakeActor(deadly={"7"}), FakeActor(deadly={"7"})]
-    failures = Crew(FAKE_RAY, actors, 1).segment(pictures_of(20), None, 1)
+    office = Office({"deadly": {"7"}})
+    crew = Crew(FAKE_RAY, office, 2, 1)
+    failures = crew.segment(pictures_of(20), None, 1)
     assert [name for name, _ in failures] == ["7.png"]
     assert failures[0][1].startswith(f"{ATTEMPTS} processes ended while they worked on it, perhaps for want of memory")
-    assert {int(name) for actor in actors for name in actor.done} == set(range(20)) - {7}
+    assert set(office.done) == set(range(20)) - {7}
+    assert len(office.hired) == 2 + 1 + ATTEMPTS, "one for each that ended: with the call, then with the picture alone"
+    assert len(crew.actors) == 2
 
 
-def test_an_actor_that_does_not_come_back_leaves_its_work_to_the_others():
-    actors = [FakeActor(deadly={"0"}, lives=1), FakeActor()]
-    assert Crew(FAKE_RAY, actors, 1).segment(pictures_of(20), None, 1) == []
-    assert {int(name) for name in actors[1].done} >= {0}
+def test_an_actor_that_cannot_be_replaced_leaves_its_work_to_the_others():
+    office = Office({"deadly": {"0"}}, {}, {"begins": False})
+    crew = Crew(FAKE_RAY, office, 2, 1)
+    assert crew.segment(pictures_of(20), None, 1) == []
+    assert office.done == list(range(20))
+    assert crew.actors == [office.hired[1]]
 
 
 def test_without_any_actor_left_the_run_ends_in_one_line():
-    with pytest.raises(RuntimeError, match="every actor of Ray ended and did not start again"):
-        Crew(FAKE_RAY, [FakeActor(deadly={"0"}, lives=1)], 1).segment(pictures_of(4), None, 1)
+    with pytest.raises(RuntimeError, match="every actor of Ray ended, and none could be started again"):
+        Crew(FAKE_RAY, Office({"deadly": {"0"}}, {"begins": False}), 1, 1).segment(pictures_of(4), None, 1)
 
 
 def test_of_several_pictures_nobody_knows_whose_fault_a_loss_was():
@@ -123,10 +144,10 @@ def test_of_several_pictures_nobody_knows_whose_fault_a_loss_was():
 
 
 def test_calls_are_few_but_enough_for_all_actors():
-    sizes = [len(chunk) for chunk in Crew(FAKE_RAY, [None] * 2, 2).chunks(pictures_of(1000))]
+    sizes = [len(chunk) for chunk in Crew(FAKE_RAY, Office({}), 2, 2).chunks(pictures_of(1000))]
     assert (sum(sizes), max(sizes)) == (1000, 2 * PICTURES_PER_CALL)
-    assert [len(chunk) for chunk in Crew(FAKE_RAY, [None] * 2, 8).chunks(pictures_of(16))] == [2] * 8
-    assert list(Crew(FAKE_RAY, [None], 8).chunks([])) == []
+    assert [len(chunk) for chunk in Crew(FAKE_RAY, Office({}), 2, 8).chunks(pictures_of(16))] == [2] * 8
+    assert list(Crew(FAKE_RAY, Office({}), 1, 8).chunks([])) == []
 
 
 def test_an_output_folder_in_another_process_has_nothing_open(tmp_path):

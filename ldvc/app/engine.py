@@ -113,12 +113,15 @@ class Crew:
 
     Args:
         ray: The module.
-        actors: Handles of [`Worker`]s.
+        hire: Starts a [`Worker`] and returns its handle. One that ended is replaced by this, not by Ray: what Ray
+            would start it with can be gone with the process that died.
+        num_actors: How many.
         batch_size: Of the model's calls.
     """
 
-    def __init__(self, ray: Any, actors: Sequence[Any], batch_size: int):
-        self.ray, self.actors, self.batch_size = ray, list(actors), batch_size
+    def __init__(self, ray: Any, hire: Callable[[], Any], num_actors: int, batch_size: int):
+        self.ray, self.hire, self.batch_size = ray, hire, batch_size
+        self.actors = [hire() for _ in range(num_actors)]
 
     def describe(self) -> Description:
         """Return what the first actor says of its model; the others load theirs meanwhile."""
@@ -139,7 +142,7 @@ class Crew:
             What failed, as (file, reason).
 
         Raises:
-            RuntimeError: If every actor ended for good.
+            RuntimeError: If every actor ended, and those in their place too.
         """
         losses: Counter[PurePath] = Counter()
         failures: list[tuple[str, str]] = []
@@ -150,7 +153,7 @@ class Crew:
                     actor, chunk = idle.pop(0), todo.popleft()
                     running[actor.segment.remote(chunk, output, max_pixels, debug)] = actor, chunk
                 if not running:
-                    raise RuntimeError("every actor of Ray ended and did not start again; see the messages above.")
+                    raise RuntimeError("every actor of Ray ended, and none could be started again; see above.")
                 (done,), _ = self.ray.wait(list(running), num_returns=1)
                 actor, chunk = running.pop(done)
                 try:
@@ -160,8 +163,10 @@ class Crew:
                     todo.extend([picture] for picture in again)
                     failures += [(str(picture.path), describe_loss(error)) for picture in given_up]
                     bar.update(len(given_up))
-                    if chunk:  # no work before it has its model again; one that fails at that is done
-                        running[actor.describe.remote()] = actor, []
+                    self.actors.remove(actor)
+                    if chunk:  # no work for the next before it has its model; if it ends at that, there is no other
+                        self.actors.append(self.hire())
+                        running[self.actors[-1].describe.remote()] = self.actors[-1], []
                     continue
                 idle.append(actor)
                 if chunk:
@@ -181,12 +186,20 @@ class Crew:
         An actor that does not answer leaves its files to the next run, or to `finish`, which finds them.
         """
         waiting = [actor.close.remote() for actor in self.actors]
+        if not waiting:
+            return []
         done, _ = self.ray.wait(waiting, num_returns=len(waiting), timeout=END_SECONDS)
         journals = []
         for answer in done:
             with suppress(self.ray.exceptions.RayActorError):
                 journals += self.ray.get(answer)
         return journals
+
+    def end(self) -> None:
+        """End the actors, those of a cluster that runs on too."""
+        for actor in self.actors:
+            with suppress(Exception):
+                self.ray.kill(actor)
 
 
 def after_a_loss(pictures: Sequence[Picture], losses: Counter[PurePath]) -> tuple[list[Picture], list[Picture]]:
@@ -243,9 +256,11 @@ def open_crew(
     with ExitStack() as stack:
         try:
             connect(ray, stack)
-            actors = start_actors(ray, make_segmenter, num_actors)
-            stack.callback(end_actors, ray, actors)
-            yield Crew(ray, actors, batch_size or 1)
+            share_of_each, num_actors = share_out(ray, num_actors)
+            kind = ray.remote(**share_of_each)(Worker)
+            crew = Crew(ray, lambda: kind.remote(make_segmenter, str(Path.cwd())), num_actors, batch_size or 1)
+            stack.callback(crew.end)
+            yield crew
         except ray.exceptions.RayTaskError as error:  # what a call of ours raised, with the traceback as its text
             raise error.cause from error
         except ray.exceptions.RayError as error:
@@ -281,8 +296,8 @@ def connect(ray: Any, stack: ExitStack) -> None:
     stack.callback(ray.shutdown)
 
 
-def start_actors(ray: Any, make_segmenter: Callable[[], Segmenter], num_actors: int | None) -> list[Any]:
-    """Start actors that share the cores and the GPUs of the cluster.
+def share_out(ray: Any, num_actors: int | None) -> tuple[dict[str, int], int]:
+    """Share the cores and the GPUs of the cluster; returns what each actor has, and how many there are.
 
     Raises:
         ValueError: If there are fewer cores or GPUs than actors.
@@ -293,13 +308,4 @@ def start_actors(ray: Any, make_segmenter: Callable[[], Segmenter], num_actors: 
     if num_actors > (num_gpus or num_cores):
         kind = f"{num_gpus} GPUs" if num_gpus else f"{num_cores} cores"
         raise ValueError(f"--actors is {num_actors}, and Ray has {kind}; ask for no more than that.")
-    share = {"num_cpus": max(1, num_cores // num_actors), "num_gpus": 1 if num_gpus else 0}
-    kind = ray.remote(max_restarts=-1, **share)(Worker)
-    return [kind.remote(make_segmenter, str(Path.cwd())) for _ in range(num_actors)]
-
-
-def end_actors(ray: Any, actors: Sequence[Any]) -> None:
-    """End the actors, those of a cluster that runs on too."""
-    for actor in actors:
-        with suppress(Exception):
-            ray.kill(actor)
+    return {"num_cpus": max(1, num_cores // num_actors), "num_gpus": 1 if num_gpus else 0}, num_actors
