@@ -46,6 +46,31 @@ GOAL_ROWS = (
     ("onnx", "onnx_difference", "largest difference of ONNX logits from eager PyTorch's"),
     ("engines", "rows_per_second", "rows per second of `--engine ray` with two actors / two plain processes"),
 )
+# What `benchmarks.runtime` compares: words, its row, and the goal of each precision.
+RUNTIME_ROWS = (
+    (
+        "earlier command / new, per picture after the first",
+        "per picture, plain",
+        {"float32": ("at least", 1.35), "bf16": ("at least", 2.6)},
+    ),
+    (
+        "the same, features of the value path",
+        "per picture, value-like",
+        {"float32": ("at least", 1.45), "bf16": ("at least", 2.8)},
+    ),
+    ("first mask of the embedded checkpoint, whole process", "first mask", {"all": ("at least", 3.0)}),
+    ("peak memory of the process", "peak memory, plain", {"all": ("at least", 1.8)}),
+    (
+        "new runtime / bare `CLIPVisionModel` in PyTorch eager",
+        "tower",
+        {"float32": ("at most", 0.9), "bf16": ("at most", 0.45)},
+    ),
+    (
+        "`CLIPSegForImageSegmentation` / CLIPSeg in the new runtime, 20 labels",
+        "clipseg",
+        {"float32": ("at least", 15.0), "bf16": ("at least", 25.0)},
+    ),
+)
 SERIES = {
     "sides": ("image side", "whole model, 20 classes, by image tokens"),
     "classes": ("classes", "adapter, decoder and logits on kept image features, by classes"),
@@ -281,6 +306,39 @@ def onnx() -> str:
             markdown(("pictures", "number", "program", "same class", "largest difference of logits"), agreed),
         ]
     )
+
+
+def runtimes() -> str:
+    """`ldvc segment` in every runtime against the command of before there were any, and the goals."""
+    path = RESULTS.parent / "tools" / "runtime.json"
+    if not path.is_file():
+        return "Not measured yet: `python -m benchmarks.runtime`."
+    result = json.loads(path.read_text(encoding="utf-8"))
+    ways = [name for name in result["first mask"] if name != "baseline"]
+    rows = []
+    for words, key, goals_of in RUNTIME_ROWS:
+        found = result[key].get("ratios") or {name: row["ratio"] for name, row in result[key].items()}
+        wanted = "; ".join(f"{kind} {relation} {number(value)}" for kind, (relation, value) in goals_of.items())
+        rows.append((words, *(extent(found[name]) if name in found else "" for name in ways), wanted))
+    rows += [
+        (
+            f"pixels that keep their class, {kind}",
+            *(f"{100 * row[name]['same_pixels']:.2f} %" for name in ways),
+            wanted,
+        )
+        for kind, row in ((kind, result[f"per picture, {kind}"]) for kind in ("plain", "value-like"))
+        for wanted in ("float32 99.9 %; bf16 99 %",)
+    ]
+    tower, training, machine = result["tower"]["ratios"], result["training"], result["machine"]
+    eager = "; ".join(f"{name} {extent(tower[name])}" for name in tower if name.startswith("torch"))
+    notes = (
+        f"LDVC in PyTorch eager / bare `CLIPVisionModel`, 512 x 512: {eager}. A training step by the earlier recipe, "
+        f"new / earlier: {extent(training['ratio'])}, losses of {training['steps']} steps within "
+        f"{number(training['largest_difference_of_losses'])}.",
+        f"{machine['processor']}, {machine['cores']} cores, PyTorch {machine['torch']}; {result['repeats']} rounds, "
+        f"median (min to max); load {machine['load']}. Code: {result['code']}.",
+    )
+    return "\n\n".join([markdown(("figure", *ways, "goal"), rows), *notes])
 
 
 def gpu() -> str:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ldvc.app.segment import Smoothing
 from ldvc.loading import load_checkpoint
 from ldvc.model.inference_ldvc import InferenceSettings, segment
 from ldvc.segmenters.smoothing import PEARL_AS_SHIPPED, SMOOTHERS, pamr, propagate, smooth_logits
@@ -224,8 +225,12 @@ def test_smoothed_logits_are_those_of_smoothed_probabilities():
     by_pamr = smooth_logits(logits, pixels, embeds, "pamr")
     torch.testing.assert_close(by_pamr.sigmoid(), pamr(full, pixels[None])[0])
     by_edges = smooth_logits(logits, pixels, embeds, "propagation").sigmoid()
-    expected = propagate(full, pixels[None], F.normalize(embeds, dim=-1), softmax_scale=10.0)[0]
+    unit = F.normalize(embeds, dim=-1)
+    expected = propagate(full, pixels[None], unit, softmax_scale=2.0)[0]
     torch.testing.assert_close(by_edges, expected.clamp(1e-6, 1 - 1e-6))
+    by_both = smooth_logits(logits, pixels, embeds, "pamr-propagation").sigmoid()
+    expected = propagate(pamr(full, pixels[None]), pixels[None], unit, softmax_scale=10.0)[0]
+    torch.testing.assert_close(by_both, expected.clamp(1e-6, 1 - 1e-6))
 
 
 @pytest.mark.parametrize("smoothing", list(SMOOTHERS))
@@ -262,9 +267,13 @@ def test_what_cannot_be_smoothed_is_refused_with_the_remedy(ldvc, checkpoint, pi
     assert not (tmp_path / "out").exists()
 
 
+def test_the_commands_smoothings_are_those_of_the_module():
+    assert list(Smoothing) == list(SMOOTHERS)
+
+
 def test_refine_is_of_whole_pictures_and_smoothings_have_names(checkpoint, picture):
     model, processor = load_checkpoint(checkpoint, "cpu")
     with pytest.raises(ValueError, match="`refine` takes pictures whole, at the processor's own size; leave"):
         segment(model, processor, picture, settings=InferenceSettings(0, 16), refine=lambda *given: given[0])
-    with pytest.raises(ValueError, match="smoothing is 'crf'; use one of 'pamr', 'propagation'"):
+    with pytest.raises(ValueError, match="smoothing is 'crf'; use one of 'pamr', 'propagation', 'pamr-propagation'"):
         smooth_logits(random(2, 4, 4), random(3, 8, 8), None, "crf")

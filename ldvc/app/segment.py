@@ -43,6 +43,7 @@ class Smoothing(StrEnum):
 
     PAMR = "pamr"
     PROPAGATION = "propagation"
+    BOTH = "pamr-propagation"
 
 
 SEGMENT_EXAMPLES = """\b

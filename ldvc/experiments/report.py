@@ -446,6 +446,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed_memory": tables.memory_plan,
     "speed_onnx": tables.onnx,
     "speed_gpu": tables.gpu,
+    "speed_runtimes": tables.runtimes,
     **{f"published_{setting}": partial(published_table, setting) for setting in SETTINGS},
 }
 

@@ -293,8 +293,12 @@ def smooth_probabilities(
     return probabilities
 
 
-# PAMR's distances are its papers', for pictures of about 500 pixels; the scale was chosen by `picturebook.smoothing`.
-SMOOTHERS: dict[str, dict[str, Any]] = {"pamr": {"dilations": (8, 16)}, "propagation": {"softmax_scale": 10.0}}
+# PAMR's distances are its papers', for pictures of about 500 pixels; `picturebook.smoothing` chose the scales.
+SMOOTHERS: dict[str, dict[str, Any]] = {
+    "pamr": {"dilations": (8, 16)},
+    "propagation": {"softmax_scale": 2.0},
+    "pamr-propagation": {"dilations": (8, 16), "softmax_scale": 10.0},
+}
 SMALLEST = 1e-6  # probability that has a logit
 
 
