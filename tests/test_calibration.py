@@ -108,3 +108,12 @@ def test_a_folder_that_is_no_checkpoint_is_refused_before_anything_trains(train_
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="names no `seen_classes`"):
         set_offset(tmp_path, 0.1)
+
+
+def test_a_stop_does_not_promise_to_go_on(train_arguments, tmp_path, capsys, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ldvc.training.calibration.score_part", stop)
+    assert main([*train_arguments, "--output", str(tmp_path / "calibration"), "--parts", "2"]) == 130
+    assert "calibrate: stopped; the same command starts anew" in capsys.readouterr().err

@@ -19,7 +19,10 @@ def make_parser(command: str, text: str, **options: bool) -> argparse.ArgumentPa
 
 
 def end_in_one_line(
-    command: str, work: Callable[[], int | None], errors: tuple[type[Exception], ...] = USER_ERRORS
+    command: str,
+    work: Callable[[], int | None],
+    errors: tuple[type[Exception], ...] = USER_ERRORS,
+    goes_on: bool = False,
 ) -> int:
     """Do a command's work; what the user can mend ends with one line.
 
@@ -27,6 +30,7 @@ def end_in_one_line(
         command: Its name.
         work: Gives the exit code; `None` is 0.
         errors: Of the user.
+        goes_on: What was done before a stop is not done again by the same command.
 
     Returns:
         The exit code: 2 after a user error, 130 after Ctrl-C.
@@ -37,5 +41,6 @@ def end_in_one_line(
         sys.stderr.write(f"ldvc {command}: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write(f"ldvc {command}: stopped; the same command goes on from here.\n")
+        hint = "goes on from here" if goes_on else "starts anew"
+        sys.stderr.write(f"ldvc {command}: stopped; the same command {hint}.\n")
         return 130

@@ -98,7 +98,7 @@ def prepare(argv: Sequence[str] | None = None) -> int:
 
         return convert(arguments)
 
-    return end_in_one_line("prepare", work)
+    return end_in_one_line("prepare", work, goes_on=True)
 
 
 def check_masks(argv: Sequence[str]) -> int:

@@ -84,7 +84,7 @@ def experiments(argv: Sequence[str] | None = None) -> int:
         with stop_on_signals():
             return run(arguments, extra)
 
-    return end_in_one_line("experiments", work)
+    return end_in_one_line("experiments", work, goes_on=True)
 
 
 def report(argv: Sequence[str] | None = None) -> int:

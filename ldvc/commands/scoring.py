@@ -87,7 +87,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
         run(arguments)
         leave_processes()
 
-    return end_in_one_line("evaluate", work)
+    return end_in_one_line("evaluate", work, goes_on=bool(arguments.predictions))
 
 
 def read_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
