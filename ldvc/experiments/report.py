@@ -75,7 +75,8 @@ def picturebook_scores() -> str:
     """LDVC, the class-query decoder and the controls on held-out scenes, mean and spread over seeds."""
     experiments = read_list(RECORD)
     collected = collect(experiments)
-    ldvc, class_query, tokens = (collected.results.get(name, []) for name in ("ldvc", "class_query", "floor_tokens"))
+    names = ("ldvc", "class_query", "class_query_dot", "floor_tokens")
+    ldvc, class_query, same_masks, tokens = (collected.results.get(name, []) for name in names)
     left_out = left_out_notes(experiments, collected)
     if not ldvc:
         return "\n\n".join(["Not run yet: `make record`.", *left_out])
@@ -93,6 +94,9 @@ def picturebook_scores() -> str:
     if class_query:
         rows.append(score_row("class-query decoder", [run["scores"]["0.0"] for run in class_query]))
         rows.append(score_row("class-query decoder, 0.1 off", [run["scores"]["0.1"] for run in class_query]))
+    if same_masks:
+        title = "class-query decoder with LDVC's features and rule of masks"
+        rows.append(score_row(title, [run["scores"]["0.0"] for run in same_masks]))
     if controls:
         value = controls[0]["training_free_clip"]  # no seed changes CLIP or the pages that are scored
         rows.append(score_row("CLIP without training, value path", [value]))
