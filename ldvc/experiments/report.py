@@ -75,8 +75,7 @@ def picturebook_scores() -> str:
     """LDVC, the class-query decoder and the controls on held-out scenes, mean and spread over seeds."""
     experiments = read_list(RECORD)
     collected = collect(experiments)
-    names = ("ldvc", "class_query", "class_query_dot", "floor_tokens")
-    ldvc, class_query, same_masks, tokens = (collected.results.get(name, []) for name in names)
+    ldvc, class_query, tokens = (collected.results.get(name, []) for name in ("ldvc", "class_query", "floor_tokens"))
     left_out = left_out_notes(experiments, collected)
     if not ldvc:
         return "\n\n".join(["Not run yet: `make record`.", *left_out])
@@ -92,11 +91,10 @@ def picturebook_scores() -> str:
         permuted = [control["permuted_unseen_names"] for control in controls]
         rows.append(score_row("LDVC, unseen names permuted", permuted))
     if class_query:
-        rows.append(score_row("class-query decoder", [run["scores"]["0.0"] for run in class_query]))
-        rows.append(score_row("class-query decoder, 0.1 off", [run["scores"]["0.1"] for run in class_query]))
-    if same_masks:
-        title = "class-query decoder with LDVC's features and rule of masks"
-        rows.append(score_row(title, [run["scores"]["0.0"] for run in same_masks]))
+        rows.append(
+            score_row("class-query decoder, ZegCLIP's rule of masks", [run["scores"]["0.0"] for run in class_query])
+        )
+        rows.append(score_row("the same, 0.1 off", [run["scores"]["0.1"] for run in class_query]))
     if controls:
         value = controls[0]["training_free_clip"]  # no seed changes CLIP or the pages that are scored
         rows.append(score_row("CLIP without training, value path", [value]))
