@@ -83,7 +83,7 @@ def _draw_split() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Draw the unseen names once and for all: four things and one stuff class, twice, without overlap.
 
     `RandomState(1)` shuffles the things and then the stuff. The first four things and the first stuff class are the
-    unseen names of every reported score; the next ones form the split on which learning rates are chosen.
+    unseen names of every reported score; the next ones form the split on which settings are chosen.
     """
     state = np.random.RandomState(1)
     things = [THING_NAMES[i] for i in state.permutation(len(THING_NAMES))]

@@ -108,6 +108,9 @@ def test_a_folder_that_is_no_checkpoint_is_refused_before_anything_trains(train_
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="names no `seen_classes`"):
         set_offset(tmp_path, 0.1)
+    (tmp_path / "config.json").write_text('{"seen_classes": ["zebra"]}')
+    assert main([*arguments, *train_arguments[1:]]) == 2
+    assert "trained on another split than the recipe's, which differs in " in capsys.readouterr().err
 
 
 def test_a_stop_does_not_promise_to_go_on(train_arguments, tmp_path, capsys, monkeypatch):

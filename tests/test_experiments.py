@@ -652,3 +652,19 @@ def test_the_fall_of_unseen_classes_is_read_from_the_curves(content, list_file, 
     )
     assert weigh_claims(listed, collect(listed))[0].row == {0: pytest.approx(0.15)}
     assert weigh_claims(listed, collect(listed), "0.1")[0].row == {}  # curves are scored without offset
+
+
+def test_numbers_of_a_list_stay_numbers_on_the_command_line():
+    for value in (1.0e-5, 0.25, 3, None, True, [1, 2], {"rotated_key_weight": 1.0e-5}, "1", "a b"):
+        typed = ablations._as_typed(value)
+        assert "\n" not in typed
+        assert yaml.safe_load(typed) == value
+
+
+def test_a_floor_that_an_override_cannot_change_is_refused(content, list_file):
+    row = {"name": "floor", "title": "CLIP", "group": "a", "training_free": "pearl"}
+    content["rows"].append(row | {"overrides": {"patch_feature_settings": {"num_blocks": 5}}})
+    with pytest.raises(
+        ListError, match="`patch_feature_settings` changes nothing of CLIP without training by 'pearl'"
+    ):
+        read_list(list_file(content))

@@ -774,6 +774,10 @@ def test_evaluation_takes_floor_and_history_into_account(finished, scenes, clip_
     plain = ["--training_free", "--method", "tokens", "--prompt_templates", "ensemble15"]
     assert evaluate(clip_folder, scenes, *plain, "--output", str(output)) == 0
     assert json.loads(output.read_text())["scores"] != written["scores"]
+    other = written | {"protocol": written["protocol"] | {"seen_share": 0.5}}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    assert evaluate(finished(), scenes, "--floor", str(tmp_path / "other.json")) == 2
+    assert "was scored with {'seen_share': 0.5, " in capsys.readouterr().err
     written["scores"]["0.0"] |= {"miou_seen": 1.0, "miou_unseen": 1.0}
     floor.write_text(json.dumps(written))
     shutil.copytree(finished(), tmp_path / "copy")
@@ -785,12 +789,15 @@ def test_evaluation_takes_floor_and_history_into_account(finished, scenes, clip_
     assert "overfitting: from step 10 to 20" in capsys.readouterr().out
 
 
+WHOLE_SPLIT = {"seen_share": 1.0, "unseen_classes": None}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"scores": {}}, "is no result of this command"),
         (
-            {"scores": {"0.0": {}}, "vocabulary": "own", "dataset_fingerprint": "00"},
+            {"scores": {"0.0": {}}, "vocabulary": "own", "dataset_fingerprint": "00", "protocol": WHOLE_SPLIT},
             "was scored on 'own', data 00, this run on 'own'",
         ),
     ],

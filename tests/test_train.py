@@ -353,6 +353,10 @@ def test_settings_are_not_chosen_on_the_pages_of_the_scores(train_arguments):
         RecipeError, match=r"`eval_split` is 'test' .* 'picturebook_tuning', .* --eval_split validation"
     ):
         read_recipe([*tuning, "test"])
+    with pytest.raises(RecipeError, match=r"`eval_split` is 'test\[:50\]' with"):
+        read_recipe([*tuning, "test[:50]"])
+    with pytest.raises(RecipeError, match=r"`train_split` is 'test' .* --train_split train"):
+        read_recipe([*tuning, "validation", "--train_split", "test"])
     assert read_recipe([*tuning, "validation"]).vocabulary == "picturebook_tuning"
 
 

@@ -104,6 +104,8 @@ def read_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{name} {rule}; leave it out.")
     if arguments.seen_share != 1 and arguments.setting not in ("inductive", "transductive"):
         parser.error(f"--seen_share is of a split that holds classes out, which {arguments.setting} does not.")
+    if arguments.offsets and (arguments.training_free or arguments.setting == "cross_dataset"):
+        parser.error("--offsets lower seen classes, which a CLIP without training and cross_dataset do not have.")
     if not arguments.protocol:
         if arguments.method and not arguments.training_free:
             parser.error("--method is of a CLIP without training; add --training_free, or leave it out.")

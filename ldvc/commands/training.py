@@ -78,7 +78,7 @@ def calibrate(argv: Sequence[str] | None = None) -> int:
 
         recipe = read_recipe([arguments.recipe, *keys])
         if arguments.checkpoint:
-            check_checkpoint(arguments.checkpoint)  # before the trainings
+            check_checkpoint(arguments.checkpoint, recipe.get_vocabulary())  # before the trainings
         offset = choose(recipe, arguments.parts, arguments.num_images, arguments.output)
         sys.stdout.write(f"seen_score_offset: {offset}\n")
         if arguments.checkpoint:

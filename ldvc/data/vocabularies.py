@@ -20,6 +20,7 @@ __all__ = [
     "find_list",
     "get_vocabulary",
     "letters",
+    "may_read",
     "register_vocabulary",
 ]
 
@@ -120,6 +121,17 @@ class Vocabulary:
             )
         left_out = tuple(seen[num_trained:])
         return replace(self, unseen_names=self.unseen_names + left_out, left_out_names=left_out)
+
+
+def may_read(name: str, split: str) -> bool:
+    """Whether a vocabulary may be used with a split: one for choosing settings not with that of the reported scores.
+
+    Args:
+        name: Of a vocabulary; one for choosing settings ends with "_tuning".
+        split: As `datasets` takes it, "test[:50]" for instance.
+    """
+    parts = (part.strip().partition("[")[0] for part in str(split).split("+"))
+    return not name.endswith("_tuning") or "test" not in parts
 
 
 def get_vocabulary(name: str) -> Vocabulary:

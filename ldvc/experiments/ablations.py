@@ -19,7 +19,7 @@ may build on another, `base: voc2012.yaml`, whose keys it replaces; "{world}" in
 
 import dataclasses
 import difflib
-import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +30,7 @@ import yaml
 
 from ldvc.experiments.ledger import (
     CLIP_KEY,
+    FLOOR_SETTINGS,
     REPORTED,
     Spread,
     clip_fingerprint,
@@ -159,7 +160,10 @@ class Experiments:
 def _as_typed(value: Any) -> str:
     """A value as one types it on the command line, where YAML is read: text without quotes where it stays text."""
     is_plain = isinstance(value, str) and yaml.safe_load(value) == value
-    return value if is_plain else json.dumps(value)
+    if is_plain:
+        return value
+    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf)  # what JSON writes as 1e-05 is text to YAML
+    return text.removesuffix("\n...\n").strip()
 
 
 def read_list(path: str | Path) -> Experiments:
@@ -283,6 +287,11 @@ def _check_rows(experiments: Experiments) -> None:
             raise ListError(f"{where}: its group '{row.group}' is none of {', '.join(experiments.groups)}.")
         if row.training_free not in (None, *DENSE_METHODS):
             raise ListError(f"{where}: `training_free` is '{row.training_free}'; use {' or '.join(DENSE_METHODS)}.")
+        if row.training_free and (useless := sorted({*row.overrides} - {*FLOOR_SETTINGS})):
+            raise ListError(
+                f"{where}: `{useless[0]}` changes nothing of CLIP without training by '{row.training_free}'; leave it "
+                "out, or name another method."
+            )
         before.add(row.name)
 
 

@@ -215,7 +215,7 @@ def render_card(card: Card, template: Path = CARDS / "template.md") -> str:
     words["limits"] = _wrap(f"{card.words['limits'].format_map(facts)} {card.clip['bias']} {card.data['bias']}")
     exists = card.protocol is not None
     status = (
-        f"Checkpoint: seed {card.result['seed']}, code {card.result['commit'][:7]}."
+        f"Checkpoint: seed {card.result['seed']}, code {card.result['commit'][:7]}{card.result['commit'][40:]}."
         if exists and card.result
         else "The checkpoint exists; its scores are not recorded here."
         if exists
@@ -419,6 +419,7 @@ def evaluation_options(recipe: Recipe) -> dict[str, Any]:
     options |= {name: value for name, (value, usual) in columns.items() if value != usual}
     options |= {"num_images": recipe.num_eval_images, "vocabulary": recipe.vocabulary}
     options |= {"class_names": recipe.class_names, "unseen_classes": recipe.unseen_classes}
+    options |= {"seen_share": recipe.seen_share} if recipe.seen_share != 1 else {}
     options |= {"short_side": recipe.short_side, "window": recipe.window}
     options |= {"stride": recipe.stride} if recipe.window else {}
     return {name: value for name, value in options.items() if value is not None}

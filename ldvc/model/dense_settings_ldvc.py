@@ -7,6 +7,7 @@ The formulas of each method, its source and its traps are in docs/training_free.
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,8 @@ class LDVCDenseSettings:
         check_number("gaussian_std", self.gaussian_std, above=0)
         if not self.middle_weight <= 1:
             raise ValueError(f"`middle_weight` is {self.middle_weight}; it is a share, 0 to 1.")
+        if not isinstance(self.middle_blocks, (list, tuple)):
+            raise ValueError(f"`middle_blocks` is {self.middle_blocks!r}; list blocks, such as [3, 4].")
         object.__setattr__(self, "middle_blocks", tuple(self.middle_blocks))
         for name, numbers in (("num_blocks", (self.num_blocks,)), ("middle_blocks", self.middle_blocks)):
             if not all(type(number) is int and number >= 1 for number in numbers):
@@ -104,7 +107,7 @@ def check_number(name: str, value: float, above: float | None = None) -> None:
     Raises:
         ValueError: If not.
     """
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not (value >= 0 if above is None else value > above):  # false for NaN too
         raise ValueError(
             f"`{name}` is {value!r}; use a number {'of 0 or more' if above is None else f'above {above}'}."

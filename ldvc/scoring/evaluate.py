@@ -29,7 +29,7 @@ from ldvc.data.class_lists import check_label_convention
 from ldvc.data.folders import read_class_names
 from ldvc.data.provenance import check_writable, code_version, provenance, stored_bytes, write_json
 from ldvc.data.samples import load_stated_split, map_labels, read_sample
-from ldvc.data.vocabularies import PROMPT_TEMPLATES, SEEN_SCORE_OFFSETS, VOCABULARIES, Vocabulary
+from ldvc.data.vocabularies import PROMPT_TEMPLATES, SEEN_SCORE_OFFSETS, VOCABULARIES, Vocabulary, may_read
 from ldvc.model.image_processing_ldvc import best_classes
 from ldvc.model.inference_ldvc import InferenceSettings, class_scores, encode_classes, prepare_image
 from ldvc.model.processing_ldvc import LDVCProcessor, check_templates
@@ -419,6 +419,11 @@ def choose_classes(arguments: argparse.Namespace) -> Vocabulary:
     if not (vocabulary or arguments.class_names):
         listed = read_class_names(arguments.dataset)
         vocabulary = next((v.name for v in VOCABULARIES.values() if listed in (None, list(v.class_names))), None)
+    if vocabulary and not may_read(vocabulary, arguments.split):
+        raise ValueError(
+            f"--split {arguments.split} with the vocabulary {vocabulary!r}, by which settings are chosen: use --split "
+            "validation, or the vocabulary whose scores are reported."
+        )
     chosen = choose_vocabulary(arguments.dataset, arguments.class_names, arguments.unseen_classes, vocabulary)
     chosen = chosen.with_seen_share(arguments.seen_share)
     check_label_convention(
@@ -496,16 +501,26 @@ def check_offsets(offsets: Sequence[float]) -> None:
         raise ValueError(f"--offsets {' '.join(map(str, offsets))} {what}: give each number once.")
 
 
-def load_floor(path: str, vocabulary: Vocabulary, fingerprint: str) -> dict[str, Any]:
+FLOOR_SPLIT = ("seen_share", "unseen_classes")  # arguments that decide which classes a mean is of
+
+
+def load_floor(path: str, vocabulary: Vocabulary, fingerprint: str, split: tuple[Any, ...]) -> dict[str, Any]:
     """Read the score table of a training-free result.
 
+    Args:
+        path: Of the result.
+        vocabulary: Of this run.
+        fingerprint: Of its images.
+        split: Its values of `FLOOR_SPLIT`.
+
     Raises:
-        ValueError: If the file is no result, or one of other images or classes.
+        ValueError: If the file is no result, or one of other images, classes or split.
     """
     try:
         result = json.loads(Path(path).read_text())
         scores = result["scores"]["0.0"]
         found = (result["vocabulary"], result["dataset_fingerprint"])
+        their_split = tuple(result["protocol"][key] for key in FLOOR_SPLIT)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"--floor {path!r} is no result of this command ({error!r}); write it with --output."
@@ -514,6 +529,11 @@ def load_floor(path: str, vocabulary: Vocabulary, fingerprint: str) -> dict[str,
         raise ValueError(
             f"--floor {path!r} was scored on {found[0]!r}, data {found[1]}, this run on {vocabulary.name!r}, data "
             f"{fingerprint}; score CLIP on the same images with --training_free."
+        )
+    if their_split != split:
+        raise ValueError(
+            f"--floor {path!r} was scored with {dict(zip(FLOOR_SPLIT, their_split, strict=True))}, this run with "
+            f"{dict(zip(FLOOR_SPLIT, split, strict=True))}; score CLIP with the same ones."
         )
     return scores
 
@@ -605,7 +625,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     dataset = load_images(arguments)
     trace = provenance(model.config, dataset, audit.get("seed"))
     looked_at = look_at_split(arguments, dataset, vocabulary, trace["dataset_fingerprint"])
-    floor = load_floor(arguments.floor, vocabulary, trace["dataset_fingerprint"]) if arguments.floor else None
+    split = tuple(getattr(arguments, key) for key in FLOOR_SPLIT)
+    floor = arguments.floor and load_floor(arguments.floor, vocabulary, trace["dataset_fingerprint"], split)
     if arguments.prompt_templates:
         processor.prompt_templates = choose_templates(arguments.prompt_templates)
     names = permute_names(vocabulary) if arguments.permute_unseen_names else list(vocabulary.class_names)

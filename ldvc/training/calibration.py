@@ -160,12 +160,16 @@ def calibrate(recipe: Recipe, num_parts: int, num_images: int, folder: Path) -> 
     return chosen
 
 
-def check_checkpoint(checkpoint: Path) -> dict[str, Any]:
+def check_checkpoint(checkpoint: Path, vocabulary: Vocabulary | None = None) -> dict[str, Any]:
     """Read the configuration of a checkpoint that an offset can apply to.
+
+    Args:
+        checkpoint: Its folder.
+        vocabulary: Whose split it must have trained on.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
-        ValueError: If it does not say which classes are seen.
+        ValueError: If it does not say which classes are seen, or they are not those of the vocabulary.
     """
     path = checkpoint / "config.json"
     if not path.is_file():
@@ -173,6 +177,13 @@ def check_checkpoint(checkpoint: Path) -> dict[str, Any]:
     config = json.loads(path.read_text(encoding="utf-8"))
     if not config.get("seen_classes"):
         raise ValueError(f"{path} names no `seen_classes`, to which an offset could apply; train with train.py.")
+    if vocabulary is not None:
+        seen = [name for name in vocabulary.class_names if name not in vocabulary.unseen_names]
+        if other := sorted({*seen} ^ {*config["seen_classes"]}):
+            raise ValueError(
+                f"{path} trained on another split than the recipe's, which differs in {', '.join(other[:8])}; name "
+                "the recipe and the keys of that checkpoint."
+            )
     return config
 
 

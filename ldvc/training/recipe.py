@@ -20,7 +20,7 @@ import yaml
 
 import picturebook  # noqa: F401 - registers the embedded world, which trains where no recipe is given
 from ldvc.data.pseudo_labels import PSEUDO_REGIONS
-from ldvc.data.vocabularies import Vocabulary, get_vocabulary
+from ldvc.data.vocabularies import Vocabulary, get_vocabulary, may_read
 from ldvc.model.configuration_ldvc import LDVCConfig
 from ldvc.places import shipped
 
@@ -189,11 +189,13 @@ class Recipe:
             raise RecipeError(
                 f"`schedule_steps` is {self.schedule_steps}, less than `max_steps` {self.max_steps}; use that or more."
             )
-        if self.eval_split == "test" and str(self.vocabulary).endswith("_tuning"):
-            raise RecipeError(
-                f"`eval_split` is 'test' with the vocabulary {self.vocabulary!r}, by which settings are chosen: use "
-                "--eval_split validation, or the vocabulary whose scores are reported."
-            )
+        for key, usual in (("train_split", "train"), ("eval_split", "validation")):
+            split = getattr(self, key)
+            if self.vocabulary and not may_read(self.vocabulary, split):
+                raise RecipeError(
+                    f"`{key}` is {split!r} with the vocabulary {self.vocabulary!r}, by which settings are chosen: use "
+                    f"--{key} {usual}, or the vocabulary whose scores are reported."
+                )
         if self.streaming and self.num_train_images is not None:
             raise RecipeError(
                 f"`num_train_images` is {self.num_train_images} and `streaming` is on: which pictures of a stream are "
