@@ -6,9 +6,11 @@ finds is compared with the first of them, PyTorch in float32 where it is there.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
@@ -83,10 +85,24 @@ def measure_runtimes(
             if not ways and kind[0] is Runtime.TORCH:  # the model itself
                 raise
             problems[kind] = one_line(error)
+    if not ways:
+        raise ValueError(f"{model!r} runs in nothing that is here: {'; '.join(problems.values())}")
     found = compare(ways, (picture.height, picture.width), rounds)
     best = {str(precision): entry for precision in Precision if (entry := best_of(found, precision))}
-    remember(model, load_settings, best)
+    try:
+        remember(model, load_settings, {} if has_accelerator() else best)
+    except OSError as error:
+        sys.stderr.write(f"not remembered ({one_line(error)}); name a folder for it in LDVC_CACHE.\n")
     return [*found, *(Measured(*kind, problem=text) for kind, text in problems.items())]
+
+
+def has_accelerator() -> bool:
+    """Whether PyTorch would compute on another device than the processor, which `--runtime auto` then leaves to it."""
+    if find_spec("torch") is None:
+        return False
+    from ldvc.loading import pick_device
+
+    return pick_device().type != "cpu"
 
 
 def open_way(choice: Choice, model: str, load_settings: Mapping[str, Any] | None, picture: Image.Image) -> Logits:
@@ -149,6 +165,8 @@ def render_runtimes(found: Sequence[Measured]) -> str:
     for own in found:
         numbers = f"{own.milliseconds:.0f} | {own.difference:.1g} | {100 * own.same_class:.2f} %"
         lines.append(f"| {own.runtime} | {own.precision} | {own.problem + ' | | ' if own.problem else numbers} |")
+    if has_accelerator():
+        return "\n".join([*lines, "", "--runtime auto: torch, on the accelerator that is here"])
     chosen = {precision: best for precision in Precision if (best := best_of(found, precision))}
     auto = [f"auto --precision {own}: {best['runtime']} ({best['reason']})" for own, best in chosen.items()]
     return "\n".join([*lines, "", *(f"--runtime {line}" for line in auto)])

@@ -12,7 +12,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,7 +63,12 @@ class Choice(NamedTuple):
 
 
 def choose(
-    model: str, device: str, runtime: Runtime, precision: Precision, load_settings: Mapping[str, Any] | None = None
+    model: str,
+    device: str,
+    runtime: Runtime,
+    precision: Precision,
+    load_settings: Mapping[str, Any] | None = None,
+    settings: InferenceSettings | None = None,
 ) -> Choice:
     """Choose what runs a model.
 
@@ -73,6 +78,7 @@ def choose(
         runtime: As `--runtime`.
         precision: As `--precision`.
         load_settings: Of `ldvc.load`.
+        settings: Windows and sizes, which the programs do not take all of.
 
     Raises:
         ValueError: If the runtime does not go with the device or the precision.
@@ -80,7 +86,7 @@ def choose(
     """
     choice = Choice(runtime, precision, "as asked for")
     if runtime is Runtime.AUTO:
-        choice = choose_for(model, device, precision, load_settings)
+        choice = choose_for(model, device, precision, load_settings, settings)
     elif runtime is not Runtime.TORCH and device not in ("auto", "cpu"):
         raise ValueError(
             f"--runtime {runtime} computes on the CPU; leave --device {device} out, or use --runtime torch."
@@ -92,10 +98,18 @@ def choose(
     return choice
 
 
-def choose_for(model: str, device: str, precision: Precision, load_settings: Mapping[str, Any] | None) -> Choice:
+def choose_for(
+    model: str,
+    device: str,
+    precision: Precision,
+    load_settings: Mapping[str, Any] | None,
+    settings: InferenceSettings | None,
+) -> Choice:
     """What `--runtime auto` takes."""
     if device not in ("auto", "cpu"):
         return Choice(Runtime.TORCH, precision, f"the only one for {device}")
+    if settings is not None and not is_exported(model):
+        return Choice(Runtime.TORCH, precision, "which takes pictures and windows of every size")
     found = recall(model, load_settings).get(str(precision))
     if found is not None and find_spec(PACKAGES[Runtime(found["runtime"])]) is not None:
         return Choice(Runtime(found["runtime"]), precision, f"{found['reason']} by ldvc doctor --bench")
@@ -177,8 +191,8 @@ def remember(model: str, load_settings: Mapping[str, Any] | None, best: Mapping[
     """
     path = measurements_file()
     content: dict[str, Any] = {"processor": this_processor(), "models": {}}
-    with suppress(ValueError, OSError):
-        content["models"] = json.loads(path.read_bytes())["models"]
+    with suppress(ValueError, OSError, KeyError, TypeError):  # damaged: begun anew
+        content["models"] = dict(json.loads(path.read_bytes())["models"])
     content["models"][model_key(model, load_settings)] = {"model": model, "versions": versions(), "best": dict(best)}
     with written_aside(path) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())
@@ -327,6 +341,8 @@ class LightModel:
 
     def settings_fingerprint(self, value_range: Sequence[Any]) -> str:
         """SHA-256 of what else decides results: the exported code, pixel preparation and prompt templates."""
-        export = self.segmenter.export
-        parts = (export.source, export.kind, export.image, self.segmenter.names.templates, *value_range)
+        said = asdict(self.segmenter.export)
+        for name in ("seen_score_offset", "ldvc_version"):  # the one has a line of its own in names.json
+            del said[name]
+        parts = (said, self.segmenter.names.templates, *value_range)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

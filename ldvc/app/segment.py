@@ -259,7 +259,7 @@ def prepare_segmenter(
     if smoothing is not None and runtime is Runtime.AUTO:
         runtime = Runtime.TORCH
     batch.check_smoothing(smoothing, settings, runtime)
-    choice = runtimes.choose(model, device, runtime, precision, options)
+    choice = runtimes.choose(model, device, runtime, precision, options, settings)
     arguments = (model, device, classes, vocabulary, settings, *others, options, levels)
     how = {"runtime": choice.runtime, "precision": choice.precision, "smoothing": smoothing}
     return partial(batch.Segmenter, *arguments, **how), choice

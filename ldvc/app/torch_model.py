@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -66,13 +67,14 @@ class TorchModel:
         load_settings: Mapping[str, Any] | None = None,
         seen_score_offset: float | None = None,
     ):
-        fields = {} if seen_score_offset is None else {"seen_score_offset": seen_score_offset}
-        self.model, self.processor = load(model, device, **(load_settings or {}), **fields)
+        self.model, self.processor = load(model, device, **(load_settings or {}))
         if seen_score_offset and not getattr(self.model.config, "seen_classes", None):
             raise ValueError(
                 f"--seen-score-offset {seen_score_offset}: {model!r} does not say which classes it trained on "
                 "(`seen_classes` of its config.json); name them there, or leave the option out."
             )
+        if seen_score_offset is not None:
+            set_offset(self.model, seen_score_offset)
         saved = None if vocabulary is None else LDVCVocabulary.load(vocabulary)
         if saved is not None and not hasattr(self.model, "set_vocabulary"):
             raise ValueError(
@@ -163,6 +165,14 @@ class TorchModel:
         return hashlib.sha256(json.dumps((*parts, *value_range), sort_keys=True).encode()).hexdigest()
 
 
+def set_offset(model: Any, offset: float) -> None:
+    """Set what is taken from the probabilities of classes that trained with masks; 0 is right for any model."""
+    if dataclasses.is_dataclass(model.config) and type(model).__name__ == "ExportedSegmenter":
+        model.config = replace(model.config, seen_score_offset=offset)
+    elif offset or hasattr(model.config, "seen_score_offset"):
+        model.config.seen_score_offset = offset
+
+
 def check_precision(model: Any, precision: Precision) -> None:
     """Check that a model can be computed in this precision.
 
@@ -172,7 +182,10 @@ def check_precision(model: Any, precision: Precision) -> None:
     if precision is Precision.FLOAT32:
         return
     if type(model).__name__ == "ExportedSegmenter":
-        raise ValueError("--precision bf16: an exported program has its own numbers; use --runtime openvino.")
+        raise ValueError(
+            "--precision bf16: an exported program has its own numbers; leave --precision out, or use --runtime "
+            "openvino on a folder that was exported as ONNX."
+        )
     if model.device.type == "cpu" and not has_bfloat16():
         raise ValueError("--precision bf16: this processor has no units for bfloat16; leave --precision out.")
     if model.device.type == "cuda" and not torch.cuda.is_bf16_supported():

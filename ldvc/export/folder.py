@@ -8,6 +8,7 @@ multiple, and `ExportedLDVC`, which runs the program, checks it.
 import argparse
 import errno
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -37,7 +38,7 @@ from ldvc.masks.parts import part_suffix
 from ldvc.model.compat_ldvc import LDVC_VERSION, code_digest
 from ldvc.model.processing_ldvc import LDVCProcessor
 from ldvc.model.segmenter_ldvc import Segmenter, own_names
-from ldvc.model.vocabulary_ldvc import LDVCVocabulary, text_fingerprint
+from ldvc.model.vocabulary_ldvc import VOCABULARY_CONFIG, VOCABULARY_WEIGHTS, LDVCVocabulary, text_fingerprint
 from ldvc.model.weights_ldvc import weights_fingerprint
 from ldvc.places import PACKAGE
 from ldvc.segmenters.exported import BAKED_FILE, ExportedLDVC
@@ -110,7 +111,7 @@ def export_model(
         ValueError: If no program can be made of this model; see `picture_program`.
         OSError: If the folder cannot be written.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     find_kind(model)  # before anything is written
     part = folder.with_name(f".{folder.name}{part_suffix()}")
     try:
@@ -134,6 +135,8 @@ def move_into_place(part: Path, folder: Path) -> None:
     """Give a whole folder its name; into one that is there the files go one by one, the one that counts at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / EXPORT_FILE).unlink(missing_ok=True)
+    for name in (VOCABULARY_CONFIG, VOCABULARY_WEIGHTS, BAKED_FILE):  # of another model, unless they come anew
+        (folder / name).unlink(missing_ok=True)
     for path in sorted(part.iterdir(), key=lambda path: path.name == EXPORT_FILE):
         os.replace(path, folder / path.name)
 
@@ -232,17 +235,26 @@ def describe(model: Segmenter, processor: LDVCProcessor, file_format: str) -> di
 
 
 def describe_source(model: Segmenter) -> dict[str, str]:
-    """SHA-256 of the weights and the code that programs are made from, and what an LDVCVocabulary calls them by."""
+    """SHA-256 of weights, configuration and code that programs are made from, and an LDVCVocabulary's name of them."""
     paths = (path for pattern in CODE for path in sorted(PACKAGE.glob(pattern)))
     code = "".join(f"{path.name} {code_digest(path)}\n" for path in paths)
     found = {
         "weights": weights_fingerprint(model.state_dict()),
+        "config": hashlib.sha256(plain_config(model.config).encode()).hexdigest(),
         "code": hashlib.sha256(code.encode()).hexdigest(),
     }
     if find_kind(model) != "clipseg":  # whose embeddings are no unit vectors, as those of a vocabulary are
         text = text_fingerprint(model) if has_text_tower(model) else getattr(model.config, "text_fingerprint", None)
         found |= {} if text is None else {"text_fingerprint": text}
     return found
+
+
+def plain_config(config: Any) -> str:
+    """A configuration as JSON, without what moving or saving a checkpoint changes."""
+    content = json.loads(config.to_json_string(use_diff=False))
+    for name in ("_name_or_path", "transformers_version"):
+        content.pop(name, None)
+    return json.dumps(content, sort_keys=True)
 
 
 def write_vocabulary(model: Segmenter, processor: LDVCProcessor, folder: Path) -> None:

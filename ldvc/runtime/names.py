@@ -73,7 +73,7 @@ class NameEncoder:
             )
         place = None if self._cache is None else self._cache / f"{self.key(classes)}.npy"
         if place is not None:
-            with suppress(OSError, ValueError):  # not there, or cut off: made again
+            with suppress(OSError, ValueError, EOFError):  # not there, or cut off: made again
                 embeds = np.load(place)
                 if embeds.shape == (len(classes), self.export.projection_dim):
                     return list(classes), embeds
@@ -85,7 +85,8 @@ class NameEncoder:
 
     def key(self, classes: Classes) -> str:
         """SHA-256 of all that the embeddings of a list depend on."""
-        parts = [self.export.source, self.export.kind, self.templates, list(classes.items())]
+        tokenizer = hashlib.sha256((self.folder / "tokenizer.json").read_bytes()).hexdigest()
+        parts = [self.export.source, self.export.kind, tokenizer, self.templates, list(classes.items())]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def encode_prompts(self, classes: Classes) -> np.ndarray:

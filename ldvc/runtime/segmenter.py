@@ -136,12 +136,10 @@ class RuntimeSegmenter:
         if self.export.kind == "clipseg":
             raise ValueError("--vocabulary holds embeddings for LDVC, which this CLIPSeg is not; name classes.")
         content, embeds = read_vocabulary(Path(folder))
-        has_own = self.export.text_program is not None and bool(self.own_names())  # whose file names the text weights
-        own = read_vocabulary(self.folder)[0]["fingerprint"] if has_own else None
-        if own != content["fingerprint"]:
-            said = "does not say its text weights" if own is None else "has other text weights"
+        if self.export.source.get("text_fingerprint") != content["fingerprint"]:
             raise ValueError(
-                f"the vocabulary in {folder} does not fit: the exported model {said}; use --runtime torch."
+                f"the vocabulary in {folder} does not fit: the exported model has other text weights; encode the "
+                "names by that model, or give them as --labels."
             )
         changed = {"default_class_names": content["class_names"], "other_label": content.get("other_label")}
         self.export, self._own_embeds = replace(self.export, **changed), embeds

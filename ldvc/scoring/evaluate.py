@@ -504,18 +504,18 @@ def check_offsets(offsets: Sequence[float]) -> None:
 FLOOR_SPLIT = ("seen_share", "unseen_classes")  # arguments that decide which classes a mean is of
 
 
-def load_floor(path: str, vocabulary: Vocabulary, fingerprint: str, split: tuple[Any, ...]) -> dict[str, Any]:
+def load_floor(arguments: argparse.Namespace, vocabulary: Vocabulary, fingerprint: str) -> dict[str, Any]:
     """Read the score table of a training-free result.
 
     Args:
-        path: Of the result.
+        arguments: Of this run; `floor` is the file.
         vocabulary: Of this run.
         fingerprint: Of its images.
-        split: Its values of `FLOOR_SPLIT`.
 
     Raises:
         ValueError: If the file is no result, or one of other images, classes or split.
     """
+    path, split = arguments.floor, tuple(getattr(arguments, key) for key in FLOOR_SPLIT)
     try:
         result = json.loads(Path(path).read_text())
         scores = result["scores"]["0.0"]
@@ -625,8 +625,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     dataset = load_images(arguments)
     trace = provenance(model.config, dataset, audit.get("seed"))
     looked_at = look_at_split(arguments, dataset, vocabulary, trace["dataset_fingerprint"])
-    split = tuple(getattr(arguments, key) for key in FLOOR_SPLIT)
-    floor = arguments.floor and load_floor(arguments.floor, vocabulary, trace["dataset_fingerprint"], split)
+    floor = load_floor(arguments, vocabulary, trace["dataset_fingerprint"]) if arguments.floor else None
     if arguments.prompt_templates:
         processor.prompt_templates = choose_templates(arguments.prompt_templates)
     names = permute_names(vocabulary) if arguments.permute_unseen_names else list(vocabulary.class_names)

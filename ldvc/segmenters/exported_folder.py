@@ -104,8 +104,8 @@ class ExportedFolder:
             near = [max(self.smallest_side, round(side / step) * step) for side in pixels[2:]]
             raise ValueError(
                 f"`pixel_values` is {pixels[2]} x {pixels[3]} pixels; this program takes multiples of {step} from "
-                f"{self.smallest_side} on: resize to {near[0]} x {near[1]}, or use the checkpoint itself, which takes "
-                "every size."
+                f"{self.smallest_side} on: resize to {near[0]} x {near[1]}, or use the checkpoint itself by "
+                "--runtime torch, which takes every size."
             )
 
 
