@@ -1,5 +1,6 @@
 """The runtime without PyTorch gives what PyTorch gives, of the same programs, pixels, names and arithmetic."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -181,6 +182,58 @@ def test_embeddings_that_were_cut_off_are_made_again(program, tmp_path):
     (place,) = (tmp_path / "cache" / "names").glob("*.npy")
     place.write_bytes(place.read_bytes()[:-40])
     np.testing.assert_array_equal(RuntimeSegmenter(program).encode_classes(["cat", "sky"])[1], first)
+    place.write_bytes(b"")
+    np.testing.assert_array_equal(RuntimeSegmenter(program).encode_classes(["cat", "sky"])[1], first)
+
+
+@pytest.mark.slow
+def test_kept_embeddings_are_of_one_tokenizer(program, tmp_path):
+    folder = shutil.copytree(program, tmp_path / "copy")
+    key = RuntimeSegmenter(folder).names.key({"cat": ["cat"]})
+    assert RuntimeSegmenter(program).names.key({"cat": ["cat"]}) == key
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    assert RuntimeSegmenter(folder).names.key({"cat": ["cat"]}) != key
+
+
+@pytest.mark.slow
+def test_a_program_of_another_configuration_goes_on_no_folder(program, tmp_path):
+    def fingerprint(folder):
+        return runtimes.LightModel(
+            runtimes.Choice(Runtime.ONNX, Precision.FLOAT32, ""), str(folder)
+        ).settings_fingerprint([])
+
+    assert fingerprint(shutil.copytree(program, tmp_path / "copy")) == fingerprint(program)
+    source = json.loads((program / programs.EXPORT_FILE).read_text())["source"]
+    assert fingerprint(spoil(program, tmp_path, source=source | {"config": "00"})) != fingerprint(program)
+
+
+@pytest.mark.slow
+def test_an_export_over_another_leaves_nothing_of_its_classes(program, clip_folder, tmp_path):
+    from ldvc.export import export_folder
+
+    folder = shutil.copytree(program, tmp_path / "copy")
+    assert (folder / "vocabulary.json").is_file()
+    export_folder(str(clip_folder), folder)
+    assert not list(folder.glob("vocabulary.*"))
+    assert RuntimeSegmenter(folder).own_names() == []
+
+
+@pytest.mark.slow
+def test_a_vocabulary_of_the_same_text_tower_serves_a_clip(clip_folder, tmp_path):
+    from ldvc.export import export_folder
+    from ldvc.loading import load
+
+    model, processor = load(clip_folder, "cpu")
+    vocabulary = model.encode_vocabulary(["cat", "dog"], processor)
+    vocabulary.save(tmp_path / "names")
+    export_folder(str(clip_folder), tmp_path / "clip")
+    segmenter = RuntimeSegmenter(tmp_path / "clip")
+    segmenter.use_vocabulary(tmp_path / "names")
+    assert segmenter.own_names() == ["cat", "dog"]
+    dataclasses.replace(vocabulary, fingerprint="0" * 64).save(tmp_path / "others")
+    with pytest.raises(ValueError, match="has other text weights; encode the names by that model, or give them as"):
+        segmenter.use_vocabulary(tmp_path / "others")
 
 
 @pytest.mark.slow
@@ -374,6 +427,10 @@ def test_what_was_measured_is_taken_for_this_model_and_these_releases(monkeypatc
     assert choose().runtime is Runtime.ONNX
     assert "the fastest of 2" in str(choose())
     assert choose(device="cuda").runtime is Runtime.TORCH
+    free = runtimes.choose(
+        str(EMBEDDED_CHECKPOINT), "auto", Runtime.AUTO, Precision.FLOAT32, None, InferenceSettings(200)
+    )
+    assert (free.runtime, free.reason) == (Runtime.TORCH, "which takes pictures and windows of every size")
     assert runtimes.recall(str(EMBEDDED_CHECKPOINT), {"method": "nacl"}) == {}
     monkeypatch.setattr(runtimes, "versions", dict)
     assert choose().runtime is Runtime.TORCH
@@ -381,8 +438,11 @@ def test_what_was_measured_is_taken_for_this_model_and_these_releases(monkeypatc
 
 def test_damaged_measurements_count_for_none(tmp_path):
     runtimes.remember(str(EMBEDDED_CHECKPOINT), None, {})
-    runtimes.measurements_file().write_text("{")
-    assert choose().runtime is Runtime.TORCH
+    for content in ("{", "{}", "[]"):
+        runtimes.measurements_file().write_text(content)
+        assert choose().runtime is Runtime.TORCH
+        runtimes.remember(str(EMBEDDED_CHECKPOINT), None, {"float32": {"runtime": "onnx", "reason": "measured"}})
+        assert choose().runtime is Runtime.ONNX
 
 
 @pytest.mark.slow

@@ -172,7 +172,7 @@ def recall(model: str, load_settings: Mapping[str, Any] | None = None) -> dict[s
     path = measurements_file()
     if not path.is_file():  # the usual case, in which no checkpoint is read
         return {}
-    with suppress(ValueError, OSError, KeyError, AttributeError):  # damaged: nothing is known
+    with suppress(ValueError, OSError, KeyError, AttributeError, TypeError):  # damaged: nothing is known
         entry = json.loads(path.read_bytes())["models"].get(model_key(model, load_settings), {})
         return entry.get("best", {}) if entry.get("versions") == versions() else {}
     return {}
