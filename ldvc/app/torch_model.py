@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import sys
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldvc.loading import default_names, load, unseen_names
+from ldvc.loading import default_names, is_exported, load, unseen_names
 from ldvc.model.image_processing_ldvc import PixelClasses
 from ldvc.model.inference_ldvc import (
     InferenceSettings,
@@ -67,14 +66,17 @@ class TorchModel:
         load_settings: Mapping[str, Any] | None = None,
         seen_score_offset: float | None = None,
     ):
-        self.model, self.processor = load(model, device, **(load_settings or {}))
+        is_program, fields = is_exported(model), dict(load_settings or {})
+        if seen_score_offset is not None and not is_program:
+            fields["seen_score_offset"] = seen_score_offset
+        self.model, self.processor = load(model, device, **fields)
         if seen_score_offset and not getattr(self.model.config, "seen_classes", None):
             raise ValueError(
                 f"--seen-score-offset {seen_score_offset}: {model!r} does not say which classes it trained on "
                 "(`seen_classes` of its config.json); name them there, or leave the option out."
             )
-        if seen_score_offset is not None:
-            set_offset(self.model, seen_score_offset)
+        if seen_score_offset is not None and is_program:  # it has no settings, and takes the offset beside the program
+            self.model.config = replace(self.model.config, seen_score_offset=seen_score_offset)
         saved = None if vocabulary is None else LDVCVocabulary.load(vocabulary)
         if saved is not None and not hasattr(self.model, "set_vocabulary"):
             raise ValueError(
@@ -163,14 +165,6 @@ class TorchModel:
             config.pop(name, None)
         parts = (config, self.processor.image_processor.to_json_string(), self.processor.prompt_templates)
         return hashlib.sha256(json.dumps((*parts, *value_range), sort_keys=True).encode()).hexdigest()
-
-
-def set_offset(model: Any, offset: float) -> None:
-    """Set what is taken from the probabilities of classes that trained with masks; 0 is right for any model."""
-    if dataclasses.is_dataclass(model.config) and type(model).__name__ == "ExportedSegmenter":
-        model.config = replace(model.config, seen_score_offset=offset)
-    elif offset or hasattr(model.config, "seen_score_offset"):
-        model.config.seen_score_offset = offset
 
 
 def check_precision(model: Any, precision: Precision) -> None:
