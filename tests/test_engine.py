@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,6 +236,8 @@ def test_two_actors_of_which_one_is_killed_write_the_files_of_the_plain_command(
 @pytest.mark.slow
 def test_an_interrupted_run_leaves_no_process_and_goes_on(checkpoint, photos, tmp_path):
     pytest.importorskip("ray")
+    for index in range(400):  # so many that the run is not over when it is stopped
+        shutil.copy(photos / "00.png", photos / f"more{index}.png")
     call = ["segment", str(photos), "-m", str(checkpoint), "-l", "cat, sofa|couch", "--device", "cpu", *FORMATS]
     CliRunner().invoke(app, [*call, "-o", str(tmp_path / "plain")])
     process = start([*call, "-o", tmp_path / "actors", "--engine", "ray"])
