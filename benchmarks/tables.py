@@ -320,15 +320,9 @@ def runtimes() -> str:
         found = result[key].get("ratios") or {name: row["ratio"] for name, row in result[key].items()}
         wanted = "; ".join(f"{kind} {relation} {number(value)}" for kind, (relation, value) in goals_of.items())
         rows.append((words, *(extent(found[name]) if name in found else "" for name in ways), wanted))
-    rows += [
-        (
-            f"pixels that keep their class, {kind}",
-            *(f"{100 * row[name]['same_pixels']:.2f} %" for name in ways),
-            wanted,
-        )
-        for kind, row in ((kind, result[f"per picture, {kind}"]) for kind in ("plain", "value-like"))
-        for wanted in ("float32 99.9 %; bf16 99 %",)
-    ]
+    for kind in ("plain", "value-like"):
+        shares = [f"{100 * result[f'per picture, {kind}'][name]['same_pixels']:.2f} %" for name in ways]
+        rows.append((f"pixels that keep their class, {kind}", *shares, "float32 99.9 %; bf16 99 %"))
     tower, training, machine = result["tower"]["ratios"], result["training"], result["machine"]
     eager = "; ".join(f"{name} {extent(tower[name])}" for name in tower if name.startswith("torch"))
     notes = (

@@ -17,6 +17,7 @@ __all__ = [
     "load_checkpoint",
     "one_line",
     "pick_device",
+    "plain_config",
     "read_dtype",
     "read_settings",
     "unseen_names",
@@ -30,6 +31,14 @@ if TYPE_CHECKING:  # these imports take seconds
     from ldvc.model.modeling_ldvc import LDVCForSemanticSegmentation
     from ldvc.model.processing_ldvc import LDVCProcessor
     from ldvc.model.segmenter_ldvc import Segmenter
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """Read a configuration's fields, without those that change when a checkpoint is moved or saved anew."""
+    content = json.loads(config.to_json_string(use_diff=False))
+    for name in ("_name_or_path", "transformers_version"):
+        content.pop(name, None)
+    return content
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldvc.loading import default_names, is_exported, load, unseen_names
+from ldvc.loading import default_names, is_exported, load, plain_config, unseen_names
 from ldvc.model.image_processing_ldvc import PixelClasses
 from ldvc.model.inference_ldvc import (
     InferenceSettings,
@@ -160,10 +160,11 @@ class TorchModel:
 
     def settings_fingerprint(self, value_range: Sequence[Any]) -> str:
         """SHA-256 of what else decides results: the model's configuration, pixel preparation and prompt templates."""
-        config = json.loads(self.model.config.to_json_string(use_diff=False))
-        for name in ("_name_or_path", "transformers_version"):  # a checkpoint that is moved or saved anew is the same
-            config.pop(name, None)
-        parts = (config, self.processor.image_processor.to_json_string(), self.processor.prompt_templates)
+        parts = (
+            plain_config(self.model.config),
+            self.processor.image_processor.to_json_string(),
+            self.processor.prompt_templates,
+        )
         return hashlib.sha256(json.dumps((*parts, *value_range), sort_keys=True).encode()).hexdigest()
 
 

@@ -33,7 +33,7 @@ from ldvc.export.programs import (
     size_multiple,
     smallest_side,
 )
-from ldvc.loading import is_exported, load, one_line, read_settings
+from ldvc.loading import is_exported, load, one_line, plain_config, read_settings
 from ldvc.masks.parts import part_suffix
 from ldvc.model.compat_ldvc import LDVC_VERSION, code_digest
 from ldvc.model.processing_ldvc import LDVCProcessor
@@ -240,21 +240,13 @@ def describe_source(model: Segmenter) -> dict[str, str]:
     code = "".join(f"{path.name} {code_digest(path)}\n" for path in paths)
     found = {
         "weights": weights_fingerprint(model.state_dict()),
-        "config": hashlib.sha256(plain_config(model.config).encode()).hexdigest(),
+        "config": hashlib.sha256(json.dumps(plain_config(model.config), sort_keys=True).encode()).hexdigest(),
         "code": hashlib.sha256(code.encode()).hexdigest(),
     }
     if find_kind(model) != "clipseg":  # whose embeddings are no unit vectors, as those of a vocabulary are
         text = text_fingerprint(model) if has_text_tower(model) else getattr(model.config, "text_fingerprint", None)
         found |= {} if text is None else {"text_fingerprint": text}
     return found
-
-
-def plain_config(config: Any) -> str:
-    """A configuration as JSON, without what moving or saving a checkpoint changes."""
-    content = json.loads(config.to_json_string(use_diff=False))
-    for name in ("_name_or_path", "transformers_version"):
-        content.pop(name, None)
-    return json.dumps(content, sort_keys=True)
 
 
 def write_vocabulary(model: Segmenter, processor: LDVCProcessor, folder: Path) -> None:
